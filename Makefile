@@ -1,0 +1,38 @@
+# `make demo` and `make test` need nothing but Python 3.10+ and make; a second call re-uses .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint types readme clean
+help:
+	@echo "make demo    score a real model, fine-tune it on real text, score it again (a few minutes)"
+	@echo "make test    run all tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make readme  write the options tables into README.md"
+	@echo "make clean   remove .venv and outputs"
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m embedrag demo --output_dir demo_output
+
+test: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+readme: $(VENV)/.installed
+	$(BIN)/python tests/test_readme.py
+
+clean:
+	rm -rf $(VENV) demo_output

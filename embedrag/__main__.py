@@ -1,0 +1,7 @@
+"""`python -m embedrag COMMAND …`."""
+
+import sys
+
+from embedrag.cli import main
+
+sys.exit(main())

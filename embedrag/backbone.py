@@ -1,0 +1,209 @@
+"""The transformer under the pooling: full, with LoRA adapters, or with LoRA adapters on a quantised base.
+
+Loaded through AutoModel without a pooler or a language-model head, for neither gets a gradient from a retrieval loss
+(and a parameter without gradient breaks distributed training).
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from embedrag.config import TrainOptions
+from embedrag.contract import Base
+from embedrag.errors import UserError
+
+
+def check_bitsandbytes() -> None:
+    """Raise UserError when QLoRA is asked for and its library is missing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--finetune_type qlora needs bitsandbytes: pip install bitsandbytes (or choose lora or full)")
+
+
+def load_backbone(
+    base: Base,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Any = None,
+    dropout: bool = True,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+) -> nn.Module:
+    """Load the base's transformer.
+
+    Args:
+        base: from `describe_base`.
+        dtype: of the weights in memory.
+        device: where they go.
+        quantization: a BitsAndBytesConfig, or None.
+        dropout: keep the base's own dropout. A frozen base needs none (the adapters have theirs), and on a CPU it costs
+            up to a third of the step.
+        trust_remote_code: run code that comes with the model.
+        local_files_only: never ask a hub.
+
+    Raises:
+        UserError: when the weights can't be read.
+    """
+    from transformers import AutoModel
+
+    settings: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
+    if base.subfolder:
+        settings["subfolder"] = base.subfolder
+    if _takes_pooling_argument(base.config):
+        settings["add_pooling_layer"] = False
+    if quantization is not None:
+        settings |= {"quantization_config": quantization, "device_map": {"": device}}
+    config = copy.deepcopy(base.config)
+    if not dropout:
+        for name, value in vars(config).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+    try:
+        model = AutoModel.from_pretrained(base.name, config=config, dtype=dtype, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--model_name_or_path {base.name}: its weights can't be loaded ({_first_line(error)})"
+        ) from None
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise UserError(f"--model_name_or_path {base.name}: a damaged weights file ({error}); fetch it again") from None
+    model.config.use_cache = False
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights for a CPU kernel in the first evaluation, and training on them breaks.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return cast(nn.Module, model if quantization is not None else model.to(device))
+
+
+def quantization_config(bits: int, double: bool, compute_dtype: torch.dtype) -> Any:
+    """The bitsandbytes settings of a QLoRA base (arXiv 2305.14314): nf4, or LLM.int8 (arXiv 2208.07339)."""
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The backbone as `--finetune_type` asks for, with exactly the right parameters trainable.
+
+    Args:
+        base: from `describe_base`.
+        options: resolved options of the run.
+        dtype: of the computation. Full fine-tunes keep float32 weights under autocast; a frozen base is stored in it.
+        device: where it goes.
+    """
+    kind = options.finetune_type
+    quantization = None
+    if kind == "qlora":
+        quantization = quantization_config(options.quantization_bits, options.double_quantization, torch.bfloat16)
+    stored = torch.float32 if kind == "full" or dtype == torch.float16 else dtype
+    model = load_backbone(
+        base,
+        stored,
+        device,
+        quantization,
+        dropout=kind == "full",
+        trust_remote_code=options.trust_remote_code,
+        local_files_only=options.local_files_only,
+    )
+    if kind != "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        _lift_norms(model)
+        model = add_adapters(model, options)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(  # type: ignore[operator]
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    return model
+
+
+def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
+    """Put LoRA adapters (arXiv 2106.09685) on the linear layers of a frozen backbone.
+
+    Raises:
+        UserError: when `--lora_target_modules` names layers that the model lacks.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=lora_targets(model, options.lora_target_modules),
+        task_type=TaskType.FEATURE_EXTRACTION,
+        bias="none",
+    )
+    return cast(nn.Module, get_peft_model(model, config))
+
+
+def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[str]:
+    """Last names of the linear layers that get adapters.
+
+    Args:
+        model: the backbone.
+        asked: names from `--lora_target_modules`; each must match. Left out: all linear layers.
+
+    Raises:
+        UserError: listing the names that exist.
+
+    >>> lora_targets(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    ['0']
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = sorted({name.rsplit(".", 1)[-1] for name in linears})
+    if not names:
+        raise UserError("the model has no linear layers that LoRA could adapt; use --finetune_type full")
+    missing = [name for name in asked or [] if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
+    if missing:
+        raise UserError(
+            f"--lora_target_modules {' '.join(missing)}: no such linear layer; there are {', '.join(names)}"
+        )
+    return list(asked) if asked else names
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(all, trainable) parameters; 4-bit weights count as what they stand for."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+        count = int(torch.Size(shape).numel()) if shape is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return total, trainable
+
+
+def without_gradient(model: nn.Module) -> list[str]:
+    """Names of trainable parameters that the last backward pass did not reach."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+
+def _takes_pooling_argument(config: Any) -> bool:
+    from transformers import AutoModel
+
+    kind = AutoModel._model_mapping.get(type(config), None)
+    return kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+
+
+def _lift_norms(model: nn.Module) -> None:
+    """Norms of a frozen base compute in float32 (and nothing else is blown up: token embeddings stay small)."""
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower() and not list(module.children()):
+            module.float()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,69 @@
+"""The folder of a run: what may be there before, and the models that are written into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from embedrag.encoder import Encoder
+from embedrag.errors import UserError
+from embedrag.files import atomic_folder
+
+RUN_FILES = (
+    "final",
+    "checkpoint-epoch-*",
+    "detailed_training_logs.json",
+    "training_losses.json",
+    "training_summary_report.json",
+    "metrics.json",
+    "runs",
+)
+
+
+def save_model(encoder: Encoder, settings: dict[str, Any], target: Path) -> None:
+    """Write the trained model (full) or adapter (LoRA, QLoRA) with tokenizer, contract and settings.
+
+    Args:
+        encoder: what was trained.
+        settings: every setting of the run, for training_config.json.
+        target: folder that appears when all is written.
+    """
+    with atomic_folder(target) as folder:
+        # peft would ask the hub whether the vocabulary grew; it never does here.
+        extra = {"save_embedding_layers": False} if hasattr(encoder.backbone, "peft_config") else {}
+        encoder.backbone.save_pretrained(folder, **extra)  # type: ignore[operator]
+        encoder.tokenizer.tokenizer.save_pretrained(folder)
+        encoder.contract.write(folder, encoder.dimension)
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        (folder / "training_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def check_output_dir(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that can't be written or that holds another run.
+
+    Raises:
+        UserError: naming the remedy.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: a file of that name exists; name a folder")
+    if run_files(folder) and not overwrite:
+        raise UserError(
+            f"--output_dir {folder}: holds another run; name another folder, or replace it with --overwrite"
+        )
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {folder}: {parent} can't be written; name another folder")
+
+
+def clear_output_dir(folder: Path) -> None:
+    """Remove an earlier run (and nothing else) from its folder."""
+    for path in run_files(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def run_files(folder: Path) -> list[Path]:
+    """What an earlier run left in a folder."""
+    return [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]

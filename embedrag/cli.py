@@ -1,0 +1,76 @@
+"""The commands: `embedrag NAME …`. Parses, then imports what the command needs, then runs it.
+
+Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embedrag import __version__, config
+from embedrag.errors import UserError, near_miss
+from embedrag.options import parse
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its options, the function that does it (imported only when it runs), and its one-line help."""
+
+    options: type[config.Options]
+    function: str
+    text: str
+    config_file: bool = False
+
+
+COMMANDS = {
+    "train": Command(config.TrainOptions, "embedrag.loop:train", "fine-tune an embedding model", config_file=True),
+    "evaluate": Command(config.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
+    "docstrings": Command(
+        config.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
+    ),
+    "demo": Command(config.DemoOptions, "embedrag.tools.demo:run", "score, train and score again on packaged data"),
+}
+
+
+def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: command name and its words; left out: those of the process.
+        script: the command was called as `python NAME.py`, and `--help` should say so.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview())
+            return 0
+        if words[0] == "--version":
+            print(__version__)
+            return 0
+        return run(words[0], words[1:], f"python {words[0]}.py" if script else f"embedrag {words[0]}")
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(name: str, words: Sequence[str], prog: str) -> int:
+    """Parse the words of one command and run it; raises UserError for anything the user can mend."""
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name}{near_miss(name, COMMANDS)}; see embedrag --help")
+    command = COMMANDS[name]
+    options = parse(command.options, words, prog, command.text, command.config_file)
+    module, function = command.function.split(":")
+    return int(getattr(importlib.import_module(module), function)(options) or 0)
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = ["usage: embedrag COMMAND …    (embedrag COMMAND --help for its options)", ""]
+    return "\n".join(lines + [f"  {name:{width}}  {command.text}" for name, command in COMMANDS.items()])

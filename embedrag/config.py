@@ -1,0 +1,286 @@
+"""THE list of options: every flag, JSON key, default, help text and check, each defined once.
+
+A command's options are one pydantic model. The command line, flat and nested config files, `--help`, the README
+table and the saved `training_config.json` are all derived from it (see `embedrag.options`). Nothing heavy is
+imported here, so that `--help` answers at once.
+
+Adding an option: one field below, one builder line in `embedrag.loop`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
+LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+
+
+def option(
+    default: Any, text: str, *, group: str, nested: str = "", aliases: tuple[str, ...] = (), **checks: Any
+) -> Any:
+    """One option.
+
+    Args:
+        default: value when neither command line nor file names it; `...` makes it required.
+        text: one line for `--help` and the README.
+        group: heading under which `--help` lists it.
+        nested: its key in the nested config file, e.g. `train.batch_size`.
+        aliases: further flag names (and flat keys) that mean the same.
+        **checks: pydantic constraints such as `ge=1`.
+    """
+    return Field(
+        default,
+        description=text,
+        json_schema_extra={"group": group, "nested": nested, "aliases": list(aliases)},
+        **checks,
+    )
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+TextList = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class Options(BaseModel):
+    """Base of every command's options: unknown keys are errors, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class TrainOptions(Options):
+    """Options of `train.py` / `embedrag train`."""
+
+    # Model
+    model_name_or_path: str = option(
+        DEFAULT_MODEL,
+        "base model: hub id or folder; of a sentence-transformers folder pooling, prompts and lengths are kept",
+        group="model",
+        nested="model_id",
+        min_length=1,
+    )
+    tokenizer_id: str | None = option(
+        None, "tokenizer, when it is not the base model's own", group="model", nested="tokenizer_id"
+    )
+    finetune_type: Annotated[Literal["qlora", "lora", "full"], BeforeValidator(_lower)] = option(
+        "qlora", "what is trained: all weights, LoRA adapters, or LoRA adapters on a quantised base", group="model"
+    )
+    quantization_bits: Annotated[Literal[4, 8], BeforeValidator(_whole)] = option(
+        4, "bits of the quantised base (qlora); 4 is nf4", group="model"
+    )
+    double_quantization: bool = option(False, "quantise the 4-bit scales once more (qlora)", group="model")
+    pooling: Annotated[Literal["auto", "last_token", "mean", "cls"], BeforeValidator(_lower)] = option(
+        "auto", "how token vectors become one; auto follows the model (decoders: last_token)", group="model"
+    )
+    query_prompt: str | None = option(
+        None, "text put before every query; left out: the base model's own prompt", group="model"
+    )
+    passage_prompt: str | None = option(
+        None, "text put before every passage; left out: the base model's own prompt", group="model"
+    )
+    trust_remote_code: bool = option(
+        False, "run Python code that comes with the base model", group="model", nested="hf.trust_remote_code"
+    )
+    local_files_only: bool = option(
+        False, "never ask a hub, use what is on this disk", group="model", nested="hf.local_files_only"
+    )
+
+    # LoRA
+    lora_r: int = option(8, "rank of the adapters", group="LoRA", ge=1)
+    lora_alpha: int = option(32, "scale of the adapters (alpha / r)", group="LoRA", ge=1)
+    lora_dropout: float = option(0.1, "dropout before the adapters", group="LoRA", ge=0, lt=1)
+    lora_target_modules: Annotated[list[str] | None, BeforeValidator(_as_list)] = option(
+        None, "names of the layers that get adapters; left out: all linear layers of the backbone", group="LoRA"
+    )
+
+    # Data
+    train_dataset: TextList | None = option(
+        None,
+        "JSONL, CSV, TSV, Parquet files or a hub id; left out: data/pairs.jsonl, tools/data/pairs.jsonl, a demo set",
+        group="data",
+        nested="data.pairs_path",
+    )
+    stream: bool = option(
+        False, "read a hub dataset as a stream instead of downloading it whole", group="data", nested="data.stream"
+    )
+    cache_dir: str | None = option(
+        None, "where tokenised data is kept; left out: $EMBEDRAG_CACHE or ~/.cache/embedrag", group="data"
+    )
+    query_max_len: int = option(256, "longest query, in tokens", group="data", ge=2)
+    passage_max_len: int = option(1024, "longest passage, in tokens", group="data", ge=2)
+    max_seq_length: int | None = option(
+        None,
+        "longest query and passage, in tokens (both at once)",
+        group="data",
+        nested="train.max_length",
+        aliases=("max_length",),
+        ge=2,
+    )
+    neg_nums: int = option(2, "own negatives of a row used in one epoch, drawn anew each epoch", group="data", ge=0)
+    candidates: Annotated[Literal["all", "hard"], BeforeValidator(_lower)] = option(
+        "all",
+        "what a query is scored against: all passages of the batch, or its positive and the batch's hard negatives",
+        group="data",
+    )
+
+    # Training
+    output_dir: str = option(..., "folder of this run", group="training", nested="output.save_dir", min_length=1)
+    run_name: str | None = option(
+        None, "subfolder of output_dir for this run", group="training", nested="output.save_name"
+    )
+    overwrite: bool = option(False, "replace the run that output_dir holds", group="training")
+    batch_size: int = option(..., "rows in one step of one device", group="training", nested="train.batch_size", ge=1)
+    epochs: int = option(2, "passes over the data", group="training", nested="train.epochs", ge=1)
+    steps_per_epoch: int | None = option(
+        None,
+        "optimizer steps that make one epoch; left out: as many as the data has",
+        group="training",
+        nested="train.steps_per_epoch",
+        ge=1,
+    )
+    gradient_accumulation_steps: int = option(
+        1,
+        "batches added up before one optimizer step",
+        group="training",
+        nested="train.grad_accum_steps",
+        aliases=("grad_accum_steps",),
+        ge=1,
+    )
+    temperature: float = option(0.02, "the cosine is divided by it", group="training", gt=0)
+    lr: float | None = option(
+        None,
+        "peak learning rate; left out: 1e-5 full, 1e-4 lora and qlora",
+        group="training",
+        nested="optim.lr",
+        aliases=("learning_rate",),
+        gt=0,
+    )
+    optimizer: Annotated[
+        Literal[
+            "adamw",
+            "adam",
+            "nadam",
+            "radam",
+            "adafactor",
+            "sgd",
+            "rmsprop",
+            "adamw8bit",
+            "paged_adamw8bit",
+            "lion8bit",
+        ],
+        BeforeValidator(_lower),
+    ] = option("adamw", "optimizer", group="training", nested="optim.name")
+    weight_decay: float = option(
+        0.01, "weight decay (not on biases and norms)", group="training", nested="optim.weight_decay", ge=0
+    )
+    warmup_proportion: float = option(
+        0.05,
+        "share of the optimizer steps in which the rate rises; then it falls as a cosine to 0",
+        group="training",
+        nested="optim.warmup_ratio",
+        aliases=("warmup_ratio",),
+        ge=0,
+        lt=1,
+    )
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 = never", group="training", ge=0)
+    gradient_checkpointing: bool = option(
+        False,
+        "recompute layers in the backward pass: less memory, more time",
+        group="training",
+        nested="train.grad_checkpointing",
+    )
+    save_on_epoch_end: int = option(
+        1, "write checkpoint-epoch-N every so many epochs; 0 = only final/", group="training", ge=0
+    )
+    seed: int = option(42, "seed of order, draws and dropout", group="training", ge=0)
+
+    # Machine
+    device: Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(_lower)] = option(
+        "auto", "where to compute", group="machine", nested="device"
+    )
+    use_cpu: bool = option(False, "the same as --device cpu", group="machine")
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(_lower)] = option(
+        "auto", "precision of the computation; auto: bfloat16 where the GPU has it", group="machine", nested="dtype"
+    )
+    num_workers: int = option(
+        0, "processes that prepare batches beside the training", group="machine", nested="train.num_workers", ge=0
+    )
+    pad_to_multiple_of: int = option(
+        1, "padded lengths are rounded up to it", group="machine", nested="train.pad_to_multiple_of", ge=1
+    )
+
+    # Logs
+    log_with: Annotated[Literal["tensorboard", "wandb", "all"], BeforeValidator(_lower)] = option(
+        "tensorboard", "tracker of the curves (runs/)", group="logs"
+    )
+    save_metrics: bool = option(
+        True, "write metrics.json, the figures of the end of the run", group="logs", nested="output.save_metrics"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainOptions:
+        problems = []
+        if self.use_cpu and self.device not in ("auto", "cpu"):
+            problems.append(f"--use_cpu contradicts --device {self.device}; drop one of them")
+        if self.candidates == "hard" and self.neg_nums == 0:
+            problems.append("--candidates hard with --neg_nums 0 leaves no negatives; set --neg_nums 1 or more")
+        if self.use_cpu and self.dtype == "float16" or self.device == "cpu" and self.dtype == "float16":
+            problems.append("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def resolved(self) -> TrainOptions:
+        """The options with everything filled in that follows from other options (rate, lengths, device, folder)."""
+        changes: dict[str, Any] = {"lr": self.lr or LEARNING_RATES[self.finetune_type]}
+        if self.max_seq_length:
+            changes |= {"query_max_len": self.max_seq_length, "passage_max_len": self.max_seq_length}
+        if self.use_cpu:
+            changes["device"] = "cpu"
+        return self.model_copy(update=changes)
+
+
+class DocstringsOptions(Options):
+    """Options of `embedrag docstrings`."""
+
+    packages: TextList = option(
+        ["stdlib", "numpy", "torch"], "installed packages to read; stdlib is Python's own library", group="docstrings"
+    )
+    output: str = option(..., "JSONL file to write", group="docstrings", min_length=1)
+    neg_nums: int = option(4, "hard negatives of a row: other passages of the same module", group="docstrings", ge=0)
+    seed: int = option(42, "seed of the draws", group="docstrings", ge=0)
+    overwrite: bool = option(False, "replace the output file", group="docstrings")
+
+
+class EvaluateOptions(Options):
+    """Options of `embedrag evaluate`."""
+
+    model: str = option(..., "model or adapter folder, or hub id", group="evaluate", min_length=1)
+    baseline: str | None = option(None, "model to compare with, usually the base", group="evaluate")
+    data: str = option(
+        ..., "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout)", group="evaluate", min_length=1
+    )
+    k: Annotated[list[int], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = option(
+        [1, 5, 10, 100], "cut-offs of the metrics", group="evaluate"
+    )
+    output: str | None = option(None, "JSON file for the metrics", group="evaluate")
+    device: Literal["auto", "cuda", "mps", "cpu"] = option("auto", "where to compute", group="evaluate")
+
+
+class DemoOptions(Options):
+    """Options of `embedrag demo`."""
+
+    output_dir: str = option("demo_output", "folder of the demo", group="demo", min_length=1)
+    model: str | None = option(None, "base model; left out: the packaged all-MiniLM-L6-v2", group="demo")
+    packages: TextList = option(["stdlib", "numpy", "torch"], "packages whose documentation is the data", group="demo")

@@ -1,0 +1,33 @@
+"""The two ways in which a command ends early: the user can mend it, or the run went wrong.
+
+Both carry a message for people and an exit code; neither is ever shown as a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: bad flag, bad file, missing package. Exit code 2, before any expensive work."""
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """The run went wrong (a loss that is not finite, a full disk). Exit code 1; earlier checkpoints are whole."""
+
+    exit_code = 1
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """Suggest the closest known word.
+
+    >>> near_miss("temprature", ["temperature", "epochs"])
+    '; did you mean temperature?'
+    >>> near_miss("xyz", ["temperature"])
+    ''
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,61 @@
+"""Files and folders written whole or not at all.
+
+Everything goes to a temporary name beside the target, is flushed to the disk, and renamed: a crash at any instant
+leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from embedrag.errors import RunError
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RunError: when the disk refuses (full, read-only); `target` is then as it was.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+        temporary.chmod(0o755)
+    except OSError as error:
+        raise RunError(f"{target}: can't be written ({error.strerror})") from None
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _flush(path)
+        old = temporary.with_name(f"{temporary.name}.old")
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"{target}: not written ({error.strerror or error}); what was there before is whole") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file by rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    _flush(temporary)
+    temporary.replace(path)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,251 @@
+"""The training loop, top to bottom.
+
+An optimizer step is a list of micro-batches; the loss of a step is the mean over all its queries, so accumulation does
+not change it. Schedule, logs and checkpoints count optimizer steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from embedrag.checkpoint import clear_output_dir, save_model
+from embedrag.config import TrainOptions
+from embedrag.device import peak_memory_bytes
+from embedrag.errors import RunError
+from embedrag.files import write_atomic
+from embedrag.logs import RunLog, now, say
+from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
+from embedrag.prepare import Run, prepare
+from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
+from embedrag.tokens import TokenStore
+
+PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+
+
+def train(options: TrainOptions) -> int:
+    """Fine-tune as the options say and leave the promised files in `--output_dir`.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UserError: the user can mend it; nothing was written.
+        RunError: the run went wrong; earlier checkpoints are whole.
+    """
+    run = prepare(options)
+    clear_output_dir(run.output_dir)
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    Trainer(run).train()
+    return 0
+
+
+class Batches(Dataset[Batch]):
+    """The micro-batches of one epoch, by number; assembled where they are asked for (here or in a worker)."""
+
+    def __init__(self, store: TokenStore, bounds: list[tuple[int, int]], neg_nums: int, seed: int) -> None:
+        """Keep what `make_batch` needs; `bounds` are positions of the row stream."""
+        self.store, self.bounds, self.neg_nums, self.seed = store, bounds, neg_nums, seed
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, index: int) -> Batch:
+        picked = list(rows_between(*self.bounds[index], len(self.store), self.seed))
+        return make_batch(self.store, picked, self.neg_nums, self.seed)
+
+
+class Trainer:
+    """State of a run while it goes."""
+
+    def __init__(self, run: Run) -> None:
+        """Build optimizer, schedule, trackers and logs around a prepared run."""
+        options = run.options
+        self.run, self.options = run, options
+        self.steps = [self._epoch_steps(epoch) for epoch in range(options.epochs)]
+        self.total_steps = sum(len(steps) for steps in self.steps)
+        self.accelerator = Accelerator(
+            cpu=run.device.type == "cpu",
+            mixed_precision=PRECISION[run.dtype],
+            log_with=_trackers(options.log_with),
+            project_config=ProjectConfiguration(str(run.output_dir), logging_dir=str(run.output_dir / "runs")),
+        )
+        optimizer = build_optimizer(options.optimizer, run.step, options.lr or 0.0, options.weight_decay)
+        self.step, self.optimizer = self.accelerator.prepare(run.step, optimizer)
+        warmup = warmup_steps(self.total_steps, options.warmup_proportion)
+        self.schedule = cosine_schedule(optimizer, self.total_steps, warmup)
+        self.parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
+        self.log = RunLog(run.output_dir, options.model_dump(), run.model_info)
+        self.accelerator.init_trackers(options.run_name or "train", config=_flat(options))
+        self.global_step = 0
+        self.last: dict[str, Any] = {}
+
+    def train(self) -> None:
+        """Run all epochs; whatever happens, the logs are closed."""
+        options = self.options
+        say(f"training: {options.epochs} epochs, {self.total_steps} optimizer steps, output in {self.run.output_dir}")
+        completed = False
+        bar = tqdm(total=self.total_steps, unit="step", dynamic_ncols=True, mininterval=0.5)
+        try:
+            for epoch in range(options.epochs):
+                self._epoch(epoch, bar)
+                if options.save_on_epoch_end and (epoch + 1) % options.save_on_epoch_end == 0:
+                    self._save(f"checkpoint-epoch-{epoch + 1}")
+            self._save("final")
+            completed = True
+        finally:
+            bar.close()
+            summary = self.log.finish(completed)
+            self.accelerator.end_training()
+        if options.save_metrics:
+            write_atomic(self.run.output_dir / "metrics.json", json.dumps(self._metrics(summary), indent=2))
+        seconds, final = summary["total_training_time"], self.run.output_dir / "final"
+        say(f"done: loss {summary['final_loss']:.4f} after {seconds:.0f} s; {final}")
+
+    def _epoch(self, epoch: int, bar: tqdm[Any]) -> None:
+        start = time.monotonic()
+        losses = []
+        for number, batches in enumerate(self._batches(epoch), 1):
+            row = {"epoch": epoch + 1, "step": number, "global_step": self.global_step + 1}
+            row |= self._optimizer_step(batches)
+            self.global_step += 1
+            self.log.step(row)
+            self._track(row)
+            losses.append(row["loss"])
+            bar.set_postfix(loss=f"{row['loss']:.4f}", acc=f"{row['accuracy']:.2f}", refresh=False)
+            bar.update()
+            self.last = row
+        self.log.epoch(
+            {
+                "epoch": epoch + 1,
+                "avg_loss": sum(losses) / len(losses),
+                "total_loss": sum(losses),
+                "num_steps": len(losses),
+                "epoch_duration": time.monotonic() - start,
+                "learning_rate": self.last["learning_rate"],
+                "timestamp": now(),
+            }
+        )
+
+    def _optimizer_step(self, batches: list[Batch]) -> dict[str, Any]:
+        """One optimizer step over micro-batches; returns its log row.
+
+        Raises:
+            RunError: when a loss or the gradient is not finite; the weights are then untouched.
+        """
+        start = time.monotonic()
+        rate = self.schedule.get_last_lr()[0]
+        queries = sum(len(batch.labels) for batch in batches)
+        outputs = []
+        self.step.train()
+        for batch in batches:
+            more = batch is not batches[-1]
+            with self.accelerator.no_sync(self.step) if more else contextlib.nullcontext():
+                output = self.step(batch.to(self.run.device))
+                self.accelerator.backward(output["loss"].sum() / queries)
+            outputs.append({name: value.detach() for name, value in output.items()})
+        limit = self.options.max_grad_norm or float("inf")
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
+        self._check_finite(batches, outputs, norm)
+        self.optimizer.step()
+        if not self.optimizer.step_was_skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._row(batches, outputs, norm, rate, start)
+
+    def _row(
+        self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, rate: float, start: float
+    ) -> dict[str, Any]:
+        queries = sum(len(batch.labels) for batch in batches)
+        tokens = sum(len(batch.tokens.input_ids) for batch in batches)
+        padded = sum(self.run.step.encoder.padded_tokens(batch.tokens) for batch in batches)
+        candidates = sum(len(batch.labels) * (len(batch.hard) - 1) - len(batch.excluded) for batch in batches)
+        seconds = time.monotonic() - start
+        return {
+            "loss": sum(output["loss"].sum().item() for output in outputs) / queries,
+            "learning_rate": rate,
+            "step_duration": seconds,
+            "timestamp": now(),
+            "accuracy": sum(output["correct"].sum().item() for output in outputs) / queries,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "padding_share": 1 - tokens / padded,
+            "own_negatives_per_query": sum(int(batch.negatives.sum()) for batch in batches) / queries,
+            "negatives_per_query": candidates / queries,
+            "masked_pairs": sum(len(batch.excluded) for batch in batches),
+            "peak_memory_bytes": peak_memory_bytes(self.run.device),
+        }
+
+    def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> None:
+        # Under float16 an infinite gradient is the loss scaler's business: it skips the step and scales less.
+        gradient_ok = self.run.dtype == torch.float16 or math.isfinite(norm)
+        losses = torch.cat([output["loss"] for output in outputs]).cpu()
+        if gradient_ok and bool(torch.isfinite(losses).all()):
+            return
+        rows = torch.cat([batch.rows for batch in batches])
+        bad = rows[~torch.isfinite(losses)] if not torch.isfinite(losses).all() else rows
+        places = ", ".join(self.run.store.place(int(row)) for row in bad[:8]) + (" …" if len(bad) > 8 else "")
+        what = "gradient" if torch.isfinite(losses).all() else "loss"
+        saved = sorted(self.run.output_dir.glob("checkpoint-epoch-*"))
+        kept = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint had been written yet"
+        raise RunError(
+            f"the {what} is not finite in step {self.global_step + 1} (rows {places}); the run was stopped before the "
+            f"weights changed, {kept}. Try a smaller --lr, a larger --temperature, or --dtype float32"
+        )
+
+    def _batches(self, epoch: int) -> Iterator[list[Batch]]:
+        """The optimizer steps of an epoch, each as its micro-batches."""
+        options, steps = self.options, self.steps[epoch]
+        bounds = [bound for step in steps for bound in step]
+        data = Batches(self.run.store, bounds, options.neg_nums, options.seed)
+        loader = iter(DataLoader(data, batch_size=None, num_workers=options.num_workers))
+        for step in steps:
+            yield [next(loader) for _ in step]
+
+    def _epoch_steps(self, epoch: int) -> list[list[tuple[int, int]]]:
+        options = self.options
+        return steps_of_epoch(
+            len(self.run.store),
+            options.batch_size,
+            options.gradient_accumulation_steps,
+            epoch,
+            options.steps_per_epoch,
+        )
+
+    def _save(self, name: str) -> None:
+        save_model(self.run.step.encoder, self.run.settings, self.run.output_dir / name)
+
+    def _track(self, row: dict[str, Any]) -> None:
+        names = ("loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")
+        self.accelerator.log({f"train/{name}": row[name] for name in names}, step=row["global_step"])
+
+    def _metrics(self, summary: dict[str, Any]) -> dict[str, Any]:
+        names = ("loss", "accuracy", "tokens_per_second", "peak_memory_bytes")
+        return {name: self.last[name] for name in names} | summary
+
+
+def _trackers(name: str) -> list[str]:
+    if name == "all":
+        return ["tensorboard", "wandb"] if importlib.util.find_spec("wandb") else ["tensorboard"]
+    return [name]
+
+
+def _flat(options: TrainOptions) -> dict[str, Any]:
+    """Options as TensorBoard takes them: numbers, texts and truth values."""
+    return {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for name, value in options.model_dump().items()
+    }

@@ -1,0 +1,49 @@
+"""Retrieval metrics, as pure functions of a ranking.
+
+A ranking is the list of gains of the retrieved documents, best first, and the gains of all relevant documents.
+Definitions are those of trec_eval: DCG with linear gain and log2 discount, recall over all relevant documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def ndcg(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
+    """nDCG@k: discounted gain over that of the best possible order.
+
+    >>> ndcg([0, 1], [1], k=10)
+    0.6309297535714575
+    """
+    return _dcg(gains[:k]) / _dcg(sorted(relevant, reverse=True)[:k])
+
+
+def recall(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
+    """Recall@k: share of the relevant documents among the first k.
+
+    >>> recall([0, 1, 0], [1, 1], k=3)
+    0.5
+    """
+    return sum(gain > 0 for gain in gains[:k]) / len(relevant)
+
+
+def mrr(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
+    """MRR@k: one over the place of the first relevant document, 0 when there is none among the first k.
+
+    >>> mrr([0, 1, 1], [1, 1], k=3)
+    0.5
+    """
+    return next((1 / place for place, gain in enumerate(gains[:k], 1) if gain > 0), 0.0)
+
+
+def _dcg(gains: Sequence[float]) -> float:
+    return float(sum(gain / np.log2(place + 1) for place, gain in enumerate(gains, 1)))
+
+
+METRICS: dict[str, Callable[[Sequence[float], Sequence[float], int], float]] = {
+    "ndcg": ndcg,
+    "recall": recall,
+    "mrr": mrr,
+}

@@ -1,0 +1,78 @@
+"""Optimizers by name, parameter groups, and the schedule, counted in optimizer steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from embedrag.errors import UserError
+
+TORCH = {
+    "adamw": "AdamW",
+    "adam": "Adam",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+    "adafactor": "Adafactor",
+    "sgd": "SGD",
+    "rmsprop": "RMSprop",
+}
+BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit", "lion8bit": "Lion8bit"}
+
+
+def check_optimizer(name: str) -> None:
+    """Raise UserError when the optimizer's library is missing."""
+    if name in BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--optimizer {name} needs bitsandbytes: pip install bitsandbytes (or choose adamw)")
+
+
+def build_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """An optimizer over the trainable parameters; biases and norms (vectors) are not decayed.
+
+    Args:
+        name: key of `TORCH` or `BITSANDBYTES`.
+        model: whose parameters are trained.
+        lr: peak learning rate.
+        weight_decay: for matrices.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name in BITSANDBYTES:
+        import bitsandbytes.optim
+
+        kind: Callable[..., Optimizer] = getattr(bitsandbytes.optim, BITSANDBYTES[name])
+        return kind(groups, lr=lr)
+    settings: dict[str, Any] = {"fused": True} if name in ("adamw", "adam") else {}
+    settings |= {"momentum": 0.9} if name == "sgd" else {}
+    kind = getattr(torch.optim, TORCH[name])
+    return kind(groups, lr=lr, **settings)
+
+
+def warmup_steps(total_steps: int, warmup_proportion: float) -> int:
+    """Optimizer steps in which the rate rises."""
+    return math.ceil(total_steps * warmup_proportion)
+
+
+def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int) -> LambdaLR:
+    """Rise linearly over `warmup` optimizer steps, then fall as a cosine; step t = 0 … total_steps - 1 uses factor(t).
+
+    The first step has a rate above 0 and the last one nearly 0, whatever the accumulation.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup + 1) / max(1, total_steps - warmup + 1)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)

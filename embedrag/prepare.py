@@ -1,0 +1,266 @@
+"""From options to everything a run needs, in the order of cost.
+
+All that can be wrong with the user's input is found first, cheapest check first; weights are loaded last, and nothing
+is written into the output folder here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embedrag import __version__
+from embedrag.backbone import check_bitsandbytes, parameter_counts, trainable_backbone, without_gradient
+from embedrag.checkpoint import check_output_dir
+from embedrag.config import TrainOptions
+from embedrag.contract import Base, Contract, check_local_path, describe_base, load_tokenizer, settle
+from embedrag.device import describe, pick_device, pick_dtype
+from embedrag.encoder import Encoder
+from embedrag.errors import UserError
+from embedrag.logs import check_tracker, say
+from embedrag.optim import check_optimizer
+from embedrag.records import local_files
+from embedrag.sampling import make_batch
+from embedrag.step import ContrastiveStep
+from embedrag.tokens import TokenBatch, TokenStore, open_store
+
+DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop works with.
+
+    Attributes:
+        options: every setting, filled in.
+        output_dir: folder of the run.
+        store: the data.
+        step: model and loss.
+        device: where it computes.
+        dtype: precision of the computation.
+        model_info: block of that name in the logs.
+        settings: content of training_config.json.
+    """
+
+    options: TrainOptions
+    output_dir: Path
+    store: TokenStore
+    step: ContrastiveStep
+    device: torch.device
+    dtype: torch.dtype
+    model_info: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def prepare(options: TrainOptions) -> Run:
+    """Check the options against this machine and the data, tokenise, load.
+
+    Raises:
+        UserError: for anything the user can mend.
+    """
+    options = options.resolved()
+    output_dir = Path(options.output_dir, options.run_name or "")
+    _check_surroundings(options, output_dir)
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UserError("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
+    options = options.model_copy(update={"train_dataset": options.train_dataset or _default_dataset(_cache(options))})
+    base = describe_base(options.model_name_or_path, options.trust_remote_code, options.local_files_only)
+    contract, notices = settle(base, options)
+    tokenizer = load_tokenizer(base, contract, options)
+    store, found = open_store(
+        options.train_dataset or [], tokenizer, tokenizer.key, _cache(options), stream=options.stream
+    )
+    for line in [*_data_lines(store, found), *_check_negatives(store, options), *notices]:
+        say(line)
+    _seed(options.seed)
+    backbone = trainable_backbone(base, options, dtype, device)
+    encoder = Encoder(backbone, tokenizer, contract, dtype, options.pad_to_multiple_of)
+    _check_gradients(encoder, store, options)
+    info = _model_info(encoder, options)
+    _say_model(base, contract, options, device, dtype, info)
+    options = options.model_copy(update=_contract_options(contract))
+    return Run(
+        options=options,
+        output_dir=output_dir,
+        store=store,
+        step=ContrastiveStep(encoder, options.temperature, options.candidates),
+        device=device,
+        dtype=dtype,
+        model_info=info,
+        settings=_settings(options),
+    )
+
+
+def _check_surroundings(options: TrainOptions, output_dir: Path) -> None:
+    """Checks that need neither data nor model; all problems are reported together."""
+    checks: list[Callable[[], object]] = [partial(local_files, source) for source in options.train_dataset or []]
+    checks.append(partial(check_local_path, options.model_name_or_path))
+    checks.append(partial(check_output_dir, output_dir, options.overwrite))
+    checks.append(partial(check_optimizer, options.optimizer))
+    checks.append(partial(check_tracker, options.log_with))
+    if options.finetune_type == "qlora":
+        checks.append(check_bitsandbytes)
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _cache(options: TrainOptions) -> Path:
+    named = options.cache_dir or os.environ.get("EMBEDRAG_CACHE") or "~/.cache/embedrag"
+    return Path(named).expanduser()
+
+
+def _default_dataset(cache: Path) -> list[str]:
+    """Where data is looked for when none is named: two well-known paths, then a demo set that is written here."""
+    for name in DEFAULT_DATASETS:
+        if Path(name).is_file():
+            say(f"data: no --train_dataset named; {name} is used")
+            return [name]
+    from embedrag.tools.docstrings import collect, to_rows
+
+    path = cache / "demo_pairs.jsonl"
+    say(f"data: no --train_dataset named, and no {' or '.join(DEFAULT_DATASETS)}; a demo set is written to {path}")
+    cache.mkdir(parents=True, exist_ok=True)
+    rows = to_rows(collect(["stdlib"]), neg_nums=4, seed=42)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return [str(path)]
+
+
+def _data_lines(store: TokenStore, found: bool) -> Iterator[str]:
+    report = store.report
+    shapes = "; ".join(f"{count:,} × {{{shape}}}" for shape, count in report["shapes"].items())
+    yield f"data: {report['rows']:,} rows ({shapes}) from {', '.join(store.sources)}"
+    yield (
+        f"data: {report['unique_texts']:,} different texts, {len(store.token_ids):,} tokens "
+        f"({'tokenised before' if found else 'tokenised now'}); {report['mean_negatives']:.1f} negatives a row, "
+        f"{report['rows_without_negatives']:,} rows with none"
+    )
+    if report["dropped_negatives"]:
+        places = ", ".join(report["dropped_at"])
+        count = report["dropped_negatives"]
+        yield f"data: {count} negatives dropped (blank, doubled, or equal to a positive): {places}"
+
+
+def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
+    """Refuse a setting in which nothing can be learnt, and tell of rows that will not count."""
+    without = store.report["rows_without_negatives"]
+    none = without == len(store) or options.neg_nums == 0
+    alone = min(options.batch_size, len(store)) == 1
+    if none and (alone or options.candidates == "hard"):
+        raise UserError(
+            "this setting leaves no negatives at all, so nothing can be learnt: "
+            + ("the rows have none" if options.neg_nums else "--neg_nums is 0")
+            + (f" and --candidates {options.candidates}, --batch_size {options.batch_size} adds none")
+            + "; give rows negatives, or use --candidates all with --batch_size 2 or more"
+        )
+    if alone and without:
+        yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"
+
+
+def _check_gradients(encoder: Encoder, store: TokenStore, options: TrainOptions) -> None:
+    """One tiny backward pass: every trainable parameter must get a gradient.
+
+    Adapters that get none are an error; other weights (a head that the vectors do not use) are frozen and named.
+    """
+    batch = make_batch(store, [(0, row) for row in range(min(2, len(store)))], 0, options.seed).tokens
+    texts = [batch.input_ids[a : a + 16].tolist() for a in batch.cu_seqlens[:-1]]
+    with torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []):
+        encoder.train()
+        encoder(TokenBatch.from_lists(texts).to(encoder.device)).sum().backward()
+    idle = without_gradient(encoder.backbone)
+    encoder.zero_grad(set_to_none=True)
+    if idle and options.finetune_type != "full":
+        raise UserError(
+            f"{len(idle)} adapter weights get no gradient, for example {idle[0]}; "
+            "name the layers that should be adapted with --lora_target_modules"
+        )
+    for name, parameter in encoder.backbone.named_parameters():
+        if name in idle:
+            parameter.requires_grad_(False)
+    if idle:
+        say(f"model: {len(idle)} weights that the vectors do not use are frozen: {', '.join(idle[:4])}")
+
+
+def _seed(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def _model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
+    total, trainable = parameter_counts(encoder.backbone)
+    lora = {"r": options.lora_r, "alpha": options.lora_alpha, "dropout": options.lora_dropout}
+    return {
+        "finetune_type": options.finetune_type,
+        "quantization_bits": options.quantization_bits if options.finetune_type == "qlora" else None,
+        "total_parameters": total,
+        "trainable_parameters": trainable,
+        "trainable_percentage": 100 * trainable / total,
+        "lora_config": None if options.finetune_type == "full" else lora,
+    }
+
+
+def _say_model(
+    base: Base,
+    contract: Contract,
+    options: TrainOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    info: dict[str, Any],
+) -> None:
+    kind = options.finetune_type + (f" ({options.quantization_bits}-bit)" if options.finetune_type == "qlora" else "")
+    say(
+        f"model: {options.model_name_or_path} ({base.config.model_type}), {kind}; trainable "
+        f"{info['trainable_parameters']:,} of {info['total_parameters']:,} parameters "
+        f"({info['trainable_percentage']:.2f} %)"
+    )
+    say(
+        f"model: pooling {contract.pooling}, query ≤ {contract.query_max_len} and passage ≤ {contract.passage_max_len} "
+        f"tokens, prompts {contract.query_prompt!r} and {contract.passage_prompt!r}"
+    )
+    say(f"device: {describe(device)}, {str(dtype).removeprefix('torch.')}; seed {options.seed}, lr {options.lr:g}")
+
+
+def _contract_options(contract: Contract) -> dict[str, Any]:
+    """The settled contract as options, so that the saved settings repeat the run."""
+    return {
+        "pooling": contract.pooling,
+        "query_prompt": contract.query_prompt,
+        "passage_prompt": contract.passage_prompt,
+        "query_max_len": contract.query_max_len,
+        "passage_max_len": contract.passage_max_len,
+        "max_seq_length": None,
+    }
+
+
+def _settings(options: TrainOptions) -> dict[str, Any]:
+    """Content of training_config.json: all options (it can be given to --config again), versions, quantisation."""
+    versions = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
+    settings: dict[str, Any] = options.model_dump()
+    settings["environment"] = {"embedrag": __version__, "python": platform.python_version(), **versions}
+    if options.finetune_type == "qlora":
+        settings["quantization"] = {
+            "bits": options.quantization_bits,
+            "quant_type": "nf4" if options.quantization_bits == 4 else "int8",
+            "double_quantization": options.double_quantization,
+            "compute_dtype": "bfloat16",
+        }
+    return settings

@@ -1,0 +1,150 @@
+"""Which rows, positives and negatives a step sees: a function of (seed, pass, row) alone.
+
+Nothing here has state, so a resumed run, another number of workers or another number of processes meets the same
+data. A `Batch` carries what the loss needs beside the tokens: where each text's vector goes, each query's own positive
+and which passages must not count against it.
+
+Dimensions: B queries, P passages (with repetitions), n unique texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedrag.tokens import TokenBatch, TokenStore
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        tokens: n unique texts, queries and passages together.
+        query_index: [B] position of each query among the texts.
+        passage_index: [P] position of each passage; grouped by query, its positive first.
+        labels: [B] position of each query's positive among the passages.
+        excluded: [E, 2] (query, passage) pairs that do not count: another labelled positive of the query, or a copy of
+            its own positive. Pairs and not a matrix, for they are few and B x P may be large.
+        hard: [P] True where a passage is some query's own negative.
+        rows: [B] row numbers, for messages.
+        negatives: [B] own negatives of each query.
+    """
+
+    tokens: TokenBatch
+    query_index: Tensor
+    passage_index: Tensor
+    labels: Tensor
+    excluded: Tensor
+    hard: Tensor
+    rows: Tensor
+    negatives: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def _generator(seed: int, *place: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *place])))
+
+
+@lru_cache(maxsize=2)
+def pass_order(rows: int, seed: int, data_pass: int) -> np.ndarray:
+    """[rows] the order in which pass number `data_pass` goes through the data."""
+    return _generator(seed, data_pass).permutation(rows)
+
+
+def draw(store: TokenStore, row: int, neg_nums: int, seed: int, data_pass: int) -> tuple[int, int, np.ndarray]:
+    """Query, one positive and up to `neg_nums` negatives of a row, as text ids.
+
+    Several positives take turns from pass to pass; negatives are drawn without repetition, anew each pass.
+    """
+    query, positives, negatives = store.row(row)
+    positive = positives[(row + data_pass) % len(positives)]
+    if len(negatives) > neg_nums:
+        negatives = _generator(seed, data_pass, row + 1).choice(negatives, neg_nums, replace=False)
+    return query, int(positive), negatives
+
+
+def steps_of_epoch(
+    rows: int, batch_size: int, accumulation: int, epoch: int, steps_per_epoch: int | None = None
+) -> list[list[tuple[int, int]]]:
+    """The optimizer steps of one epoch, each a list of micro-batches [start, stop) of the endless row stream.
+
+    Position p of the stream is place `p % rows` of pass `p // rows`. Without `steps_per_epoch` an epoch is one pass and
+    its last batch may be short; a last batch of a single row joins the one before it, for alone it has no in-batch
+    negatives.
+
+    >>> steps_of_epoch(rows=5, batch_size=2, accumulation=2, epoch=0)
+    [[(0, 2), (2, 5)]]
+    """
+    if steps_per_epoch:
+        first = epoch * steps_per_epoch * accumulation
+        bounds = [(first + i) * batch_size for i in range(steps_per_epoch * accumulation + 1)]
+    else:
+        bounds = [*range(0, rows, batch_size), rows]
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1 < batch_size:
+            del bounds[-2]
+        bounds = [epoch * rows + bound for bound in bounds]
+    batches = list(zip(bounds[:-1], bounds[1:], strict=True))
+    return [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
+
+
+def rows_between(start: int, stop: int, rows: int, seed: int) -> Iterator[tuple[int, int]]:
+    """(pass, row) of the positions [start, stop) of the row stream."""
+    for data_pass in range(start // rows, (stop - 1) // rows + 1):
+        order = pass_order(rows, seed, data_pass)
+        low, high = max(start - data_pass * rows, 0), min(stop - data_pass * rows, rows)
+        yield from ((data_pass, int(row)) for row in order[low:high])
+
+
+def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, seed: int) -> Batch:
+    """Assemble a micro-batch.
+
+    Args:
+        store: the data.
+        picked: (pass, row) pairs, from `rows_between`.
+        neg_nums: own negatives of a row, at most.
+        seed: of the draws.
+    """
+    queries: list[int] = []
+    passages: list[int] = []
+    labels: list[int] = []
+    counts: list[int] = []
+    for data_pass, row in picked:
+        query, positive, negatives = draw(store, row, neg_nums, seed, data_pass)
+        queries.append(query)
+        labels.append(len(passages))
+        passages += [positive, *negatives]
+        counts.append(len(negatives))
+    hard = torch.ones(len(passages), dtype=torch.bool)
+    hard[labels] = False
+    texts, inverse = np.unique(np.array(queries + passages, np.int64), return_inverse=True)
+    return Batch(
+        tokens=store.batch(texts),
+        query_index=torch.from_numpy(inverse[: len(queries)].copy()),
+        passage_index=torch.from_numpy(inverse[len(queries) :].copy()),
+        labels=torch.tensor(labels),
+        excluded=torch.tensor(list(_excluded(store, queries, passages, labels)), dtype=torch.long).reshape(-1, 2),
+        hard=hard,
+        rows=torch.tensor([row for _, row in picked]),
+        negatives=torch.tensor(counts),
+    )
+
+
+def _excluded(
+    store: TokenStore, queries: list[int], passages: list[int], labels: list[int]
+) -> Iterator[tuple[int, int]]:
+    """Pairs (query, passage) where the passage is a labelled positive of the query, its own label apart."""
+    columns: dict[int, list[int]] = {}
+    for column, text in enumerate(passages):
+        columns.setdefault(text, []).append(column)
+    for number, query in enumerate(queries):
+        for text in store.known(query):
+            yield from ((number, column) for column in columns.get(int(text), ()) if column != labels[number])

@@ -1,0 +1,335 @@
+"""Token store and token batch: every unique text is tokenised once, into a memory map.
+
+The idea: the hot loop should neither tokenise nor pad. A data set becomes a folder of flat arrays (token ids with
+offsets, rows as integers) under a fingerprint of data, tokenizer, prompts and lengths, so that a second start is
+immediate and data larger than memory trains. It trades disk (4 bytes a token of unique text) for time.
+
+Two passes over the source: the first checks every row and hashes its texts (8 bytes each in memory), the second
+tokenises each text where it first occurs.
+
+Dimensions: T tokens, n texts, U unique texts, N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedrag.errors import UserError
+from embedrag.records import Record, local_files, read_records
+
+FORMAT = 1
+TEXTS_PER_CALL = 2048
+QUERY, PASSAGE = "query", "passage"
+Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts as flat token ids; the only form in memory, padding happens where a device needs it.
+
+    Attributes:
+        input_ids: [T] int64, the texts one after the other.
+        cu_seqlens: [n + 1] int64, text i is `input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]`.
+    """
+
+    input_ids: Tensor
+    cu_seqlens: Tensor
+
+    @classmethod
+    def from_lists(cls, texts: Sequence[Sequence[int]]) -> TokenBatch:
+        """Build from lists of token ids.
+
+        >>> TokenBatch.from_lists([[5, 6], [7]]).cu_seqlens
+        tensor([0, 2, 3])
+        """
+        lengths = torch.tensor([0, *(len(text) for text in texts)])
+        return cls(torch.tensor([token for text in texts for token in text], dtype=torch.long), lengths.cumsum(0))
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """[n] tokens of each text."""
+        return self.cu_seqlens.diff()
+
+    def padded(self, indices: Tensor, pad_id: int, multiple: int = 1, side: str = "right") -> tuple[Tensor, Tensor]:
+        """Some of the texts as a rectangle.
+
+        Args:
+            indices: [m] which texts, in which order.
+            pad_id: token that fills up.
+            multiple: the width is rounded up to it.
+            side: `right` or `left`, where the padding goes.
+
+        Returns:
+            input_ids [m, L] and attention_mask [m, L] (1 on tokens), L the longest of these texts.
+
+        >>> batch = TokenBatch.from_lists([[5, 6], [7]])
+        >>> batch.padded(torch.tensor([1, 0]), pad_id=0)[0]
+        tensor([[7, 0],
+                [5, 6]])
+        """
+        lengths = self.lengths[indices]
+        width = -(-int(lengths.max()) // multiple) * multiple
+        column = torch.arange(width, device=self.input_ids.device)[None, :]
+        start = self.cu_seqlens[indices][:, None]
+        if side == "left":
+            column = column - (width - lengths[:, None])
+        mask = (column >= 0) & (column < lengths[:, None])
+        ids = self.input_ids[(start + column).clamp(0, len(self.input_ids) - 1)]
+        return ids.masked_fill(~mask, pad_id), mask.long()
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on a device."""
+        return TokenBatch(self.input_ids.to(device), self.cu_seqlens.to(device))
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A tokenised data set, memory-mapped.
+
+    Attributes:
+        token_ids: [T] int32.
+        text_offsets: [U + 1] int64 into `token_ids`.
+        row_texts: text ids of all rows; a row is its query, its positives, its negatives.
+        row_offsets: [N + 1] int64 into `row_texts`.
+        row_positives: [N] int32, positives of each row.
+        row_lines: [N] int64, line of each row in its source.
+        row_sources: [N] int32, index into `sources`.
+        known_offsets: [U + 1] int64 into `known_positives`.
+        known_positives: for each query text, every passage that any row calls its positive.
+        sources: names of the files.
+        report: what was found while reading.
+    """
+
+    token_ids: np.ndarray
+    text_offsets: np.ndarray
+    row_texts: np.ndarray
+    row_offsets: np.ndarray
+    row_positives: np.ndarray
+    row_lines: np.ndarray
+    row_sources: np.ndarray
+    known_offsets: np.ndarray
+    known_positives: np.ndarray
+    sources: list[str]
+    report: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.row_positives)
+
+    def row(self, index: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Text ids of one row: query, positives [p], negatives [m]."""
+        texts = self.row_texts[self.row_offsets[index] : self.row_offsets[index + 1]]
+        split = 1 + int(self.row_positives[index])
+        return int(texts[0]), texts[1:split], texts[split:]
+
+    def known(self, query: int) -> np.ndarray:
+        """All labelled positives of a query text, over all rows."""
+        return self.known_positives[self.known_offsets[query] : self.known_offsets[query + 1]]
+
+    def place(self, index: int) -> str:
+        """Where a row came from, as `file:line`."""
+        return f"{self.sources[self.row_sources[index]]}:{self.row_lines[index]}"
+
+    def batch(self, texts: np.ndarray) -> TokenBatch:
+        """The tokens of some texts, [len(texts)] ids, in that order."""
+        starts, stops = self.text_offsets[texts], self.text_offsets[texts + 1]
+        pieces = [self.token_ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        return TokenBatch(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), torch.from_numpy(offsets))
+
+
+def open_store(
+    sources: Sequence[str], tokenize: Tokenize, tokenize_key: str, cache_dir: Path, stream: bool = False
+) -> tuple[TokenStore, bool]:
+    """Tokenise a data set, or find it tokenised.
+
+    Args:
+        sources: files, folders or hub ids, see `read_records`.
+        tokenize: (role, texts) -> token ids; role is `query` or `passage`.
+        tokenize_key: changes whenever `tokenize` would give other ids.
+        cache_dir: folder of all stores; the new one is built beside and renamed, so it is whole or absent.
+        stream: read hub data sets as a stream.
+
+    Returns:
+        The store, and whether it was there already.
+
+    Raises:
+        UserError: for bad rows, before anything is written.
+    """
+    key = _fingerprint(sources, tokenize_key, stream)
+    folder = cache_dir / f"tokens-{key}" if key else None
+    if folder and (folder / "meta.json").exists():
+        return _load(folder), True
+    index = _index(sources, stream)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=cache_dir))
+    except OSError as error:
+        raise UserError(f"--cache_dir {cache_dir}: {error.strerror}; name a folder that can be written") from None
+    try:
+        _write(temporary, sources, stream, index, tokenize)
+        final = folder or cache_dir / f"tokens-stream-{temporary.name[-8:]}"
+        if not final.exists():
+            temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _load(final), False
+
+
+@dataclass
+class _Index:
+    """First pass: what the rows are, with each text as the rank of its first occurrence."""
+
+    text_ids: np.ndarray
+    is_first: np.ndarray
+    row_offsets: np.ndarray
+    row_positives: np.ndarray
+    row_lines: np.ndarray
+    row_sources: np.ndarray
+    sources: list[str]
+    report: dict[str, Any]
+
+
+def _texts(record: Record) -> Iterator[tuple[str, str]]:
+    yield QUERY, record.query
+    for text in (*record.pos, *record.neg):
+        yield PASSAGE, text
+
+
+def _index(sources: Sequence[str], stream: bool) -> _Index:
+    hashes, offsets = array("Q"), array("q", [0])
+    positives, lines, files = array("i"), array("q"), array("i")
+    names: dict[str, int] = {}
+    shapes: Counter[str] = Counter()
+    dropped: list[str] = []
+    dropped_count = 0
+    for place, record in read_records(sources, stream):
+        for role, text in _texts(record):
+            digest = hashlib.blake2b(text.encode(), digest_size=8, person=role.encode()).digest()
+            hashes.append(int.from_bytes(digest, "little"))
+        offsets.append(len(hashes))
+        positives.append(len(record.pos))
+        name, line = place.rsplit(":", 1)
+        files.append(names.setdefault(name, len(names)))
+        lines.append(int(line))
+        shapes[record.shape] += 1
+        dropped_count += record.dropped
+        if record.dropped and len(dropped) < 5:
+            dropped.append(place)
+    _, first, inverse = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int32)
+    rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+    is_first = np.zeros(len(hashes), bool)
+    is_first[first] = True
+    row_offsets, row_positives = np.array(offsets), np.array(positives, np.int32)
+    negatives = np.diff(row_offsets) - 1 - row_positives
+    report = {
+        "rows": len(positives),
+        "shapes": dict(shapes),
+        "unique_texts": len(first),
+        "dropped_negatives": dropped_count,
+        "dropped_at": dropped,
+        "rows_without_negatives": int((negatives == 0).sum()),
+        "mean_negatives": float(negatives.mean()),
+    }
+    return _Index(
+        rank[inverse], is_first, row_offsets, row_positives, np.array(lines), np.array(files), list(names), report
+    )
+
+
+def _write(folder: Path, sources: Sequence[str], stream: bool, index: _Index, tokenize: Tokenize) -> None:
+    lengths = array("q", [0])
+    occurrences = (pair for _, record in read_records(sources, stream) for pair in _texts(record))
+    firsts = (pair for pair, first in zip(occurrences, index.is_first, strict=True) if first)
+    try:
+        with (folder / "token_ids.bin").open("wb") as file:
+            while part := list(islice(firsts, TEXTS_PER_CALL)):
+                for ids in _tokenize_pairs(part, tokenize):
+                    lengths.append(len(ids))
+                    file.write(np.asarray(ids, np.int32).tobytes())
+    except ValueError as error:
+        raise UserError(f"{', '.join(sources)}: the data changed while it was read ({error}); start again") from None
+    known_offsets, known = _known_positives(index)
+    arrays = {
+        "text_offsets": np.cumsum(np.array(lengths)),
+        "row_texts": index.text_ids.astype(np.int32),
+        "row_offsets": index.row_offsets,
+        "row_positives": index.row_positives,
+        "row_lines": index.row_lines,
+        "row_sources": index.row_sources,
+        "known_offsets": known_offsets,
+        "known_positives": known,
+    }
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+    meta = {"sources": index.sources, "report": index.report}
+    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+
+
+def _tokenize_pairs(pairs: list[tuple[str, str]], tokenize: Tokenize) -> list[list[int]]:
+    """Tokenise (role, text) pairs with one call a role, keeping their order."""
+    result: list[list[int]] = [[]] * len(pairs)
+    for role in (QUERY, PASSAGE):
+        positions = [position for position, pair in enumerate(pairs) if pair[0] == role]
+        if positions:
+            for position, ids in zip(positions, tokenize(role, [pairs[p][1] for p in positions]), strict=True):
+                result[position] = ids
+    return result
+
+
+def _known_positives(index: _Index) -> tuple[np.ndarray, np.ndarray]:
+    """Positives of each query text over all rows, as offsets [U + 1] and flat text ids."""
+    starts = index.row_offsets[:-1]
+    query = np.repeat(index.text_ids[starts], index.row_positives)
+    within = np.arange(len(query)) - np.repeat(
+        np.cumsum(index.row_positives) - index.row_positives, index.row_positives
+    )
+    passage = index.text_ids[np.repeat(starts + 1, index.row_positives) + within]
+    pairs = np.unique(np.stack([query, passage]), axis=1)
+    counts = np.bincount(pairs[0], minlength=int(index.is_first.sum()))
+    return np.concatenate([[0], np.cumsum(counts)]), pairs[1].astype(np.int32)
+
+
+def _load(folder: Path) -> TokenStore:
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    names = ("text_offsets", "row_texts", "row_offsets", "row_positives", "row_lines", "row_sources")
+    arrays = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*names, "known_offsets", "known_positives")
+    }
+    token_ids = np.memmap(folder / "token_ids.bin", np.int32, mode="r")
+    return TokenStore(token_ids=token_ids, sources=meta["sources"], report=meta["report"], **arrays)
+
+
+def _fingerprint(sources: Sequence[str], tokenize_key: str, stream: bool) -> str | None:
+    """Hash of everything that the store depends on; None for a stream, which can't be known before it is read."""
+    digest = hashlib.sha256(f"{FORMAT}|{tokenize_key}".encode())
+    for source in sources:
+        files = local_files(source)
+        if not files and stream:
+            return None
+        if not files:
+            from datasets import load_dataset_builder
+
+            digest.update(f"{source}@{load_dataset_builder(source).hash}".encode())
+        for path in files:
+            digest.update(f"{path}|".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()[:24]

@@ -1,0 +1,1 @@
+"""Small programs beside training: make data, look at data."""

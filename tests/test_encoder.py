@@ -1,0 +1,108 @@
+"""Vectors do not depend on the company they keep, and equal those of sentence-transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from embedrag.encoder import load_encoder, plan_chunks
+from embedrag.pooling import POOLING
+from embedrag.tokens import TokenBatch
+from tests.reference import cosine_distance, pool_loop
+
+TEXTS = [
+    "short",
+    "a text of some more words than the first",
+    "retrieval " * 60,
+    "나는 학교에 간다",
+    "中文文本 " * 9,
+    "x",
+]
+
+
+@pytest.mark.parametrize("pooling", sorted(POOLING))
+def test_pooling_equals_one_text_at_a_time(pooling: str) -> None:
+    torch.manual_seed(0)
+    texts = [torch.randn(length, 5) for length in (3, 1, 7, 2)]
+    cu_seqlens = F.pad(torch.tensor([len(text) for text in texts]).cumsum(0), (1, 0))
+    pooled = POOLING[pooling](torch.cat(texts), cu_seqlens)
+    torch.testing.assert_close(pooled, pool_loop(texts, pooling))
+
+
+def test_pooling_choices_are_those_of_the_config() -> None:
+    from embedrag.config import TrainOptions
+    from embedrag.options import _choices
+
+    assert set(_choices(TrainOptions.model_fields["pooling"])) == {"auto", *POOLING}
+
+
+@pytest.mark.parametrize("model", ["tiny_qwen3", "tiny_bert", "minilm"])
+def test_batch_gives_the_vectors_of_single_texts(model: str, request: pytest.FixtureRequest) -> None:
+    encoder = load_encoder(request.getfixturevalue(model), "cpu")
+    together = torch.from_numpy(encoder.encode(TEXTS, "passage"))
+    alone = torch.from_numpy(np.concatenate([encoder.encode([text], "passage") for text in TEXTS]))
+    assert cosine_distance(together, alone) < 1e-6
+
+
+@pytest.mark.parametrize("model", ["tiny_qwen3", "tiny_bert"])
+@pytest.mark.parametrize("pooling", sorted(POOLING))
+def test_left_and_right_padding_pool_to_the_same_vectors(
+    model: str, pooling: str, request: pytest.FixtureRequest
+) -> None:
+    encoder = load_encoder(request.getfixturevalue(model), "cpu")
+    tokens = TokenBatch.from_lists(encoder.tokenizer("passage", TEXTS))
+    everyone = torch.arange(len(tokens))
+    results = []
+    for side in ("right", "left"):
+        ids, mask = tokens.padded(everyone, 0, side=side)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            hidden = encoder.backbone(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
+        results.append(POOLING[pooling](hidden[mask.bool()], tokens.cu_seqlens))
+    assert cosine_distance(*results) < 1e-6
+
+
+def test_vectors_equal_sentence_transformers_on_its_own_folder(minilm: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(minilm, device="cpu").encode(TEXTS)
+    ours = load_encoder(minilm, "cpu").encode(TEXTS, "query")
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_chunks_change_neither_vectors_nor_their_order(tiny_bert: str) -> None:
+    encoder = load_encoder(tiny_bert, "cpu")
+    whole = encoder.encode(TEXTS, "passage")
+    np.testing.assert_allclose(encoder.encode(TEXTS, "passage", chunk_tokens=1), whole, atol=1e-6)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+
+
+def test_chunk_plan_covers_every_text_once_within_budget_and_waste() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = sorted(generator.integers(1, 400, generator.integers(1, 60)).tolist(), reverse=True)
+        chunks = plan_chunks(lengths, chunk_tokens=2000, max_waste=0.1)
+        assert [i for a, b in chunks for i in range(a, b)] == list(range(len(lengths)))
+        for a, b in chunks:
+            area = lengths[a] * (b - a)
+            assert area <= 2000
+            assert 1 - sum(lengths[a:b]) / area <= 0.1 or area - lengths[a] <= 2 * 256
+
+
+def test_decoder_ends_every_text_in_its_end_token_after_truncation_too(tiny_qwen3: str) -> None:
+    encoder = load_encoder(tiny_qwen3, "cpu")
+    eos = encoder.tokenizer.tokenizer.eos_token_id
+    for ids in encoder.tokenizer("query", ["short", "long " * 900]):
+        assert ids[-1] == eos
+        assert ids.count(eos) == 1
+        assert len(ids) <= encoder.contract.query_max_len
+
+
+def test_tokenizer_that_ends_texts_itself_gets_no_second_end_token(tiny_qwen3: str, tmp_path: object) -> None:
+    encoder = load_encoder(tiny_qwen3, "cpu")
+    encoder.tokenizer.tokenizer.save_pretrained(tmp_path)
+    encoder.backbone.save_pretrained(tmp_path)
+    again = load_encoder(str(tmp_path), "cpu")
+    assert again.tokenizer("query", ["a b"]) == encoder.tokenizer("query", ["a b"])
