@@ -6,10 +6,11 @@ Loaded through AutoModel without a pooler or a language-model head, for neither 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -65,7 +66,10 @@ def load_backbone(
             if "dropout" in name and isinstance(value, float):
                 setattr(config, name, 0.0)
     try:
-        model = AutoModel.from_pretrained(base.name, config=config, dtype=dtype, **settings)
+        with quiet():
+            model, loading = AutoModel.from_pretrained(
+                base.name, config=config, dtype=dtype, output_loading_info=True, **settings
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--model_name_or_path {base.name}: its weights can't be loaded ({_first_line(error)})"
@@ -74,6 +78,12 @@ def load_backbone(
         if type(error).__name__ != "SafetensorError":
             raise
         raise UserError(f"--model_name_or_path {base.name}: a damaged weights file ({error}); fetch it again") from None
+    if loading["missing_keys"]:
+        names = ", ".join(sorted(loading["missing_keys"])[:4])
+        raise UserError(
+            f"--model_name_or_path {base.name}: its weights file lacks {len(loading['missing_keys'])} weights of a "
+            f"{base.config.model_type} model ({names}); they would be random. Name the complete model"
+        )
     model.config.use_cache = False
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights for a CPU kernel in the first evaluation, and training on them breaks.
@@ -164,7 +174,7 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
     ['0']
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    names = sorted({name.rsplit(".", 1)[-1] for name in linears})
+    names = sorted({_target_name(name) for name in linears})
     if not names:
         raise UserError("the model has no linear layers that LoRA could adapt; use --finetune_type full")
     missing = [name for name in asked or [] if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
@@ -173,6 +183,12 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
             f"--lora_target_modules {' '.join(missing)}: no such linear layer; there are {', '.join(names)}"
         )
     return list(asked) if asked else names
+
+
+def _target_name(name: str) -> str:
+    """The last name of a layer; two for `dense`, which BERT's pooler is called too, where plain peft would adapt it."""
+    parts = name.split(".")
+    return ".".join(parts[-2:]) if parts[-1] == "dense" else parts[-1]
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -189,6 +205,21 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 def without_gradient(model: nn.Module) -> list[str]:
     """Names of trainable parameters that the last backward pass did not reach."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar and no report of unused weights (a pooler, a head) while a model is read or written."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
 
 
 def _takes_pooling_argument(config: Any) -> bool:

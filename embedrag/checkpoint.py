@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from embedrag.backbone import quiet
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.files import atomic_folder
@@ -34,7 +35,8 @@ def save_model(encoder: Encoder, settings: dict[str, Any], target: Path) -> None
     with atomic_folder(target) as folder:
         # peft would ask the hub whether the vocabulary grew; it never does here.
         extra = {"save_embedding_layers": False} if hasattr(encoder.backbone, "peft_config") else {}
-        encoder.backbone.save_pretrained(folder, **extra)  # type: ignore[operator]
+        with quiet():
+            encoder.backbone.save_pretrained(folder, **extra)  # type: ignore[operator]
         encoder.tokenizer.tokenizer.save_pretrained(folder)
         encoder.contract.write(folder, encoder.dimension)
         text = json.dumps(settings, indent=2, ensure_ascii=False)

@@ -267,6 +267,11 @@ def load_tokenizer(base: Base, contract: Contract, options: TrainOptions | None 
         raise UserError(f"{flag} {name}: no tokenizer can be read there ({str(error).splitlines()[0]})") from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{flag} {name}: only tokenizers with a tokenizer.json (fast tokenizers) are supported")
+    vocabulary = getattr(base.config, "vocab_size", None)
+    if vocabulary and len(tokenizer) > vocabulary:
+        raise UserError(
+            f"{flag} {name}: {len(tokenizer)} tokens, but the model has vectors for {vocabulary}; use its own"
+        )
     return TextTokenizer(tokenizer, contract, base.is_decoder)
 
 

@@ -6,12 +6,14 @@ leaves what was there before.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from embedrag.errors import RunError
 
@@ -51,6 +53,12 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.write_text(text + "\n", encoding="utf-8")
     _flush(temporary)
     temporary.replace(path)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSONL, by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
 
 def _flush(path: Path) -> None:

@@ -32,8 +32,6 @@ from embedrag.prepare import Run, prepare
 from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
 from embedrag.tokens import TokenStore
 
-PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
-
 
 def train(options: TrainOptions) -> int:
     """Fine-tune as the options say and leave the promised files in `--output_dir`.
@@ -78,7 +76,8 @@ class Trainer:
         self.total_steps = sum(len(steps) for steps in self.steps)
         self.accelerator = Accelerator(
             cpu=run.device.type == "cpu",
-            mixed_precision=PRECISION[run.dtype],
+            # The encoder casts by itself; accelerate adds the loss scaler that float16 needs.
+            mixed_precision="fp16" if run.dtype == torch.float16 else "no",
             log_with=_trackers(options.log_with),
             project_config=ProjectConfiguration(str(run.output_dir), logging_dir=str(run.output_dir / "runs")),
         )
@@ -146,7 +145,7 @@ class Trainer:
             RunError: when a loss or the gradient is not finite; the weights are then untouched.
         """
         start = time.monotonic()
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         queries = sum(len(batch.labels) for batch in batches)
         outputs = []
         self.step.train()

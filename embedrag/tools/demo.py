@@ -10,7 +10,6 @@ import importlib.util
 import json
 import random
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from embedrag.device import peak_memory_bytes
 from embedrag.encoder import load_encoder
 from embedrag.errors import UserError
 from embedrag.evaluate import comparison, load_beir, score, table
-from embedrag.files import write_atomic
+from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
 from embedrag.loop import train
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
@@ -73,12 +72,6 @@ def run(options: DemoOptions) -> int:
     say(f"\n{table(rows)}\n\n{len(held_out)} queries of modules that were not trained on, {len(pairs):,} passages")
     say(f"{minutes:.1f} minutes, peak memory {memory:.1f} GiB; the adapter is in {folder / 'run' / 'final'}")
     return 0
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as JSONL, by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
 
 def _write_eval(folder: Path, pairs: list[DocPair], held_out: list[DocPair]) -> None:

@@ -24,7 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedrag.config import DocstringsOptions
 from embedrag.errors import UserError
+from embedrag.files import write_lines
+from embedrag.logs import say
 
 QUERY_CHARACTERS = (20, 200)
 PASSAGE_CHARACTERS = 80
@@ -246,3 +249,14 @@ def _without_repeats(pairs: Iterable[DocPair]) -> list[DocPair]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def run(options: DocstringsOptions) -> int:
+    """`embedrag docstrings`: write training rows for the named packages."""
+    output = Path(options.output)
+    if output.exists() and not options.overwrite:
+        raise UserError(f"--output {output}: exists; name another file, or replace it with --overwrite")
+    rows = to_rows(collect(options.packages), options.neg_nums, options.seed)
+    write_lines(output, rows)
+    say(f"{len(rows):,} rows in {output}")
+    return 0

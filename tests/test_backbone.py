@@ -1,0 +1,117 @@
+"""LoRA targets, gradients and quantised bases, on a tiny random model of each family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from embedrag.backbone import lora_targets, parameter_counts, trainable_backbone, without_gradient
+from embedrag.config import TrainOptions
+from embedrag.contract import Base, describe_base
+from embedrag.errors import UserError
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 99}
+DECODER = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+FAMILIES = {
+    "bert": transformers.BertConfig(**SIZES),
+    "xlm_roberta": transformers.XLMRobertaConfig(**SIZES, pad_token_id=1, max_position_embeddings=66),
+    "modernbert": transformers.ModernBertConfig(
+        **SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    ),
+    "qwen2": transformers.Qwen2Config(**{k: v for k, v in DECODER.items() if k != "head_dim"}),
+    "qwen3": transformers.Qwen3Config(**DECODER),
+    "llama": transformers.LlamaConfig(**DECODER),
+    "mistral": transformers.MistralConfig(**DECODER),
+    "gemma": transformers.GemmaConfig(**DECODER),
+}
+DECODERS = {"qwen2", "qwen3", "llama", "mistral", "gemma"}
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Base]:
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(FAMILIES[request.param]).save_pretrained(tmp_path)
+    return request.param, describe_base(str(tmp_path))
+
+
+def options(**changes: object) -> TrainOptions:
+    return TrainOptions(output_dir="x", batch_size=2, **changes).resolved()
+
+
+def backward(model: torch.nn.Module) -> None:
+    ids = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 3]])
+    model.train()
+    model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.square().sum().backward()
+
+
+def test_decoders_are_told_from_encoders(family: tuple[str, Base]) -> None:
+    name, base = family
+    assert base.is_decoder == (name in DECODERS)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_every_trainable_weight_of_a_family_gets_a_gradient(family: tuple[str, Base], kind: str) -> None:
+    model = trainable_backbone(family[1], options(finetune_type=kind), torch.float32, torch.device("cpu"))
+    backward(model)
+    assert without_gradient(model) == []
+    total, trainable = parameter_counts(model)
+    assert (trainable == total) == (kind == "full")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_base_trains_its_adapters_only(family: tuple[str, Base], bits: int) -> None:
+    name, base = family
+    model = trainable_backbone(base, options(quantization_bits=bits), torch.float32, torch.device("cpu"))
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert ("Linear4bit" if bits == 4 else "Linear8bitLt") in kinds
+    backward(model)
+    assert without_gradient(model) == []
+    assert all("lora_" in key for key, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def test_training_goes_on_after_an_evaluation_of_a_4_bit_base(family: tuple[str, Base]) -> None:
+    model = trainable_backbone(family[1], options(), torch.float32, torch.device("cpu"))
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with torch.no_grad():
+        before = model.eval()(input_ids=ids).last_hidden_state
+    backward(model)
+    with torch.no_grad():
+        after = model.eval()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(before, after)
+
+
+def test_adapter_targets_are_all_linear_layers_of_the_family(family: tuple[str, Base]) -> None:
+    name, base = family
+    model = trainable_backbone(base, options(finetune_type="lora"), torch.float32, torch.device("cpu"))
+    adapted = {key.split(".lora_A")[0] for key in model.state_dict() if ".lora_A" in key}
+    linear = {key for key, module in model.named_modules() if type(module) is torch.nn.Linear and "lora_" not in key}
+    assert {f"{key}.base_layer" for key in adapted} == linear
+
+
+def test_target_that_the_model_lacks_is_an_error_that_lists_what_there_is() -> None:
+    model = torch.nn.ModuleDict({"query": torch.nn.Linear(2, 2)})
+    assert lora_targets(model, ["query"]) == ["query"]
+    with pytest.raises(UserError, match=r"q_proj.*there are query"):
+        lora_targets(model, ["q_proj"])
+
+
+def test_frozen_base_has_no_dropout_of_its_own_and_a_full_one_keeps_it(tiny_bert: str) -> None:
+    base = describe_base(tiny_bert)
+    for kind, expected in (("lora", 0.0), ("full", 0.1)):
+        model = trainable_backbone(base, options(finetune_type=kind), torch.float32, torch.device("cpu"))
+        assert model.config.hidden_dropout_prob == expected
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(family: tuple[str, Base]) -> None:
+    gradients = []
+    for switch in (False, True):
+        torch.manual_seed(0)
+        asked = options(finetune_type="lora", gradient_checkpointing=switch, lora_dropout=0.0)
+        model = trainable_backbone(family[1], asked, torch.float32, torch.device("cpu"))
+        backward(model)
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert sum(float(gradient.abs().sum()) for gradient in gradients[0]) > 0

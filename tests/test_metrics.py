@@ -1,0 +1,118 @@
+"""Retrieval metrics against their formulas, written as slow loops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedrag.metrics import METRICS, mrr, ndcg, recall
+
+
+def dcg_slowly(gains: list[float], k: int) -> float:
+    total = 0.0
+    for place in range(1, k + 1):
+        if place <= len(gains):
+            total += gains[place - 1] / math.log2(1 + place)
+    return total
+
+
+def ndcg_slowly(gains: list[float], relevant: list[float], k: int) -> float:
+    """The best order is searched for among all orders."""
+    best = max(dcg_slowly(list(order), k) for order in itertools.permutations(relevant))
+    return dcg_slowly(gains, k) / best
+
+
+def recall_slowly(gains: list[float], relevant: list[float], k: int) -> float:
+    found = 0
+    for place in range(min(k, len(gains))):
+        if gains[place] > 0:
+            found += 1
+    return found / len(relevant)
+
+
+def mrr_slowly(gains: list[float], relevant: list[float], k: int) -> float:
+    for place in range(min(k, len(gains))):
+        if gains[place] > 0:
+            return 1 / (place + 1)
+    return 0.0
+
+
+SLOW = {"ndcg": ndcg_slowly, "recall": recall_slowly, "mrr": mrr_slowly}
+RELEVANT = st.lists(st.sampled_from([1, 2, 3, 0.5]), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(relevant=RELEVANT, others=st.integers(0, 6), k=st.integers(1, 15), data=st.data())
+def test_metric_of_any_ranking_equals_its_formula(name, relevant, others, k, data) -> None:
+    ranking = data.draw(st.permutations(relevant + [0] * others))
+    ranking = ranking[: data.draw(st.integers(0, len(ranking)))]
+    value = METRICS[name](ranking, relevant, k)
+    assert value == pytest.approx(SLOW[name](ranking, relevant, k), abs=1e-12)
+    assert 0 <= value <= 1 + 1e-12
+
+
+def test_metrics_are_the_three_that_are_reported() -> None:
+    assert set(METRICS) == set(SLOW)
+
+
+def test_values_of_a_known_ranking_are_as_worked_out_by_hand() -> None:
+    gains, relevant = [0, 2, 0, 1, 3], [3, 2, 1, 1]
+    assert mrr(gains, relevant, 10) == 1 / 2
+    assert recall(gains, relevant, 4) == 2 / 4 and recall(gains, relevant, 5) == 3 / 4
+    best = 3 / 1 + 2 / math.log2(3) + 1 / 2 + 1 / math.log2(5)
+    assert ndcg(gains, relevant, 10) == pytest.approx((2 / math.log2(3) + 1 / math.log2(5) + 3 / math.log2(6)) / best)
+
+
+def test_ndcg_equals_that_of_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(0)
+    for k in (1, 3, 10, 30):
+        gains = generator.integers(0, 4, 20)
+        relevant = [gain for gain in gains.tolist() if gain]
+        expected = sklearn.ndcg_score([gains], [np.arange(20, 0, -1)], k=k)
+        assert ndcg(gains.tolist(), relevant, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_perfect_ranking_scores_one_and_empty_ranking_nothing(name) -> None:
+    assert METRICS[name]([3, 2, 1], [1, 3, 2], 3) == 1
+    assert METRICS[name]([0, 0], [1], 2) == 0 == METRICS[name]([], [1], 2)
+
+
+def test_graded_gains_count_and_their_order_matters() -> None:
+    better, worse = ndcg([3, 1], [1, 3], 10), ndcg([1, 3], [1, 3], 10)
+    assert better == 1 > worse
+    assert ndcg([1, 1], [1, 1], 10) == 1
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_documents_of_equal_gain_are_interchangeable(name) -> None:
+    gains = [("a", 0), ("b", 2), ("c", 2), ("d", 0), ("e", 1)]
+    values = {
+        METRICS[name]([gain for _, gain in order], [2, 2, 1, 1], 4)
+        for order in itertools.permutations(gains)
+        if [gain for _, gain in order] == [gain for _, gain in gains]
+    }
+    assert len(values) == 1
+    assert METRICS[name]([2, 2, 1, 0, 0], [2, 2, 1, 1], 4) not in values
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_cut_off_beyond_the_list_is_the_whole_list(name) -> None:
+    gains, relevant = [0, 1, 0, 2], [2, 1]
+    assert METRICS[name](gains, relevant, 4) == METRICS[name](gains, relevant, 1000) > 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_only_the_first_k_count(name) -> None:
+    assert METRICS[name]([0, 0, 1], [1], 2) == 0 < METRICS[name]([0, 0, 1], [1], 3)
+
+
+def test_recall_counts_all_relevant_documents_even_beyond_k() -> None:
+    assert recall([1, 1], [1] * 8, 2) == 0.25
+    assert ndcg([1, 1], [1] * 8, 2) == 1

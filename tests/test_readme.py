@@ -1,0 +1,81 @@
+"""The README is true: its table is that of the code, its commands run. As a script it rewrites the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedrag.cli import COMMANDS
+from embedrag.options import markdown_table, parse
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+TABLE = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options:\2 -->)", re.S)
+
+
+def with_tables(text: str) -> str:
+    return TABLE.sub(lambda match: f"{match[1]}\n{markdown_table(COMMANDS[match[2]].options)}\n\n{match[3]}", text)
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+
+
+def test_options_table_is_that_of_the_code() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert TABLE.search(text)
+    assert with_tables(text) == text, "run make readme"
+
+
+@pytest.mark.slow
+def test_bash_commands_run_in_order(tmp_path: Path) -> None:
+    for name in ("train.py", "embedrag", "datasets", "configs"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    script = "set -euo pipefail\n" + "\n".join(blocks("bash"))
+    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "outputs" / "sample" / "final" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "outputs" / "again" / "final" / "training_config.json").exists()
+    assert (tmp_path / "outputs" / "docs.jsonl").stat().st_size > 1000
+
+
+def test_commands_that_need_a_gpu_or_a_hub_have_right_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    checked = 0
+    for line in "".join(blocks("console")).splitlines():
+        words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+        if words[:2] == ["python", "train.py"]:
+            name, words = "train", words[2:]
+        elif words[:3] == ["python", "-m", "embedrag"]:
+            name, words = words[3], words[4:]
+        else:
+            assert words[0] in ("make", "tensorboard"), line
+            continue
+        command = COMMANDS[name]
+        parse(command.options, words, name, command.text, command.config_file)
+        checked += 1
+    assert checked >= 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_preset_is_read_without_a_problem(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command = COMMANDS["train"]
+    options = parse(command.options, ["--config", str(path)], "train", command.text, config_file=True)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert options.model_name_or_path == data.get("model_name_or_path", data.get("model_id"))
+    assert all(Path(source).exists() for source in options.train_dataset)
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,257 @@
+"""Whole runs on tiny models: what falls, what is written, what loads."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embedrag.cli import main
+from embedrag.encoder import load_encoder
+
+KINDS = {
+    "full": ["--finetune_type", "full", "--lr", "1e-3"],
+    "lora": ["--finetune_type", "lora", "--lr", "3e-3"],
+    "qlora4": ["--finetune_type", "qlora", "--lr", "3e-3"],
+    "qlora8": ["--finetune_type", "qlora", "--quantization_bits", "8", "--lr", "3e-3"],
+}
+RUN_FILES = {
+    "final",
+    "checkpoint-epoch-3",
+    "detailed_training_logs.json",
+    "training_losses.json",
+    "training_summary_report.json",
+    "metrics.json",
+    "runs",
+}
+
+
+def train(model: str, data: Path, output: Path, *words: str) -> int:
+    fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
+    return main(["train", *fixed, "--batch_size", "6", "--temperature", "0.1", *words])
+
+
+@pytest.fixture
+def data(write_jsonl, rows) -> Path:
+    return write_jsonl(rows)
+
+
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_qwen3"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_run_lowers_the_loss_and_writes_exactly_the_promised_files(
+    model: str, kind: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base, output = request.getfixturevalue(model), tmp_path / "out"
+    assert train(base, data, output, "--epochs", "6", "--save_on_epoch_end", "3", *KINDS[kind]) == 0
+    assert {path.name for path in output.iterdir()} == RUN_FILES | {"checkpoint-epoch-6"}
+    losses = json.loads((output / "training_losses.json").read_text())
+    assert [row["epoch"] for row in losses] == [1, 2, 3, 4, 5, 6]
+    assert losses[-1]["loss"] < 0.9 * losses[0]["loss"]
+    names = {path.name for path in (output / "final").iterdir()}
+    assert {"training_config.json", "tokenizer.json", "tokenizer_config.json", "modules.json"} <= names
+    assert (
+        {"model.safetensors", "config.json"} if kind == "full" else {"adapter_model.safetensors", "adapter_config.json"}
+    ) <= names
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert any((output / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_log_layouts_are_those_people_parse(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    train(tiny_bert, data, tmp_path / "out", "--finetune_type", "lora", "--epochs", "2")
+    logs = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())
+    assert {"training_args", "model_info", "training_start_time", "step_logs", "epoch_logs"} <= set(logs)
+    assert {"training_end_time", "training_summary"} <= set(logs)
+    assert {"finetune_type", "quantization_bits", "total_parameters", "trainable_parameters"} <= set(logs["model_info"])
+    assert set(logs["model_info"]["lora_config"]) == {"r", "alpha", "dropout"}
+    step_keys = {"epoch", "step", "global_step", "loss", "learning_rate", "step_duration", "timestamp"}
+    assert all(step_keys <= set(row) for row in logs["step_logs"])
+    assert [row["global_step"] for row in logs["step_logs"]] == list(range(1, len(logs["step_logs"]) + 1))
+    epoch_keys = {"epoch", "avg_loss", "total_loss", "num_steps", "epoch_duration", "learning_rate", "timestamp"}
+    assert all(epoch_keys <= set(row) for row in logs["epoch_logs"])
+    summary_keys = {
+        "total_training_time",
+        "total_epochs",
+        "total_steps",
+        "final_loss",
+        "best_loss",
+        "avg_step_duration",
+    }
+    assert summary_keys <= set(logs["training_summary"])
+    report = json.loads((tmp_path / "out" / "training_summary_report.json").read_text())
+    assert report["training_completed"] is True
+    assert {"completion_time", "total_duration_hours", "performance_summary", "loss_progression"} <= set(report)
+
+
+def test_adapter_loads_in_plain_peft_and_gives_our_vectors(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModel, AutoTokenizer
+
+    train(tiny_bert, data, tmp_path / "out", *KINDS["lora"])
+    final = str(tmp_path / "out" / "final")
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_bert), final).eval()
+    inputs = AutoTokenizer.from_pretrained(final)(["a battery"], return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state.mean(1)
+        base = AutoModel.from_pretrained(tiny_bert).eval()(**inputs).last_hidden_state.mean(1)
+    ours = load_encoder(final, "cpu").encode(["a battery"], "query")
+    plain = torch.nn.functional.normalize(hidden, dim=-1).numpy()
+    np.testing.assert_allclose(ours, plain, atol=1e-6)
+    assert np.abs(ours - torch.nn.functional.normalize(base, dim=-1).numpy()).max() > 1e-3
+
+
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_qwen3"])
+def test_full_model_gives_the_same_vectors_in_sentence_transformers(
+    model: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    words = ["--query_prompt", "query: ", "--passage_prompt", "passage: "]
+    train(request.getfixturevalue(model), data, tmp_path / "out", *KINDS["full"], *words)
+    final = str(tmp_path / "out" / "final")
+    texts = ["what is a battery", "a cell that stores charge " * 3]
+    theirs, ours = SentenceTransformer(final, device="cpu"), load_encoder(final, "cpu")
+    np.testing.assert_allclose(ours.encode(texts, "query"), theirs.encode_query(texts), atol=1e-5)
+    np.testing.assert_allclose(ours.encode(texts, "passage"), theirs.encode_document(texts), atol=1e-5)
+    assert np.abs(theirs.encode_query(texts) - theirs.encode_document(texts)).max() > 1e-3
+
+
+def test_accumulated_batches_train_as_one_large_batch_when_negatives_are_own_only(
+    tiny_bert: str, write_jsonl, tmp_path: Path
+) -> None:
+    rows = [{"query": f"q {i}", "pos": [f"p {i}"], "neg": [f"n {i}"]} for i in range(4)]
+    data = write_jsonl(rows)
+    results = []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        output = tmp_path / f"out{batch}"
+        words = ["--finetune_type", "full", "--candidates", "hard", "--epochs", "1", "--lr", "1e-3"]
+        sizes = ["--batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation), "--optimizer", "sgd"]
+        train(no_dropout(tiny_bert, tmp_path), data, output, *words, *sizes)
+        logs = json.loads((output / "detailed_training_logs.json").read_text())["step_logs"]
+        results.append((len(logs), logs[0]["learning_rate"]))
+    assert results[0] == results[1] == (1, 1e-3)
+
+
+def no_dropout(folder: str, tmp_path: Path) -> str:
+    from transformers import AutoModel, AutoTokenizer
+
+    target = tmp_path / "no_dropout"
+    if not target.exists():
+        AutoModel.from_pretrained(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(
+            target
+        )
+        AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+    return str(target)
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    weights = []
+    for number, seed in enumerate(("1", "1", "2")):
+        train(tiny_bert, data, tmp_path / str(number), "--finetune_type", "lora", "--seed", seed, "--epochs", "1")
+        weights.append(load_file(tmp_path / str(number) / "final" / "adapter_model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_saved_settings_repeat_the_run(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    train(tiny_bert, data, tmp_path / "first", "--finetune_type", "lora", "--epochs", "1")
+    config = tmp_path / "first" / "final" / "training_config.json"
+    assert main(["train", "--config", str(config), "--output_dir", str(tmp_path / "second")]) == 0
+    first, second = ((tmp_path / name / "training_losses.json").read_text() for name in ("first", "second"))
+    assert first == second
+
+
+def test_steps_per_epoch_sets_the_number_of_optimizer_steps(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    words = ["--steps_per_epoch", "3", "--gradient_accumulation_steps", "2", "--epochs", "2", "--finetune_type", "lora"]
+    train(tiny_bert, data, tmp_path / "out", *words)
+    logs = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())["step_logs"]
+    assert [(row["epoch"], row["step"]) for row in logs] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    assert logs[-1]["learning_rate"] < 0.2 * max(row["learning_rate"] for row in logs)
+
+
+def test_workers_do_not_change_the_losses(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    for workers in ("0", "2"):
+        train(tiny_bert, data, tmp_path / workers, "--finetune_type", "lora", "--num_workers", workers, "--epochs", "1")
+    assert (tmp_path / "0" / "training_losses.json").read_text() == (
+        tmp_path / "2" / "training_losses.json"
+    ).read_text()
+
+
+def test_bfloat16_trains_on_this_device(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    words = ["--finetune_type", "full", "--dtype", "bfloat16", "--epochs", "3", "--lr", "1e-3"]
+    assert train(tiny_bert, data, tmp_path / "out", *words) == 0
+    losses = json.loads((tmp_path / "out" / "training_losses.json").read_text())
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoint(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import embedrag.step
+
+    real = embedrag.step.info_nce
+    calls = []
+
+    def spoiled(*arguments: object, **keywords: object):
+        calls.append(1)
+        loss, correct = real(*arguments, **keywords)
+        return (loss * float("nan") if len(calls) == 3 else loss), correct
+
+    monkeypatch.setattr(embedrag.step, "info_nce", spoiled)
+    assert train(tiny_bert, data, tmp_path / "out", "--finetune_type", "lora", "--epochs", "3") == 1
+    message = capsys.readouterr().err
+    assert "loss is not finite in step 3" in message
+    assert re.search(r"rows\.jsonl:\d+", message)
+    assert "checkpoint-epoch-1" in message
+    assert load_encoder(str(tmp_path / "out" / "checkpoint-epoch-1"), "cpu").encode(["x"], "query").shape == (1, 64)
+    assert not (tmp_path / "out" / "final").exists()
+    logs = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())
+    assert len(logs["step_logs"]) == 2
+    assert json.loads((tmp_path / "out" / "training_summary_report.json").read_text())["training_completed"] is False
+
+
+def test_killed_run_keeps_its_log_lines(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from embedrag import loop; from embedrag.cli import main\n"
+        "step = loop.Trainer._track\n"
+        "def track(self, row):\n"
+        "    step(self, row)\n"
+        "    row['global_step'] == 3 and os.kill(os.getpid(), 9)\n"
+        "loop.Trainer._track = track\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(data), "--output_dir", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "train",
+        *words,
+        "--batch_size",
+        "6",
+        "--epochs",
+        "3",
+        "--finetune_type",
+        "lora",
+    ]
+    assert subprocess.run(command, capture_output=True).returncode == -9
+    logs = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())
+    assert [row["global_step"] for row in logs["step_logs"]] == [1, 2, 3]
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith("final")]
+
+
+def test_overwrite_replaces_an_earlier_run_and_nothing_else(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    words = ["--finetune_type", "lora", "--epochs", "2"]
+    train(tiny_bert, data, tmp_path / "out", *words)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert train(tiny_bert, data, tmp_path / "out", *words) == 2
+    assert train(tiny_bert, data, tmp_path / "out", "--finetune_type", "lora", "--epochs", "1", "--overwrite") == 0
+    assert not (tmp_path / "out" / "checkpoint-epoch-2").exists()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
