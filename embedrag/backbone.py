@@ -10,7 +10,9 @@ import contextlib
 import copy
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
+from logging import ERROR, getLogger
 from typing import Any, cast
 
 import torch
@@ -56,7 +58,7 @@ def load_backbone(
     settings: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
     if base.subfolder:
         settings["subfolder"] = base.subfolder
-    if _takes_pooling_argument(base.config):
+    if takes_pooling_argument(base.config):
         settings["add_pooling_layer"] = False
     if quantization is not None:
         settings |= {"quantization_config": quantization, "device_map": {"": device}}
@@ -119,10 +121,9 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
     quantization = None
     if kind == "qlora":
         quantization = quantization_config(options.quantization_bits, options.double_quantization, torch.bfloat16)
-    stored = torch.float32 if kind == "full" or dtype == torch.float16 else dtype
     model = load_backbone(
         base,
-        stored,
+        stored_dtype(kind, dtype),
         device,
         quantization,
         dropout=kind == "full",
@@ -141,13 +142,26 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
     return model
 
 
+def stored_dtype(finetune_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Type of the weights in memory: float32 where they are trained or float16 computes, else the computation's."""
+    return torch.float32 if finetune_type == "full" or dtype == torch.float16 else dtype
+
+
+def unquantized_layers(model: nn.Module) -> list[str]:
+    """Linear layers of a quantised backbone that stayed as they were, by their path in the backbone."""
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    plain = [name for name, module in inner.named_modules() if type(module) is nn.Linear and "lora_" not in name]
+    return [name.removesuffix(".base_layer") for name in plain]
+
+
 def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
     """Put LoRA adapters (arXiv 2106.09685) on the linear layers of a frozen backbone.
 
     Raises:
         UserError: when `--lora_target_modules` names layers that the model lacks.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    with quiet():
+        from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
         r=options.lora_r,
@@ -157,7 +171,8 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
         task_type=TaskType.FEATURE_EXTRACTION,
         bias="none",
     )
-    return cast(nn.Module, get_peft_model(model, config))
+    with quiet():
+        return cast(nn.Module, get_peft_model(model, config))
 
 
 def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[str]:
@@ -209,20 +224,24 @@ def without_gradient(model: nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar and no report of unused weights (a pooler, a head) while a model is read or written."""
+    """No progress bar, and no remarks of the libraries about each other, while a model is read or written."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("bitsandbytes").setLevel(ERROR)  # it asks for a package of optional kernels
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
 
 
-def _takes_pooling_argument(config: Any) -> bool:
+def takes_pooling_argument(config: Any) -> bool:
+    """Whether models of this kind have a pooler that can be left out."""
     from transformers import AutoModel
 
     kind = AutoModel._model_mapping.get(type(config), None)

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from embedrag.backbone import quiet
+from embedrag.card import write_card
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.files import atomic_folder
+from embedrag.files import atomic_folder, write_json
+from embedrag.saved import SETTINGS
+from embedrag.verify import PROBES
 
 RUN_FILES = (
     "final",
+    "merged",
     "checkpoint-epoch-*",
     "detailed_training_logs.json",
     "training_losses.json",
     "training_summary_report.json",
     "metrics.json",
     "runs",
+    ".final.tmp-*",
+    ".merged.tmp-*",
+    ".checkpoint-epoch-*.tmp-*",
 )
 
 
-def save_model(encoder: Encoder, settings: dict[str, Any], target: Path) -> None:
+def save_model(
+    encoder: Encoder, base: str, settings: dict[str, Any], probes: list[tuple[str, str]], results: str, target: Path
+) -> None:
     """Write the trained model (full) or adapter (LoRA, QLoRA) with tokenizer, contract and settings.
 
     Args:
         encoder: what was trained.
+        base: name of the base model.
         settings: every setting of the run, for training_config.json.
+        probes: (role, text) pairs of the training data, which a merge is proved with.
+        results: figures for the model card, as Markdown.
         target: folder that appears when all is written.
     """
     with atomic_folder(target) as folder:
@@ -39,8 +50,9 @@ def save_model(encoder: Encoder, settings: dict[str, Any], target: Path) -> None
             encoder.backbone.save_pretrained(folder, **extra)  # type: ignore[operator]
         encoder.tokenizer.tokenizer.save_pretrained(folder)
         encoder.contract.write(folder, encoder.dimension)
-        text = json.dumps(settings, indent=2, ensure_ascii=False)
-        (folder / "training_config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / SETTINGS, settings)
+        write_json(folder / PROBES, probes)
+        write_card(folder, base, settings, results=results)
 
 
 def check_output_dir(folder: Path, overwrite: bool) -> None:
@@ -63,7 +75,7 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
 def clear_output_dir(folder: Path) -> None:
     """Remove an earlier run (and nothing else) from its folder."""
     for path in run_files(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def run_files(folder: Path) -> list[Path]:

@@ -27,6 +27,8 @@ class Command:
 
 COMMANDS = {
     "train": Command(config.TrainOptions, "embedrag.loop:train", "fine-tune an embedding model", config_file=True),
+    "merge": Command(config.MergeOptions, "embedrag.merge:run", "merge an adapter into its base, with proof"),
+    "encode": Command(config.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
     "evaluate": Command(config.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
     "docstrings": Command(
         config.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
@@ -55,6 +57,9 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
@@ -50,6 +59,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+Device = Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(_lower)]
 TextList = Annotated[list[str], BeforeValidator(_as_list)]
 
 
@@ -57,6 +67,13 @@ class Options(BaseModel):
     """Base of every command's options: unknown keys are errors, numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("true/false is no value for this option")
+        return value
 
 
 class TrainOptions(Options):
@@ -137,7 +154,11 @@ class TrainOptions(Options):
     # Training
     output_dir: str = option(..., "folder of this run", group="training", nested="output.save_dir", min_length=1)
     run_name: str | None = option(
-        None, "subfolder of output_dir for this run", group="training", nested="output.save_name"
+        None,
+        "subfolder of output_dir for this run",
+        group="training",
+        nested="output.save_name",
+        pattern=r"^[^/\\]*[^/\\.][^/\\]*$",
     )
     overwrite: bool = option(False, "replace the run that output_dir holds", group="training")
     batch_size: int = option(..., "rows in one step of one device", group="training", nested="train.batch_size", ge=1)
@@ -203,12 +224,13 @@ class TrainOptions(Options):
     save_on_epoch_end: int = option(
         1, "write checkpoint-epoch-N every so many epochs; 0 = only final/", group="training", ge=0
     )
-    seed: int = option(42, "seed of order, draws and dropout", group="training", ge=0)
+    merge: bool = option(
+        False, "write merged/ at the end: the adapter merged into the base, and proved", group="training"
+    )
+    seed: int = option(42, "seed of order, draws and dropout", group="training", ge=0, le=2**32 - 1)
 
     # Machine
-    device: Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(_lower)] = option(
-        "auto", "where to compute", group="machine", nested="device"
-    )
+    device: Device = option("auto", "where to compute", group="machine", nested="device")
     use_cpu: bool = option(False, "the same as --device cpu", group="machine")
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(_lower)] = option(
         "auto", "precision of the computation; auto: bfloat16 where the GPU has it", group="machine", nested="dtype"
@@ -251,6 +273,51 @@ class TrainOptions(Options):
         return self.model_copy(update=changes)
 
 
+class MergeOptions(Options):
+    """Options of `merge.py` / `embedrag merge`."""
+
+    base_model_path: str | None = option(
+        None, "base model, folder or hub id; left out: the one that the adapter names", group="merge"
+    )
+    lora_adapter_path: str = option(
+        ..., "adapter folder, or its adapter_model.safetensors", group="merge", min_length=1
+    )
+    output_path: str = option(..., "folder of the merged model", group="merge", min_length=1)
+    training_precision: Literal["float32", "bfloat16"] = option("float32", "type of the merged weights", group="merge")
+    merge_onto: Literal["dequantized", "original"] | None = option(
+        None,
+        "weights that the adapter is added to; left out: dequantized (as in training) for QLoRA, else original",
+        group="merge",
+    )
+    lora_alpha: int | None = option(
+        None, "scale of the adapter, where no adapter_config.json tells it", group="merge", ge=1
+    )
+    quantization_bits: Annotated[Literal[4, 8] | None, BeforeValidator(_whole)] = option(
+        None, "bits of the base in training, where the adapter's folder does not tell", group="merge"
+    )
+    double_quantization: bool = option(
+        False, "the base's 4-bit scales were quantised once more, where the folder does not tell", group="merge"
+    )
+    no_verify: bool = option(False, "skip the proof (it loads the model) and say so in the record", group="merge")
+    overwrite: bool = option(False, "replace the output folder", group="merge")
+    trust_remote_code: bool = option(False, "run Python code that comes with the base model", group="merge")
+
+
+class EncodeOptions(Options):
+    """Options of `embedrag encode`."""
+
+    model: str = option(..., "merged folder, adapter folder, or any base model", group="encode", min_length=1)
+    input: str = option(
+        ..., "texts: JSONL, CSV or TSV (see --field), or plain text, one a line", group="encode", min_length=1
+    )
+    output: str = option(..., "file for the vectors, .npy, float32, one row a text", group="encode", min_length=1)
+    role: Literal["query", "passage"] = option("passage", "which prompt and length apply", group="encode")
+    field: str = option("text", "key or column that holds the text", group="encode", min_length=1)
+    device: Device = option("auto", "where to compute", group="encode")
+    overwrite: bool = option(False, "replace the output file", group="encode")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model", group="encode")
+
+
 class DocstringsOptions(Options):
     """Options of `embedrag docstrings`."""
 
@@ -259,7 +326,7 @@ class DocstringsOptions(Options):
     )
     output: str = option(..., "JSONL file to write", group="docstrings", min_length=1)
     neg_nums: int = option(4, "hard negatives of a row: other passages of the same module", group="docstrings", ge=0)
-    seed: int = option(42, "seed of the draws", group="docstrings", ge=0)
+    seed: int = option(42, "seed of the draws", group="docstrings", ge=0, le=2**32 - 1)
     overwrite: bool = option(False, "replace the output file", group="docstrings")
 
 
@@ -271,11 +338,11 @@ class EvaluateOptions(Options):
     data: str = option(
         ..., "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout)", group="evaluate", min_length=1
     )
-    k: Annotated[list[int], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = option(
+    k: Annotated[list[PositiveInt], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = option(
         [1, 5, 10, 100], "cut-offs of the metrics", group="evaluate"
     )
     output: str | None = option(None, "JSON file for the metrics", group="evaluate")
-    device: Literal["auto", "cuda", "mps", "cpu"] = option("auto", "where to compute", group="evaluate")
+    device: Device = option("auto", "where to compute", group="evaluate")
 
 
 class DemoOptions(Options):

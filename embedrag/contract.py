@@ -16,6 +16,7 @@ from typing import Any
 
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
+from embedrag.files import write_json
 
 POOLING_NAMES = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
 PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
@@ -61,22 +62,22 @@ class Contract:
         """
         modules = ["Transformer", "Pooling"] + (["Normalize"] if self.normalize else [])
         paths = ["", "1_Pooling", "2_Normalize"]
-        _write_json(
+        write_json(
             folder / "modules.json",
             [
                 {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{name}"}
                 for i, name in enumerate(modules)
             ],
         )
-        _write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.max_len, "do_lower_case": False})
+        write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.max_len, "do_lower_case": False})
         pooling: dict[str, Any] = {"word_embedding_dimension": dimension}
         pooling |= {f"pooling_mode_{key}": name == self.pooling for name, key in POOLING_NAMES.items()}
-        _write_json(folder / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
+        write_json(folder / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
         if self.normalize:
             (folder / "2_Normalize").mkdir(exist_ok=True)
-            _write_json(folder / "2_Normalize" / "config.json", {})
+            write_json(folder / "2_Normalize" / "config.json", {})
         prompts = {"query": self.query_prompt, "document": self.passage_prompt}
-        _write_json(
+        write_json(
             folder / "config_sentence_transformers.json",
             {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
         )
@@ -371,8 +372,3 @@ def _pooling(config: dict[str, Any], name: str) -> str:
             f"--model_name_or_path {name}: its pooling ({', '.join(modes)}) is not one of mean, cls, last_token"
         )
     return known[modes[0]]
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

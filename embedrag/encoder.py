@@ -10,21 +10,14 @@ Dimensions: n texts, D components, m texts of a chunk.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedrag.backbone import load_backbone, quantization_config
-from embedrag.contract import Base, Contract, TextTokenizer, describe_base, load_tokenizer, read_contract
-from embedrag.device import pick_device, pick_dtype
-from embedrag.errors import UserError
+from embedrag.contract import Contract, TextTokenizer
 from embedrag.pooling import POOLING
 from embedrag.tokens import TokenBatch
 
@@ -161,67 +154,3 @@ class Encoder(nn.Module):
         if self.dtype not in (torch.bfloat16, torch.float16):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
-
-
-def load_encoder(name: str, device: str = "auto", dtype: str = "float32") -> Encoder:
-    """Open a model for encoding: a trained folder, an adapter folder with its base, or any base model.
-
-    Args:
-        name: folder or hub id. An adapter folder names its base; a QLoRA adapter gets it quantised as in training.
-        device: `auto`, `cuda`, `mps` or `cpu`.
-        dtype: of the computation.
-
-    Raises:
-        UserError: when it, or its base, can't be read.
-    """
-    where = pick_device(device)
-    precision = pick_dtype(dtype, where)
-    folder = Path(name).expanduser()
-    settings = _settings(folder)
-    adapter = folder / "adapter_config.json"
-    base_name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.exists() else name
-    base = describe_base(base_name)
-    contract = _contract(base, folder, settings) if settings else base.contract or _family_contract(base)
-    tokenizer = load_tokenizer(replace(base, name=str(folder), subfolder="") if adapter.exists() else base, contract)
-    quantization = None
-    if adapter.exists() and "quantization" in settings:
-        stored = settings["quantization"]
-        quantization = quantization_config(stored["bits"], stored["double_quantization"], torch.bfloat16)
-    backbone = load_backbone(base, precision, where, quantization)
-    if adapter.exists():
-        from peft import PeftModel
-
-        backbone = PeftModel.from_pretrained(backbone, str(folder))
-    return Encoder(backbone, tokenizer, contract, precision).eval()
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """training_config.json of a folder that a run wrote; empty for any other model."""
-    path = folder / "training_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path}: not JSON; the model folder is damaged") from None
-    return settings
-
-
-def _contract(base: Base, folder: Path, settings: dict[str, Any]) -> Contract:
-    """The contract a run wrote: sentence-transformers knows one length, training_config.json both."""
-    own = read_contract(str(folder)) or base.contract or _family_contract(base)
-    return replace(
-        own,
-        query_max_len=int(settings.get("query_max_len", own.query_max_len)),
-        passage_max_len=int(settings.get("passage_max_len", own.passage_max_len)),
-    )
-
-
-def _family_contract(base: Base) -> Contract:
-    contract = Contract(pooling="last_token" if base.is_decoder else "mean")
-    limit = base.position_limit or contract.passage_max_len
-    return replace(
-        contract,
-        query_max_len=min(limit, contract.query_max_len),
-        passage_max_len=min(limit, contract.passage_max_len),
-    )

@@ -17,11 +17,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from embedrag.config import EvaluateOptions
-from embedrag.encoder import Encoder, load_encoder
+from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.files import write_atomic
 from embedrag.logs import say
 from embedrag.metrics import METRICS
+from embedrag.saved import load_encoder
 
 BLOCK = 4096
 RESAMPLES = 10_000

@@ -38,7 +38,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         old = temporary.with_name(f"{temporary.name}.old")
         if target.exists():
             target.rename(old)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
         _flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
@@ -53,6 +58,12 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.write_text(text + "\n", encoding="utf-8")
     _flush(temporary)
     temporary.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON into a folder that is itself still temporary; makes the folder above it."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

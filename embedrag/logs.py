@@ -18,6 +18,8 @@ from typing import Any
 from embedrag.errors import UserError
 from embedrag.files import write_atomic
 
+NOT_FINITE = (float("inf"), float("-inf"))
+
 
 def say(line: str) -> None:
     """A line for the user."""
@@ -43,7 +45,7 @@ class RunLog:
         self._folder = folder
         self._args, self._info = training_args, model_info
         self._start = time.monotonic()
-        self._epochs: list[dict[str, Any]] = []
+        self.epochs: list[dict[str, Any]] = []
         self._end_time: str | None = None
         self._summary: dict[str, Any] | None = None
         self._steps = 0
@@ -56,7 +58,8 @@ class RunLog:
         self._append(text)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Log one optimizer step."""
+        """Log one optimizer step; a number that is not finite (float16's overflow) is written as null."""
+        row = {name: None if value in NOT_FINITE or value != value else value for name, value in row.items()}
         self._append((",\n" if self._steps else "\n") + json.dumps(row))
         self._steps += 1
         self._last = row["loss"]
@@ -64,9 +67,9 @@ class RunLog:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Log the end of an epoch."""
-        self._epochs.append(row)
+        self.epochs.append(row)
         self._append("")
-        losses = [{"epoch": item["epoch"], "loss": item["avg_loss"]} for item in self._epochs]
+        losses = [{"epoch": item["epoch"], "loss": item["avg_loss"]} for item in self.epochs]
         write_atomic(self._folder / "training_losses.json", json.dumps(losses, indent=2))
 
     def finish(self, completed: bool) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class RunLog:
         self._end_time = now()
         self._summary = {
             "total_training_time": seconds,
-            "total_epochs": len(self._epochs),
+            "total_epochs": len(self.epochs),
             "total_steps": self._steps,
             "final_loss": self._last if self._steps else None,
             "best_loss": self._best if self._steps else None,
@@ -94,14 +97,14 @@ class RunLog:
             "model_info": self._info,
             "training_args": self._args,
             "performance_summary": self._summary,
-            "loss_progression": [item["avg_loss"] for item in self._epochs],
+            "loss_progression": [item["avg_loss"] for item in self.epochs],
         }
         text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
         write_atomic(self._folder / "training_summary_report.json", text)
         return self._summary
 
     def _append(self, text: str) -> None:
-        tail = {"epoch_logs": self._epochs, "training_end_time": self._end_time, "training_summary": self._summary}
+        tail = {"epoch_logs": self.epochs, "training_end_time": self._end_time, "training_summary": self._summary}
         body = text.encode()
         os.pwrite(self._file, body + b"\n], " + json.dumps(tail).encode()[1:] + b"\n", self._position)
         self._position += len(body)

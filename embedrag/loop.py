@@ -12,17 +12,19 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from tabulate import tabulate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from embedrag.checkpoint import clear_output_dir, save_model
-from embedrag.config import TrainOptions
+from embedrag.config import MergeOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
 from embedrag.errors import RunError
 from embedrag.files import write_atomic
@@ -47,7 +49,26 @@ def train(options: TrainOptions) -> int:
     clear_output_dir(run.output_dir)
     run.output_dir.mkdir(parents=True, exist_ok=True)
     Trainer(run).train()
+    if options.merge and options.finetune_type == "full":
+        say("merge: a full fine-tune has no adapter; final/ is the model")
+    elif options.merge:
+        adapter, base = run.output_dir / "final", run.options.model_name_or_path
+        del run
+        _merge(adapter, base, options.trust_remote_code)
     return 0
+
+
+def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
+    from embedrag.merge import run
+
+    run(
+        MergeOptions(
+            base_model_path=base,
+            lora_adapter_path=str(adapter),
+            output_path=str(adapter.with_name("merged")),
+            trust_remote_code=trust_remote_code,
+        )
+    )
 
 
 class Batches(Dataset[Batch]):
@@ -225,7 +246,11 @@ class Trainer:
         )
 
     def _save(self, name: str) -> None:
-        save_model(self.run.step.encoder, self.run.settings, self.run.output_dir / name)
+        run = self.run
+        rows = [[row["epoch"], f"{row['avg_loss']:.4f}", f"{row['epoch_duration']:.0f}"] for row in self.log.epochs]
+        results = tabulate(rows, ["epoch", "mean loss", "seconds"], "github", disable_numparse=True)
+        base = self.options.model_name_or_path
+        save_model(run.step.encoder, base, run.settings, run.probes, results, run.output_dir / name)
 
     def _track(self, row: dict[str, Any]) -> None:
         names = ("loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")

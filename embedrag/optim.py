@@ -60,7 +60,7 @@ def build_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float)
 
 def warmup_steps(total_steps: int, warmup_proportion: float) -> int:
     """Optimizer steps in which the rate rises."""
-    return math.ceil(total_steps * warmup_proportion)
+    return math.ceil(round(total_steps * warmup_proportion, 6))
 
 
 def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int) -> LambdaLR:

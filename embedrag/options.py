@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,23 @@ DESCRIPTIVE_KEYS = {"environment", "quantization"}
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+class _Value(argparse.Action):
+    """Keep a value as text; two names of one option with different values are an error."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Called by argparse for each flag."""
+        earlier = self.__dict__.setdefault("given", (option_string, values))
+        if earlier[0] != option_string and earlier[1] != values:
+            parser.error(f"{earlier[0]} {earlier[1]} and {option_string} {values} are the same option")
+        setattr(namespace, self.dest, values)
 
 
 def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, config_file: bool = False) -> Model:
@@ -63,6 +81,7 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
         options = cls.model_validate(values)
     except ValidationError as error:
         problems += [_describe(cls, dict(detail), places) for detail in error.errors()]
+        problems += _contradictions(cls, values, error)
     if problems:
         raise UserError("\n".join(problems))
     return options
@@ -76,6 +95,7 @@ def build_parser(cls: type[Options], prog: str, description: str, config_file: b
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )
+    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")  # its own knows no -1e-4
     if config_file:
         parser.add_argument("--config", metavar="FILE", help="JSON file of options, flat or nested; flags win over it")
     groups: dict[str, argparse._ArgumentGroup] = {}
@@ -88,7 +108,7 @@ def build_parser(cls: type[Options], prog: str, description: str, config_file: b
         elif field.annotation is bool:
             arguments |= {"nargs": "?", "const": "true"}
         flags = [f"--{flag}" for flag in (name, *meta["aliases"])]
-        group.add_argument(*flags, dest=name, **arguments)
+        group.add_argument(*flags, dest=name, action=_Value, **arguments)
     return parser
 
 
@@ -113,6 +133,8 @@ def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any
         raise UserError(f"--config {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"--config {path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"--config {path}: nested too deeply, or a number too long, to be read") from None
     if not isinstance(data, dict):
         raise UserError(f"--config {path}: must hold one JSON object {{…}}, not a {type(data).__name__}")
     keys = config_keys(cls)
@@ -171,12 +193,13 @@ def _leaves(data: dict[str, Any], keys: dict[str, str], prefix: str = "") -> Ite
 
 
 def _unknown_flags(cls: type[Options], rest: list[str]) -> Iterator[str]:
-    flags = [f"--{key}" for key in config_keys(cls) if "." not in key]
+    flags = [flag for name, field in cls.model_fields.items() for flag in (name, *extra(field)["aliases"])]
     previous_unknown = False
     for word in rest:
         if word.startswith("--"):
             flag = word.split("=")[0]
-            yield f"unknown flag {flag}{near_miss(flag, flags)}"
+            hint = near_miss(flag.lstrip("-"), ["config", *flags]).replace("mean ", "mean --")
+            yield f"unknown flag {flag}{hint}"
             previous_unknown = True
         elif not previous_unknown:
             yield f"unexpected word {word!r}; every value follows its flag"
@@ -195,6 +218,17 @@ def _describe(cls: type[Options], detail: dict[str, Any], places: dict[str, str]
     message = f"must be one of {', '.join(choices)}" if choices else str(detail["msg"]).replace("Input should", "must")
     value = detail["input"]
     return f"{places.get(name, name)} {value!r}: {message}{near_miss(str(value), choices)}"
+
+
+def _contradictions(cls: type[Options], values: dict[str, Any], error: ValidationError) -> list[str]:
+    """Checks between options run only when every option is right by itself; run them without the wrong ones."""
+    bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+    required = {name for name, field in cls.model_fields.items() if field.is_required()}
+    try:
+        cls.model_validate({**dict.fromkeys(required, "1"), **{k: v for k, v in values.items() if k not in bad}})
+    except ValidationError as second:
+        return [_describe(cls, dict(detail), {}) for detail in second.errors() if not detail["loc"] and bad]
+    return []
 
 
 def _holds(field: FieldInfo, kind: type) -> bool:

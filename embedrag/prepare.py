@@ -14,13 +14,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from embedrag import __version__
-from embedrag.backbone import check_bitsandbytes, parameter_counts, trainable_backbone, without_gradient
+from embedrag.backbone import (
+    check_bitsandbytes,
+    parameter_counts,
+    stored_dtype,
+    trainable_backbone,
+    unquantized_layers,
+    without_gradient,
+)
 from embedrag.checkpoint import check_output_dir
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, Contract, check_local_path, describe_base, load_tokenizer, settle
@@ -29,12 +37,14 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
-from embedrag.records import local_files
+from embedrag.records import local_files, read_records
 from embedrag.sampling import make_batch
 from embedrag.step import ContrastiveStep
-from embedrag.tokens import TokenBatch, TokenStore, open_store
+from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
+from embedrag.verify import choose_probes
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
+PROBED_ROWS = 200
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 
 
@@ -51,6 +61,7 @@ class Run:
         dtype: precision of the computation.
         model_info: block of that name in the logs.
         settings: content of training_config.json.
+        probes: (role, text) pairs that a merge is proved with.
     """
 
     options: TrainOptions
@@ -61,6 +72,7 @@ class Run:
     dtype: torch.dtype
     model_info: dict[str, Any]
     settings: dict[str, Any]
+    probes: list[tuple[str, str]]
 
 
 def prepare(options: TrainOptions) -> Run:
@@ -100,7 +112,8 @@ def prepare(options: TrainOptions) -> Run:
         device=device,
         dtype=dtype,
         model_info=info,
-        settings=_settings(options),
+        settings=_settings(options, backbone, dtype),
+        probes=_probes(options),
     )
 
 
@@ -199,6 +212,11 @@ def _check_gradients(encoder: Encoder, store: TokenStore, options: TrainOptions)
         say(f"model: {len(idle)} weights that the vectors do not use are frozen: {', '.join(idle[:4])}")
 
 
+def _probes(options: TrainOptions) -> list[tuple[str, str]]:
+    records = islice(read_records(options.train_dataset or [], options.stream), PROBED_ROWS)
+    return choose_probes([pair for _, record in records for pair in record_texts(record)])
+
+
 def _seed(seed: int) -> None:
     from transformers import set_seed
 
@@ -251,7 +269,7 @@ def _contract_options(contract: Contract) -> dict[str, Any]:
     }
 
 
-def _settings(options: TrainOptions) -> dict[str, Any]:
+def _settings(options: TrainOptions, backbone: torch.nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     """Content of training_config.json: all options (it can be given to --config again), versions, quantisation."""
     versions = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
     settings: dict[str, Any] = options.model_dump()
@@ -262,5 +280,7 @@ def _settings(options: TrainOptions) -> dict[str, Any]:
             "quant_type": "nf4" if options.quantization_bits == 4 else "int8",
             "double_quantization": options.double_quantization,
             "compute_dtype": "bfloat16",
+            "storage_dtype": str(stored_dtype(options.finetune_type, dtype)).removeprefix("torch."),
+            "skipped_layers": unquantized_layers(backbone),
         }
     return settings

@@ -10,6 +10,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,25 @@ def read_records(sources: Sequence[str], stream: bool = False) -> Iterator[tuple
     """
     problems: list[str] = []
     count = 0
-    for source in sources:
-        for place, row in _rows(source, stream):
+    rows = (pair for source in sources for pair in _rows(source, stream))
+    while len(problems) < MAX_ERRORS:
+        try:
+            place, row = next(rows)
             count += 1
-            try:
-                if isinstance(row, RowError):
-                    raise row
-                yield place, parse_row(row)
-            except RowError as error:
-                problems.append(f"{place}: {error}")
-                if len(problems) == MAX_ERRORS:
-                    raise UserError("\n".join([*problems, "… further rows were not looked at"])) from None
+            if isinstance(row, RowError):
+                raise row
+            record = parse_row(row)
+        except StopIteration:
+            break
+        except RowError as error:
+            problems.append(f"{place}: {error}")
+            continue
+        except UserError as error:  # the file can't be read on
+            problems.append(str(error))
+            break
+        yield place, record
+    if len(problems) == MAX_ERRORS:
+        problems.append("… further rows were not looked at")
     if problems:
         raise UserError("\n".join(problems))
     if not count:
@@ -123,15 +132,15 @@ def local_files(source: str) -> list[Path]:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix not in FILE_SUFFIXES:
+        if path.suffix.lower() not in FILE_SUFFIXES:
             raise UserError(f"--train_dataset {source}: unknown file type; accepted are {', '.join(FILE_SUFFIXES)}")
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in FILE_SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in FILE_SUFFIXES)
         if not files:
             raise UserError(f"--train_dataset {source}: no {', '.join(FILE_SUFFIXES)} file in this folder")
         return files
-    if path.suffix in FILE_SUFFIXES or source.count("/") != 1 or source.startswith((".", "~", "/")):
+    if path.suffix.lower() in FILE_SUFFIXES or source.count("/") != 1 or source.startswith((".", "~", "/")):
         raise UserError(
             f"--train_dataset {source}: no such file; give a path that exists, or a hub id such as owner/name"
         )
@@ -143,15 +152,16 @@ def _rows(source: str, stream: bool) -> Iterator[tuple[str, Any]]:
     if not files:
         yield from _hub_rows(source, stream)
     for path in files:
-        if path.suffix == ".parquet":
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
             yield from _parquet_rows(path)
-        elif path.suffix in TABLE_SUFFIXES:
-            yield from _table_rows(path, TABLE_SUFFIXES[path.suffix])
+        elif suffix in TABLE_SUFFIXES:
+            yield from _table_rows(path, TABLE_SUFFIXES[suffix])
         else:
             yield from _json_rows(path)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, without a byte-order mark; one line in memory."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -165,7 +175,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         text = line.strip()
         if not text:
             continue
@@ -177,70 +187,104 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path}:{number}", json.loads(text)
         except json.JSONDecodeError as error:
             yield f"{path}:{number}", RowError(f"not JSON ({error.msg}, column {error.colno})")
-        except RecursionError:
-            yield f"{path}:{number}", RowError("nested too deeply")
+        except (RecursionError, ValueError):
+            yield f"{path}:{number}", RowError("nested too deeply, or a number too long, to be read")
 
 
 def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    reader = csv.DictReader((line for _, line in numbered_lines(path)), delimiter=delimiter, strict=True)
+    columns = list(reader.fieldnames or [])
+    doubled = sorted({name for name in columns if columns.count(name) > 1})
+    if doubled:
+        raise UserError(f"{path}:1: the column {', '.join(doubled)} occurs twice; rename or join them")
     while True:
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); check the quotes") from None
+            line = reader.reader.line_num
+            raise UserError(f"{path}:{line}: not a readable table ({error}); check the quotes") from None
         place = f"{path}:{reader.line_num}"
         if None in row:
             yield place, RowError(f"more cells than the header has columns ({len(reader.fieldnames or [])})")
         else:
-            yield place, {key: _cell(value) for key, value in row.items()}
+            try:
+                yield place, {key: _cell(value) for key, value in row.items()}
+            except RowError as error:
+                yield place, error
 
 
 def _cell(value: str | None) -> Any:
-    """A table cell: a JSON list where it reads as one, nothing where it is empty, else the text."""
+    """A table cell: a JSON list of texts where it reads as one, nothing where it is empty, else the text.
+
+    Raises:
+        RowError: for a list as Python or numpy print it, which would be trained on brackets and all.
+    """
     if not value:
         return None
-    if value.startswith("[") and value.endswith("]"):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
+    if not (value.startswith("[") and value.endswith("]")):
+        return value
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        if value.startswith(("['", '["')):
+            raise RowError(f'the cell {value[:40]!r}… is no JSON list; write it as ["a", "b"]') from None
+        return value
+    return items if all(isinstance(item, str) for item in items) else value
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"--train_dataset {path}: not a readable Parquet file ({error})") from None
     number = 0
-    for batch in file.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}:{number}", row
-
-
-def _hub_rows(source: str, stream: bool) -> Iterator[tuple[str, Any]]:
-    from datasets import load_dataset
-
     try:
-        data = load_dataset(source, split="train", streaming=stream)
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:{number}", row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable Parquet file behind row {number} ({error})") from None
+
+
+def hub_fingerprint(source: str) -> str:
+    """Changes when a hub data set changes.
+
+    Raises:
+        UserError: when the hub does not give it.
+    """
+    from datasets import load_dataset_builder
+
+    with _hub_errors(source):
+        return str(load_dataset_builder(source).hash)
+
+
+@contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub client raises many kinds; all mean that the name can't be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"--train_dataset {source}: neither a file here nor a data set that the hub gives ({reason})"
         ) from None
+
+
+def _hub_rows(source: str, stream: bool) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    with _hub_errors(source):
+        data = load_dataset(source, split="train", streaming=stream)
     for number, row in enumerate(data, 1):
         yield f"{source}:{number}", dict(row)
 
 
 def _only_key(row: dict[str, Any], keys: tuple[str, ...], needed: str | None) -> str:
     present = [key for key in keys if key in row]
+    if len(present) > 1:  # tables that mix shapes have all columns, empty where a row does not use them
+        present = [key for key in present if row[key] not in (None, "", [])] or present[:1]
     if len(present) > 1:
         raise RowError(f"has both {present[0]} and {present[1]}; keep one of them")
     if not present and needed:

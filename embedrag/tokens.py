@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from embedrag.errors import UserError
-from embedrag.records import Record, local_files, read_records
+from embedrag.records import Record, hub_fingerprint, local_files, read_records
 
 FORMAT = 1
 TEXTS_PER_CALL = 2048
@@ -206,7 +206,8 @@ class _Index:
     report: dict[str, Any]
 
 
-def _texts(record: Record) -> Iterator[tuple[str, str]]:
+def record_texts(record: Record) -> Iterator[tuple[str, str]]:
+    """(role, text) of a row: query, positives, negatives."""
     yield QUERY, record.query
     for text in (*record.pos, *record.neg):
         yield PASSAGE, text
@@ -220,7 +221,7 @@ def _index(sources: Sequence[str], stream: bool) -> _Index:
     dropped: list[str] = []
     dropped_count = 0
     for place, record in read_records(sources, stream):
-        for role, text in _texts(record):
+        for role, text in record_texts(record):
             digest = hashlib.blake2b(text.encode(), digest_size=8, person=role.encode()).digest()
             hashes.append(int.from_bytes(digest, "little"))
         offsets.append(len(hashes))
@@ -255,16 +256,12 @@ def _index(sources: Sequence[str], stream: bool) -> _Index:
 
 def _write(folder: Path, sources: Sequence[str], stream: bool, index: _Index, tokenize: Tokenize) -> None:
     lengths = array("q", [0])
-    occurrences = (pair for _, record in read_records(sources, stream) for pair in _texts(record))
-    firsts = (pair for pair, first in zip(occurrences, index.is_first, strict=True) if first)
-    try:
-        with (folder / "token_ids.bin").open("wb") as file:
-            while part := list(islice(firsts, TEXTS_PER_CALL)):
-                for ids in _tokenize_pairs(part, tokenize):
-                    lengths.append(len(ids))
-                    file.write(np.asarray(ids, np.int32).tobytes())
-    except ValueError as error:
-        raise UserError(f"{', '.join(sources)}: the data changed while it was read ({error}); start again") from None
+    firsts = _first_occurrences(sources, stream, index)
+    with (folder / "token_ids.bin").open("wb") as file:
+        while part := list(islice(firsts, TEXTS_PER_CALL)):
+            for ids in _tokenize_pairs(part, tokenize):
+                lengths.append(len(ids))
+                file.write(np.asarray(ids, np.int32).tobytes())
     known_offsets, known = _known_positives(index)
     arrays = {
         "text_offsets": np.cumsum(np.array(lengths)),
@@ -280,6 +277,18 @@ def _write(folder: Path, sources: Sequence[str], stream: bool, index: _Index, to
         np.save(folder / f"{name}.npy", values)
     meta = {"sources": index.sources, "report": index.report}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+
+
+def _first_occurrences(sources: Sequence[str], stream: bool, index: _Index) -> Iterator[tuple[str, str]]:
+    """Second pass: each different (role, text) where it first occurs."""
+    occurrences = (pair for _, record in read_records(sources, stream) for pair in record_texts(record))
+    position = 0
+    for pair in occurrences:
+        if position < len(index.is_first) and index.is_first[position]:
+            yield pair
+        position += 1
+    if position != len(index.is_first):
+        raise UserError(f"{', '.join(sources)}: the data changed while it was read; start again")
 
 
 def _tokenize_pairs(pairs: list[tuple[str, str]], tokenize: Tokenize) -> list[list[int]]:
@@ -324,9 +333,7 @@ def _fingerprint(sources: Sequence[str], tokenize_key: str, stream: bool) -> str
         if not files and stream:
             return None
         if not files:
-            from datasets import load_dataset_builder
-
-            digest.update(f"{source}@{load_dataset_builder(source).hash}".encode())
+            digest.update(f"{source}@{hub_fingerprint(source)}".encode())
         for path in files:
             digest.update(f"{path}|".encode())
             with path.open("rb") as file:

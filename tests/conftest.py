@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A slow disk or a busy core is no failure of the code.
+settings.register_profile("embedrag", deadline=None)
+settings.load_profile("embedrag")
 
 Rows = list[dict[str, Any]]
 NEGATIVES = (0, 2, 9)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from embedrag.encoder import load_encoder, plan_chunks
+from embedrag.encoder import plan_chunks
 from embedrag.pooling import POOLING
+from embedrag.saved import load_encoder
 from embedrag.tokens import TokenBatch
 from tests.reference import cosine_distance, pool_loop
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
 from embedrag.errors import RunError, UserError
-from embedrag.files import atomic_folder, write_atomic
+from embedrag.files import atomic_folder, write_atomic, write_lines
 
 
 @pytest.fixture(params=[False, True], ids=["new", "replaces"])
@@ -30,6 +31,8 @@ def test_block_that_ends_well_gives_the_new_folder_and_nothing_else(target) -> N
     with atomic_folder(target) as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "new.txt").write_text("new")
+        inode = folder.stat().st_ino
+    assert target.stat().st_ino == inode, "renamed, not copied"
     assert tree(target.parent) == {"final/deep/new.txt": "new"}
     assert [path.name for path in target.parent.iterdir()] == ["final"]
 
@@ -68,7 +71,6 @@ def test_parent_that_can_not_be_made_is_told(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"file": "in the way"}
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the old folder was moved away already and is not moved back")
 def test_rename_that_fails_at_the_end_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, real = tmp_path / "final", Path.rename
     target.mkdir()
@@ -110,3 +112,10 @@ def test_small_file_that_can_not_be_written_stays_as_it_was(tmp_path: Path, monk
     with pytest.raises((OSError, RunError)):
         write_atomic(path, "new")
     assert path.read_text() == "old\n"
+
+
+def test_rows_are_written_one_a_line_into_a_new_folder(tmp_path: Path) -> None:
+    rows = [{"query": "개\u2028\n"}, {"pos": ["a", "b"]}]
+    write_lines(tmp_path / "new" / "rows.jsonl", (row for row in rows))
+    lines = (tmp_path / "new" / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == rows and lines[-1] == ""

@@ -103,7 +103,7 @@ def test_decay_shrinks_matrices_alone_when_there_is_no_gradient(name) -> None:
 def test_rate_rises_to_the_peak_at_the_end_of_warmup_and_falls_near_zero(total, warmup) -> None:
     used = rates(total, warmup, peak=0.5)
     assert used[0] > 0
-    assert max(used) == (pytest.approx(0.5) if not warmup else 0.5)
+    assert 0.98 * 0.5 < max(used) == used[max(0, warmup - 1)] <= 0.5
     if warmup:
         assert used[warmup - 1] == 0.5
         assert used[:warmup] == pytest.approx([0.5 * (step + 1) / warmup for step in range(warmup)])
@@ -136,6 +136,5 @@ def test_warmup_is_a_share_of_the_optimizer_steps_rounded_up(total, share, expec
     assert warmup_steps(total, share) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="bug: 100 * 0.07 is 7.000000000000001, so ceil gives 8")
 def test_warmup_of_a_whole_number_of_steps_is_that_number() -> None:
     assert [warmup_steps(total, 0.07) for total in (100, 200, 300)] == [7, 14, 21]

@@ -168,7 +168,6 @@ def test_two_spellings_in_a_file_must_have_one_value(second, config) -> None:
     assert train_options(*REQUIRED, "--config", config({"lr": 0.2} | second)).lr == 0.2
 
 
-@pytest.mark.xfail(strict=True, reason="bug: of --lr 0.1 --learning_rate 0.2 the last one wins without a word")
 def test_two_spellings_on_the_command_line_must_have_one_value() -> None:
     assert problems(*REQUIRED, "--lr", "0.1", "--learning_rate", "0.2")
 
@@ -358,7 +357,6 @@ def test_file_that_is_missing_or_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"seed": ' + "1" * 5000 + "}"], ids=["deep", "long number"])
-@pytest.mark.xfail(strict=True, reason="bug: RecursionError or ValueError of json.loads ends in a traceback")
 def test_file_that_json_refuses_for_its_size_is_a_user_error(content, config) -> None:
     assert problems(*REQUIRED, "--config", config(content))
 
@@ -376,39 +374,32 @@ def test_all_contradictions_are_told_together() -> None:
     assert "--use_cpu" in text and "--candidates hard" in text
 
 
-@pytest.mark.xfail(strict=True, reason="bug: contradictions stay untold while a single value is bad")
 def test_contradiction_is_told_beside_a_bad_value() -> None:
     text = "\n".join(problems(*REQUIRED, "--use_cpu", "--device", "cuda", "--temperature", "0"))
     assert "--temperature" in text and "--use_cpu" in text
 
 
-@pytest.mark.xfail(strict=True, reason="bug: --config is not among the flags that a near miss is looked for in")
 def test_misspelled_config_flag_is_told_as_near_miss() -> None:
     assert "did you mean --config?" in problems(*REQUIRED, "--confg", "x.json")[0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: keys of the nested file are suggested as flags")
 def test_nested_key_as_flag_is_not_suggested_to_itself() -> None:
     assert "did you mean --model_id?" not in problems(*REQUIRED, "--model_id", "x")[0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: argparse takes -1e-4 for a flag; only -0.0001 gets the right message")
 def test_negative_number_in_scientific_form_is_a_bad_value() -> None:
     assert "greater than 0" in problems(*REQUIRED, "--lr", "-1e-4")[0]
 
 
 @pytest.mark.parametrize("key", ["batch_size", "seed"])
-@pytest.mark.xfail(strict=True, reason="bug: true is taken for the number 1")
 def test_truth_value_in_a_file_is_no_number(key, config) -> None:
     assert problems("--config", config({"output_dir": "o", "batch_size": 4} | {key: True}))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: numpy takes seeds below 2**32 only; set_seed crashes after tokenising")
 def test_seed_that_numpy_refuses_is_refused_here() -> None:
     assert problems(*REQUIRED, "--seed", str(2**32))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: --k 0 divides by zero after everything was encoded")
 def test_cut_off_below_one_is_refused() -> None:
     with pytest.raises(UserError):
         parse(EvaluateOptions, ["--model", "m", "--data", "d", "--k", "0"], "evaluate", "")

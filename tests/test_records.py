@@ -344,7 +344,6 @@ def test_unknown_file_type_and_folder_without_data_are_named(tmp_path: Path, wri
 # Known bugs
 
 
-@pytest.mark.xfail(strict=True, reason="bug: json.loads raises ValueError for 5000 digits, which ends in a traceback")
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_very_long_number_is_a_bad_row(name, write) -> None:
     number = "1" * 5000
@@ -352,14 +351,12 @@ def test_very_long_number_is_a_bad_row(name, write) -> None:
     assert "rows" in problems(write(content, name))[0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a folder named x.jsonl inside the data folder ends in a traceback")
 def test_folder_named_like_a_file_is_passed_over(tmp_path: Path, write) -> None:
     (tmp_path / "a.jsonl").mkdir()
     write(GOOD, "b.jsonl")
     assert texts(tmp_path) == [("q", ("p",), ("n",))]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: damage behind the Parquet footer ends in a traceback")
 def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -370,31 +367,26 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     assert str(path) in problems(path)[0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the repr of a Python list, as pandas writes it, becomes one long text")
 @pytest.mark.parametrize("cell", ["['a', 'b']", "['a' 'b']"])
 def test_table_cell_with_a_python_list_is_not_taken_for_a_text(cell, write) -> None:
     assert "rows.csv:2" in problems(write(f'query,pos\nq,"{cell}"\n', "rows.csv"))[0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a text that happens to be a JSON list of numbers is refused")
 @pytest.mark.parametrize("cell", ["[1]", "[2024]"])
 def test_table_cell_in_brackets_that_holds_no_texts_is_a_text(cell, write) -> None:
     assert texts(write(f"query,pos\n{cell},p\n", "rows.csv")) == [(cell, ("p",), ())]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: DictReader.line_num is that of the last good row; the inner reader knows")
 @pytest.mark.parametrize("row", ['c,"d', 'c,"d"x'])
 def test_table_with_broken_quotes_is_named_by_the_broken_line(row, write) -> None:
     path = write(f"query,pos\na,b\n{row}\n", "rows.csv")
     assert problems(path)[0].startswith(f"{path}:3: not a readable table")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: of two columns of one name the first is lost without a word")
 def test_table_with_two_columns_of_one_name_is_refused(write) -> None:
     assert "neg" in problems(write("query,pos,neg,neg\nq,p,n,m\n", "rows.csv"))[0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: bad rows found before the line that is not UTF-8 are forgotten")
 def test_bad_row_before_a_line_that_is_not_utf8_is_told_too(write) -> None:
     assert len(problems(write(b'{"query": ""}\n\xff\n'))) == 2
 

@@ -245,7 +245,6 @@ def test_file_that_grows_or_shrinks_while_it_is_read_is_told_and_leaves_nothing(
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="bug: any ValueError of the tokenizer is told as changed data")
 def test_value_error_of_the_tokenizer_is_not_told_as_changed_data(rows, write_jsonl, cache) -> None:
     def fail(role: str, texts: Sequence[str]) -> list[list[int]]:
         raise ValueError("no such role")
@@ -260,7 +259,6 @@ def test_cache_that_can_not_be_written_is_named(rows, write_jsonl) -> None:
         open_store([str(path)], Tokenizer(), "key", path / "cache")
 
 
-@pytest.mark.xfail(strict=True, raises=ConnectionError, reason="bug: _fingerprint asks the hub outside of any try")
 def test_hub_id_that_the_hub_does_not_give_is_named(cache) -> None:
     with pytest.raises(UserError, match="--train_dataset owner/no-such-set"):
         open_store(["owner/no-such-set"], unusable, "key", cache)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from embedrag.cli import main
-from embedrag.encoder import load_encoder
+from embedrag.saved import load_encoder
 
 KINDS = {
     "full": ["--finetune_type", "full", "--lr", "1e-3"],

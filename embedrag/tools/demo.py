@@ -15,12 +15,12 @@ from typing import Any
 
 from embedrag.config import DemoOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
-from embedrag.encoder import load_encoder
 from embedrag.errors import UserError
 from embedrag.evaluate import comparison, load_beir, score, table
 from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
 from embedrag.loop import train
+from embedrag.saved import load_encoder
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 
 PAIRS = 4000

@@ -1,0 +1,199 @@
+"""A LoRA adapter as files: which layers it changes, and by how much.
+
+Reads peft's format, the older one whose keys start with `model.base_model.model.`, and adapters trained through
+AutoModel or through AutoModelForCausalLM. What can't be merged exactly is refused by name, never skipped.
+
+Dimensions: r rank, i inputs, o outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from embedrag.errors import UserError
+from embedrag.names import match_names
+from embedrag.tensorfile import TensorFile
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+PREFIX = re.compile(r"^(?:model\.)?base_model\.model\.")
+FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.[\w-]+)?(?:\.weight)?$")
+# Settings of peft whose adapters are more than W + scale * B A, with what they do.
+INEXACT: dict[str, str] = {
+    "use_dora": "DoRA rescales the merged weight",
+    "lora_bias": "it adds biases to the layers",
+    "layer_replication": "it copies layers",
+    "target_parameters": "it adapts bare parameters, not layers",
+    "trainable_token_indices": "it trains single token vectors",
+    "alora_invocation_tokens": "it acts on some tokens only",
+    "use_bdlora": "it is block-diagonal",
+}
+REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change of one layer's weight: scale * B A.
+
+    Attributes:
+        a: [r, i] float32.
+        b: [o, r] float32.
+        scale: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        transposed: the stored weight is [i, o] (embeddings, GPT-2's layers).
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the weight that it changes."""
+        shape = (self.b.shape[0], self.a.shape[1])
+        return (shape[1], shape[0]) if self.transposed else shape
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the change, float32."""
+        if self.transposed:
+            return self.scale * (self.a[:, start:stop].T @ self.b.T)
+        return self.scale * (self.b[start:stop] @ self.a)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter.
+
+    Attributes:
+        folder: where it is.
+        config: its adapter_config.json; empty when it has none.
+        changes: module path -> change of its weight.
+        replaced: tensor name -> new value (modules_to_save, trained biases).
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    changes: dict[str, LowRank]
+    replaced: dict[str, Tensor]
+
+
+def read_adapter(path: str, lora_alpha: int | None = None) -> Adapter:
+    """Read an adapter folder or file.
+
+    Args:
+        path: folder, or the safetensors file in it.
+        lora_alpha: alpha, used where no adapter_config.json tells it.
+
+    Raises:
+        UserError: when it is missing, damaged, of a kind that can't be merged exactly, or changes nothing.
+    """
+    given = Path(path).expanduser()
+    file = given / WEIGHTS if given.is_dir() else given
+    if not file.is_file():
+        other = file.with_name("adapter_model.bin")
+        hint = "; only safetensors adapters are read, for a pickle can hold any code" if other.exists() else ""
+        raise UserError(f"--lora_adapter_path {path}: no {WEIGHTS} there{hint}")
+    config = _read_config(file.parent / CONFIG)
+    if not config and lora_alpha is None:
+        raise UserError(f"--lora_adapter_path {path}: no {CONFIG} beside it, so give --lora_alpha")
+    reasons = list(_inexact(config))
+    if reasons:
+        raise UserError(
+            "\n".join(f"--lora_adapter_path {path}: can't be merged exactly: {reason}" for reason in reasons)
+        )
+    changes, replaced = _sort(TensorFile(file), config, lora_alpha)
+    if not replaced and not any(bool(change.b.any()) for change in changes.values()):
+        raise UserError(f"--lora_adapter_path {path}: changes nothing (all its B matrices are 0); was it trained?")
+    return Adapter(file.parent, config, changes, replaced)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not JSON; the adapter folder is damaged") from None
+    return config
+
+
+def _inexact(config: dict[str, Any]) -> list[str]:
+    kind = config.get("peft_type", "LORA")
+    reasons = [f"{kind} is no LoRA adapter"] if kind != "LORA" else []
+    reasons += [f"{name} is on ({why})" for name, why in INEXACT.items() if config.get(name)]
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(REWRITING_INITS):
+        reasons.append(f"init_lora_weights {start} changed the base's own weights; convert it with peft first")
+    return reasons
+
+
+def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """Tell A and B factors from replaced tensors."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    embeddings: set[str] = set()
+    replaced: dict[str, Tensor] = {}
+    for key in file.names():
+        name = PREFIX.sub("", key)
+        match = FACTOR.match(name)
+        if match:
+            factors.setdefault(match["module"], {})[match["side"]] = file.rows(key).float()
+            embeddings |= {match["module"]} if match["embedding"] else set()
+        elif "lora_" in name:
+            raise UserError(f"{file.path}: {key} is a part of an adapter that can't be merged exactly")
+        else:
+            replaced[re.sub(r"\.modules_to_save(\.default)?", "", name)] = file.rows(key)
+    changes = {}
+    for module, sides in factors.items():
+        if set(sides) != {"A", "B"} or sides["A"].ndim != 2 or sides["A"].shape[0] != sides["B"].shape[-1]:
+            raise UserError(f"{file.path}: {module} has no matching pair of 2-D A and B matrices")
+        transposed = module in embeddings or bool(config.get("fan_in_fan_out"))
+        rank = sides["A"].shape[0]
+        changes[module] = LowRank(sides["A"], sides["B"], _scale(module, rank, config, alpha), transposed)
+    if not changes and not replaced:
+        raise UserError(f"{file.path}: holds no adapter weights")
+    return changes, replaced
+
+
+def _scale(module: str, rank: int, config: dict[str, Any], given: int | None) -> float:
+    """Alpha over r (or its root), with peft's per-layer patterns: a pattern matches the end of a module's path."""
+    patterns = config.get("alpha_pattern") or {}
+    own = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
+    alpha = own[0] if own else config.get("lora_alpha", given)
+    if alpha is None:
+        raise UserError(f"{CONFIG} has no lora_alpha; give --lora_alpha")
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def targets(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """The base tensor of everything the adapter holds.
+
+    Args:
+        adapter: what is to be merged.
+        shapes: name -> shape of the base's tensors.
+
+    Returns:
+        Tensor name -> key in `adapter.changes` or `adapter.replaced`.
+
+    Raises:
+        UserError: listing what has no target, or one of another shape; nothing was written.
+    """
+    wanted = {module: f"{module}.weight" for module in adapter.changes} | {name: name for name in adapter.replaced}
+    found, missing = match_names(wanted, shapes)
+    remedy = "Is it the base that the adapter was trained on? Nothing was written"
+    if missing:
+        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+        raise UserError(
+            f"{len(missing)} of {len(wanted)} adapter tensors have no target in the base: {shown}. {remedy}"
+        )
+    expected: dict[str, tuple[int, ...]] = {key: change.shape for key, change in adapter.changes.items()}
+    expected |= {key: tuple(value.shape) for key, value in adapter.replaced.items()}
+    wrong = [f"{key} {expected[key]} on {shapes[name]}" for key, name in found.items() if expected[key] != shapes[name]]
+    if wrong:
+        raise UserError(f"{len(wrong)} adapter tensors do not fit the base: {'; '.join(wrong[:4])}. {remedy}")
+    return {name: key for key, name in found.items()}

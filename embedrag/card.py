@@ -1,0 +1,75 @@
+"""The model card: what the folder is, how it was made, how to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+SHOWN = (
+    "finetune_type",
+    "quantization_bits",
+    "train_dataset",
+    "epochs",
+    "batch_size",
+    "lr",
+    "temperature",
+    "neg_nums",
+    "lora_r",
+    "lora_alpha",
+    "pooling",
+    "query_prompt",
+    "passage_prompt",
+    "query_max_len",
+    "passage_max_len",
+)
+
+
+def write_card(
+    folder: Path, base: str, settings: dict[str, Any], merge: dict[str, Any] | None = None, results: str = ""
+) -> None:
+    """Write README.md of a model or adapter folder.
+
+    Args:
+        folder: model folder.
+        base: name of the base model.
+        settings: the run's training_config.json; may be empty for an adapter of another program.
+        merge: content of merge_config.json, for a merged model.
+        results: figures of the training, as Markdown.
+    """
+    rows = [[f"`{name}`", _cell(settings[name])] for name in SHOWN if name in settings]
+    kind = "merged model" if merge else "adapter" if (folder / "adapter_config.json").exists() else "model"
+    parts = [
+        f"---\nbase_model: {base}\nlibrary_name: sentence-transformers\n"
+        "pipeline_tag: sentence-similarity\n"
+        "tags:\n- sentence-transformers\n- feature-extraction\n- embedrag\n---",
+        f"# Text-embedding {kind} on {Path(base).name}\n\n"
+        f"Fine-tuned for retrieval with EmbedRAG. Base model: `{base}`.",
+        "## Load\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+        'model = SentenceTransformer("PATH_OF_THIS_FOLDER")\n'
+        'queries = model.encode_query(["a question"])\ndocuments = model.encode_document(["a passage"])\n```',
+    ]
+    if rows:
+        parts.append("## Settings\n\n" + tabulate(rows, ["setting", "value"], "github", disable_numparse=True))
+    if results:
+        parts.append(f"## Training\n\n{results}")
+    if merge:
+        parts.append(_merge_section(merge))
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _merge_section(merge: dict[str, Any]) -> str:
+    proof = merge["verification"]
+    text = f"## Merge\n\nOnto the {merge['merge_onto']} weights, {merge['training_precision']}."
+    if isinstance(proof, str):
+        return f"{text} Verification: {proof}."
+    found = proof["merged_to_trained"]
+    return (
+        f"{text} {proof['probe_texts']} probe texts, merged model against base + adapter: cosine min "
+        f"{found['min_cosine']:.6f}, mean {found['mean_cosine']:.6f}."
+    )
+
+
+def _cell(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else repr(value) if value == "" else str(value)

@@ -1,0 +1,172 @@
+"""Read and write safetensors files by rows, so that memory is bounded by a block and not by a tensor or a file.
+
+The format is eight bytes of header length, a JSON header of names, types, shapes and offsets, then the bytes. The
+library maps whole files, and mapped pages count as the process's memory; plain reads at known offsets do not.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedrag.errors import UserError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BLOCK_BYTES = 16 << 20
+
+
+class TensorFile:
+    """A safetensors file, read by rows."""
+
+    def __init__(self, path: Path) -> None:
+        """Read and check the header.
+
+        Raises:
+            UserError: when the file is cut off or is no safetensors file.
+        """
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if 8 + length > size:
+                raise UserError(f"{path}: cut off or no safetensors file; fetch it again")
+            try:
+                self._header: dict[str, Any] = json.loads(file.read(length))
+            except ValueError:
+                raise UserError(f"{path}: no safetensors file (its header is not JSON)") from None
+        self._header.pop("__metadata__", None)
+        self._start = 8 + length
+        end = max((entry["data_offsets"][1] for entry in self._header.values()), default=0)
+        if self._start + end != size:
+            raise UserError(
+                f"{path}: {self._start + end:,} bytes announced, {size:,} there; it is damaged, fetch it again"
+            )
+        unknown = {entry["dtype"] for entry in self._header.values()} - set(DTYPES)
+        if unknown:
+            raise UserError(
+                f"{path}: holds {', '.join(sorted(unknown))} weights; a base in float16, bfloat16 or float32 is needed"
+            )
+
+    def names(self) -> list[str]:
+        """Names of the tensors, in the order of the file."""
+        return sorted(self._header, key=lambda name: self._header[name]["data_offsets"][0])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._header[name]["shape"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor."""
+        return DTYPES[self._header[name]["dtype"]]
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of a tensor (all of it by default); a scalar has one row."""
+        shape = self.shape(name)
+        count = shape[0] if shape else 1
+        stop = count if stop is None else stop
+        begin, end = self._header[name]["data_offsets"]
+        row = (end - begin) // max(count, 1)
+        data = bytearray(row * (stop - start))
+        with self.path.open("rb") as file:
+            file.seek(self._start + begin + row * start)
+            file.readinto(data)
+        flat = torch.frombuffer(data, dtype=self.dtype(name)) if data else torch.empty(0, dtype=self.dtype(name))
+        return flat.reshape(stop - start, *shape[1:]) if shape else flat.reshape(())
+
+
+class PickledFile:
+    """A `pytorch_model.bin`, mapped and never unpickled beyond tensors; same interface as `TensorFile`."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file.
+
+        Raises:
+            UserError: when it is damaged, or holds more than tensors.
+        """
+        self.path = path
+        try:
+            self._tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged and for unsafe files
+            raise UserError(f"{path}: can't be read as weights ({str(error).splitlines()[0]})") from None
+
+    def names(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor."""
+        return self._tensors[name].dtype
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) of a tensor."""
+        tensor = self._tensors[name]
+        return tensor[start:stop] if tensor.ndim else tensor
+
+
+def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
+    """Cut the rows of a tensor into [start, stop) pieces of at most about `BLOCK_BYTES` (at least a row each)."""
+    if not shape:
+        return [(0, 1)]
+    row = torch.Size(shape[1:]).numel() * dtype.itemsize
+    step = max(1, BLOCK_BYTES // max(row, 1))
+    return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def write_tensors(
+    path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], parts: Iterable[tuple[str, Tensor]]
+) -> int:
+    """Write a safetensors file whose tensors come in pieces.
+
+    Args:
+        path: file to write.
+        layout: name -> type and shape, in the order of the file.
+        parts: (name, rows) pieces, tensor after tensor in that order, rows from first to last.
+
+    Returns:
+        Bytes of tensors written.
+
+    Raises:
+        ValueError: when the pieces are not exactly the layout.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    written = 0
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, rows in parts:
+            if rows.dtype != layout[name][0] or not header[name]["data_offsets"][0] <= written < offset + 1:
+                raise ValueError(f"{name}: a piece that the layout does not announce")
+            data = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
+            written += file.write(data.data)
+    if written != offset:
+        raise ValueError(f"{path}: {written} bytes written, {offset} announced")
+    return written
