@@ -48,7 +48,7 @@ def save_model(
         extra = {"save_embedding_layers": False} if hasattr(encoder.backbone, "peft_config") else {}
         with quiet():
             encoder.backbone.save_pretrained(folder, **extra)  # type: ignore[operator]
-        encoder.tokenizer.tokenizer.save_pretrained(folder)
+        encoder.tokenizer.save(folder)
         encoder.contract.write(folder, encoder.dimension)
         write_json(folder / SETTINGS, settings)
         write_json(folder / PROBES, probes)

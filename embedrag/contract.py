@@ -239,6 +239,13 @@ class TextTokenizer:
         )["input_ids"]
         return [item or [self.tokenizer.pad_token_id or 0] for item in ids]
 
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, with its padding side (transformers forgets one that was set later) and no fixed cut."""
+        self.tokenizer.init_kwargs["padding_side"] = self.tokenizer.padding_side
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.save_pretrained(folder)
+
     @property
     def key(self) -> str:
         """Changes whenever the ids of some text could change."""

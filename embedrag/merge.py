@@ -177,7 +177,7 @@ def _write_model(plan: Plan, base: Base, root: Path, folder: Path) -> None:
     contract = saved_contract(source, base)
     own_tokenizer = (source / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(replace(base, name=str(source), subfolder="") if own_tokenizer else base, contract)
-    tokenizer.tokenizer.save_pretrained(folder)
+    tokenizer.save(folder)
     contract.write(folder, int(base.config.hidden_size))
     if (source / SETTINGS).is_file():
         shutil.copy(source / SETTINGS, folder)

@@ -37,7 +37,7 @@ def test_options_table_is_that_of_the_code() -> None:
 
 @pytest.mark.slow
 def test_bash_commands_run_in_order(tmp_path: Path) -> None:
-    for name in ("train.py", "embedrag", "datasets", "configs"):
+    for name in ("train.py", "merge.py", "embedrag", "datasets", "configs"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -46,6 +46,8 @@ def test_bash_commands_run_in_order(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "outputs" / "sample" / "final" / "adapter_model.safetensors").exists()
     assert (tmp_path / "outputs" / "again" / "final" / "training_config.json").exists()
+    assert (tmp_path / "outputs" / "queries.npy").stat().st_size > 1000
+    assert (tmp_path / "outputs" / "merged" / "merge_config.json").exists()
     assert (tmp_path / "outputs" / "docs.jsonl").stat().st_size > 1000
 
 
