@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -41,9 +42,13 @@ def describe(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: on the GPU by torch, elsewhere by the process."""
-    if device.type == "cuda":
+def peak_memory_bytes(device: torch.device | None = None) -> int:
+    """Most memory used so far: on the GPU by torch, elsewhere (resident) by the process."""
+    if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # ru_maxrss would start at the size of the process that started this one
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
