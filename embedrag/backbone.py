@@ -20,6 +20,7 @@ from torch import nn
 
 from embedrag.config import TrainOptions
 from embedrag.contract import Base
+from embedrag.dropout import replace_dropout
 from embedrag.errors import UserError
 
 
@@ -172,7 +173,9 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
         bias="none",
     )
     with quiet():
-        return cast(nn.Module, get_peft_model(model, config))
+        adapted = cast(nn.Module, get_peft_model(model, config))
+    replace_dropout(adapted)
+    return adapted
 
 
 def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[str]:

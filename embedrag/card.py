@@ -59,6 +59,13 @@ def write_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def training_section(folder: Path) -> str:
+    """The training figures in the card of an adapter folder; empty when it has none."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return text.partition("## Training\n\n")[2].partition("\n## ")[0].strip()
+
+
 def _merge_section(merge: dict[str, Any]) -> str:
     proof = merge["verification"]
     text = f"## Merge\n\nOnto the {merge['merge_onto']} weights, {merge['training_precision']}."

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from embedrag import __version__
 from embedrag.adapter import Adapter, read_adapter, targets
-from embedrag.card import write_card
+from embedrag.card import training_section, write_card
 from embedrag.config import MergeOptions
 from embedrag.contract import Base, describe_base, load_tokenizer
 from embedrag.dequantize import QuantizedLayers, quantized_layers
@@ -107,7 +107,7 @@ def run(options: MergeOptions) -> int:
         else:
             record["verification"] = _prove(plan, base, root, folder, onto, quantization)
         write_json(folder / "merge_config.json", record)
-        write_card(folder, base.name, settings, record)
+        write_card(folder, base.name, settings, record, results=training_section(adapter.folder))
     say(f"done: {output}" + (" (not verified: --no_verify)" if options.no_verify else ""))
     return 0
 

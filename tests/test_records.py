@@ -341,14 +341,12 @@ def test_unknown_file_type_and_folder_without_data_are_named(tmp_path: Path, wri
         local_files(str(tmp_path))
 
 
-# Known bugs
+# Once wrong
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
-def test_very_long_number_is_a_bad_row(name, write) -> None:
-    number = "1" * 5000
-    content = f'{{"query": "q", "pos": "p", "id": {number}}}' if name == "rows.jsonl" else f"query,pos\nq,[{number}]\n"
-    assert "rows" in problems(write(content, name))[0]
+def test_very_long_number_is_a_bad_row(write) -> None:
+    content = f'{{"query": "q", "pos": "p", "id": {"1" * 5000}}}'
+    assert "rows.jsonl:1" in problems(write(content, "rows.jsonl"))[0]
 
 
 def test_folder_named_like_a_file_is_passed_over(tmp_path: Path, write) -> None:

@@ -121,20 +121,48 @@ def test_full_model_gives_the_same_vectors_in_sentence_transformers(
     assert np.abs(theirs.encode_query(texts) - theirs.encode_document(texts)).max() > 1e-3
 
 
-def test_accumulated_batches_train_as_one_large_batch_when_negatives_are_own_only(
-    tiny_bert: str, write_jsonl, tmp_path: Path
+def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
+    tiny_bert: str, write_jsonl, rows, tmp_path: Path
 ) -> None:
-    rows = [{"query": f"q {i}", "pos": [f"p {i}"], "neg": [f"n {i}"]} for i in range(4)]
-    data = write_jsonl(rows)
-    results = []
-    for batch, accumulation in ((4, 1), (1, 4)):
-        output = tmp_path / f"out{batch}"
-        words = ["--finetune_type", "full", "--candidates", "hard", "--epochs", "1", "--lr", "1e-3"]
-        sizes = ["--batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation), "--optimizer", "sgd"]
-        train(no_dropout(tiny_bert, tmp_path), data, output, *words, *sizes)
-        logs = json.loads((output / "detailed_training_logs.json").read_text())["step_logs"]
-        results.append((len(logs), logs[0]["learning_rate"]))
-    assert results[0] == results[1] == (1, 1e-3)
+    from safetensors.torch import load_file
+
+    from embedrag.losses import info_nce
+    from embedrag.sampling import make_batch, rows_between, steps_of_epoch
+    from embedrag.tokens import open_store
+
+    base, data = no_dropout(tiny_bert, tmp_path), write_jsonl(rows[:7])
+    words = ["--finetune_type", "full", "--epochs", "1", "--lr", "0.01", "--optimizer", "sgd", "--weight_decay", "0"]
+    sizes = [
+        "--batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "3",
+        "--max_grad_norm",
+        "0",
+        "--warmup_proportion",
+        "0",
+    ]
+    assert train(base, data, tmp_path / "out", *words, *sizes) == 0
+
+    encoder = load_encoder(base, "cpu")
+    store, _ = open_store([str(data)], encoder.tokenizer, encoder.tokenizer.key, tmp_path / "cache")
+    (bounds,) = steps_of_epoch(7, 2, 3, 0)
+    assert [stop - start for start, stop in bounds] == [2, 2, 3]
+    total = torch.zeros(())
+    for start, stop in bounds:
+        batch = make_batch(store, list(rows_between(start, stop, 7, 42)), 2, 42)
+        vectors = encoder(batch.tokens)
+        queries, passages = vectors[batch.query_index], vectors[batch.passage_index]
+        total = total + info_nce(queries, passages, batch.labels, batch.excluded, 0.1)[0].sum()
+    (total / 7).backward()
+    rate = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())["step_logs"][0]["learning_rate"]
+    trained = load_file(tmp_path / "out" / "final" / "model.safetensors")
+    moved = 0.0
+    for name, parameter in encoder.backbone.named_parameters():
+        expected = parameter.detach() - rate * parameter.grad
+        torch.testing.assert_close(trained[name], expected, atol=1e-6, rtol=1e-5)
+        moved += float((expected - parameter).abs().sum())
+    assert moved > 0.1
 
 
 def no_dropout(folder: str, tmp_path: Path) -> str:

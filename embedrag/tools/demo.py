@@ -23,7 +23,7 @@ from embedrag.loop import train
 from embedrag.saved import load_encoder
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 
-PAIRS = 4000
+PAIRS = 3000
 HELD_OUT = 0.12
 SEED = 42
 # Sized for minutes on two cores: short texts, in-batch negatives only, no dropout in a single epoch.
@@ -61,16 +61,18 @@ def run(options: DemoOptions) -> int:
             train_dataset=[str(data / "train.jsonl")],
             output_dir=str(folder / "run"),
             overwrite=True,
+            merge=True,
             seed=SEED,
             **TRAINING,
         )
     )
-    encoder = load_encoder(str(folder / "run" / "final"))
+    merged = folder / "run" / "merged"
+    encoder = load_encoder(str(merged))
     rows = comparison(base, score(encoder, retrieval, [10], "tuned"))
     minutes, memory = (time.monotonic() - start) / 60, peak_memory_bytes(encoder.device) / 2**30
     write_atomic(folder / "verdict.json", json.dumps({"minutes": minutes, "peak_gib": memory, "rows": rows}, indent=2))
     say(f"\n{table(rows)}\n\n{len(held_out)} queries of modules that were not trained on, {len(pairs):,} passages")
-    say(f"{minutes:.1f} minutes, peak memory {memory:.1f} GiB; the adapter is in {folder / 'run' / 'final'}")
+    say(f"{minutes:.1f} minutes, peak memory {memory:.1f} GiB; the model is in {merged}")
     return 0
 
 

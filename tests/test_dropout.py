@@ -1,0 +1,59 @@
+"""The cheap dropout means what torch's means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from embedrag.dropout import FastDropout, random_keep, replace_dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_share_of_dropped_elements_and_scale_are_those_of_the_probability(p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001)
+    dropped = FastDropout(p)(x)
+    assert abs(float((dropped == 0).double().mean()) - p) < 2e-3
+    torch.testing.assert_close(dropped[dropped != 0].unique(), torch.tensor([1 / (1 - p)]), rtol=1e-4, atol=0)
+    assert abs(float(dropped.double().mean()) - 1) < 5e-3
+
+
+def test_neighbours_are_dropped_independently() -> None:
+    torch.manual_seed(0)
+    keep = random_keep(4_000_000, 0.5).view(-1, 4).double()
+    correlation = torch.corrcoef(keep.T) - torch.eye(4, dtype=torch.float64)
+    assert float(correlation.abs().max()) < 5e-3
+
+
+def test_gradient_is_that_of_the_same_mask() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 13, dtype=torch.float64, requires_grad=True)
+    dropped = FastDropout(0.3)(x)
+    mask = (dropped != 0).double()
+    dropped.square().sum().backward()
+    scale = float((dropped / x)[dropped != 0].unique().mean())
+    torch.testing.assert_close(x.grad, 2 * x.detach() * mask * scale**2)
+
+
+def test_off_and_in_evaluation_it_changes_nothing() -> None:
+    x = torch.randn(5, 5)
+    assert torch.equal(FastDropout(0.0)(x), x)
+    assert torch.equal(FastDropout(0.5).eval()(x), x)
+
+
+def test_same_seed_gives_the_same_mask_and_the_state_replays_it() -> None:
+    x = torch.ones(100)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first, second = FastDropout(0.5)(x), FastDropout(0.5)(x)
+    torch.set_rng_state(state)
+    assert torch.equal(FastDropout(0.5)(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_every_dropout_of_a_model_is_replaced_and_nothing_else() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.2)), nn.ModuleDict({"default": nn.Dropout(0.3)}))
+    replace_dropout(model)
+    assert [module.p for module in model.modules() if isinstance(module, FastDropout)] == [0.2, 0.3]
+    assert type(model[0]) is nn.Linear
