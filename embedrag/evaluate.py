@@ -56,11 +56,11 @@ def load_beir(folder: str, split: str = "test") -> RetrievalSet:
     relevant: dict[str, dict[int, float]] = {}
     path = root / "qrels" / f"{split}.tsv"
     for line, text in enumerate(_lines(path)[1:], 2):
-        parts = text.split("\t")
-        if len(parts) != 3 or parts[0] not in queries or parts[1] not in number:
+        query, document, gain = _judgement(text)
+        if gain is None or query not in queries or document not in number:
             raise UserError(f"{path}:{line}: must be a known query-id, a known corpus-id and a score, tab-separated")
-        if float(parts[2]) > 0:
-            relevant.setdefault(parts[0], {})[number[parts[1]]] = float(parts[2])
+        if gain > 0:
+            relevant.setdefault(query, {})[number[document]] = gain
     if not relevant:
         raise UserError(f"{path}: no query has a relevant passage")
     return RetrievalSet([queries[q] for q in relevant], list(corpus.values()), list(relevant.values()))
@@ -191,6 +191,15 @@ def run(options: EvaluateOptions) -> int:
     if options.output:
         write_atomic(Path(options.output), json.dumps(result, indent=2))
     return 0
+
+
+def _judgement(line: str) -> tuple[str, str, float | None]:
+    """Query, document and gain of a qrels line; no gain when it is not one."""
+    try:
+        query, document, gain = line.split("\t")
+        return query, document, float(gain)
+    except ValueError:
+        return "", "", None
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

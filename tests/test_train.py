@@ -283,3 +283,70 @@ def test_overwrite_replaces_an_earlier_run_and_nothing_else(tiny_bert: str, data
     assert train(tiny_bert, data, tmp_path / "out", "--finetune_type", "lora", "--epochs", "1", "--overwrite") == 0
     assert not (tmp_path / "out" / "checkpoint-epoch-2").exists()
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def with_pooler(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A base whose pooler is loaded although the vectors do not use it."""
+    from transformers import AutoModel, AutoTokenizer
+
+    monkeypatch.setattr("embedrag.backbone.takes_pooling_argument", lambda config: False)
+    torch.manual_seed(0)
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "pooler")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "pooler")
+    return str(tmp_path / "pooler")
+
+
+def test_adapter_that_gets_no_gradient_is_refused_before_training(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = with_pooler(tiny_bert, tmp_path, monkeypatch)
+    assert train(base, data, tmp_path / "out", "--finetune_type", "lora") == 2
+    assert "get no gradient, for example" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_the_vectors_do_not_use_are_frozen_and_named_in_a_full_fine_tune(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = with_pooler(tiny_bert, tmp_path, monkeypatch)
+    assert train(base, data, tmp_path / "out", "--finetune_type", "full", "--epochs", "1") == 0
+    assert "2 weights that the vectors do not use are frozen: pooler.dense.weight" in capsys.readouterr().out
+
+
+def test_hub_data_set_is_read_by_its_id(
+    tiny_bert: str, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, **k: asked.append((name, k)) or datasets.Dataset.from_list(rows)
+    )
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: type("Builder", (), {"hash": "1"}))
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", "owner/name", "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *words, "--batch_size", "6", "--finetune_type", "lora", "--epochs", "1", "--stream"]) == 0
+    assert asked[0] == ("owner/name", {"split": "train", "streaming": True})
+    assert "12 rows" in capsys.readouterr().out
+
+
+def test_second_start_finds_the_data_tokenised(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--finetune_type", "lora", "--epochs", "1", "--overwrite"]
+    for expected in ("tokenised now", "tokenised before"):
+        train(tiny_bert, data, tmp_path / "out", *words)
+        assert expected in capsys.readouterr().out
+    train(tiny_bert, data, tmp_path / "out", *words, "--query_max_len", "9")
+    assert "tokenised now" in capsys.readouterr().out
+
+
+def test_no_data_set_named_takes_the_well_known_path(
+    tiny_bert: str, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tools" / "data").mkdir(parents=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "tools" / "data" / "pairs.jsonl").write_text(lines, encoding="utf-8")
+    words = ["--model_name_or_path", tiny_bert, "--output_dir", "out", "--batch_size", "6", "--epochs", "1"]
+    assert main(["train", *words, "--finetune_type", "lora"]) == 0
+    assert "no --train_dataset named; tools/data/pairs.jsonl is used" in capsys.readouterr().out
