@@ -66,18 +66,28 @@ class LowRank:
         return self.scale * (self.b[start:stop] @ self.a)
 
 
+def plain_name(key: str) -> str:
+    """A key of an adapter file without wrapper prefix and adapter name: `layers.0.q_proj.lora_A.weight`."""
+    name = re.sub(r"\.modules_to_save(\.default)?", "", PREFIX.sub("", key))
+    match = FACTOR.match(name)
+    if not match:
+        return name
+    end = "" if match["embedding"] else ".weight"
+    return f"{match['module']}.lora_{match['embedding'] or ''}{match['side']}{end}"
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter.
 
     Attributes:
-        folder: where it is.
+        file: its safetensors file.
         config: its adapter_config.json; empty when it has none.
         changes: module path -> change of its weight.
         replaced: tensor name -> new value (modules_to_save, trained biases).
     """
 
-    folder: Path
+    file: Path
     config: dict[str, Any]
     changes: dict[str, LowRank]
     replaced: dict[str, Tensor]
@@ -110,7 +120,7 @@ def read_adapter(path: str, lora_alpha: int | None = None) -> Adapter:
     changes, replaced = _sort(TensorFile(file), config, lora_alpha)
     if not replaced and not any(bool(change.b.any()) for change in changes.values()):
         raise UserError(f"--lora_adapter_path {path}: changes nothing (all its B matrices are 0); was it trained?")
-    return Adapter(file.parent, config, changes, replaced)
+    return Adapter(file, config, changes, replaced)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -142,7 +152,12 @@ def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[
         name = PREFIX.sub("", key)
         match = FACTOR.match(name)
         if match:
-            factors.setdefault(match["module"], {})[match["side"]] = file.rows(key).float()
+            sides = factors.setdefault(match["module"], {})
+            if match["side"] in sides:
+                raise UserError(
+                    f"{file.path}: holds two adapters for {match['module']}; save the one you want by itself"
+                )
+            sides[match["side"]] = file.rows(key).float()
             embeddings |= {match["module"]} if match["embedding"] else set()
         elif "lora_" in name:
             raise UserError(f"{file.path}: {key} is a part of an adapter that can't be merged exactly")
@@ -191,6 +206,8 @@ def targets(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, s
         raise UserError(
             f"{len(missing)} of {len(wanted)} adapter tensors have no target in the base: {shown}. {remedy}"
         )
+    if len(set(found.values())) < len(found):
+        raise UserError(f"two adapter tensors have the same target in the base. {remedy}")
     expected: dict[str, tuple[int, ...]] = {key: change.shape for key, change in adapter.changes.items()}
     expected |= {key: tuple(value.shape) for key, value in adapter.replaced.items()}
     wrong = [f"{key} {expected[key]} on {shapes[name]}" for key, name in found.items() if expected[key] != shapes[name]]

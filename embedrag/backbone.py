@@ -137,9 +137,10 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
         _lift_norms(model)
         model = add_adapters(model, options)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        with quiet():
+            model.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
     return model
 
 

@@ -72,6 +72,21 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         raise UserError(f"--output_dir {folder}: {parent} can't be written; name another folder")
 
 
+def check_sources(folder: Path, sources: list[str]) -> None:
+    """Refuse a base or data inside what `--overwrite` would remove.
+
+    Raises:
+        UserError: naming it.
+    """
+    doomed = [path.resolve() for path in run_files(folder)]
+    for source in filter(None, sources):
+        path = Path(source).expanduser().resolve()
+        if any(path == old or old in path.parents for old in doomed):
+            raise UserError(
+                f"--output_dir {folder}: {source} lies in the run that would be replaced; name another folder"
+            )
+
+
 def clear_output_dir(folder: Path) -> None:
     """Remove an earlier run (and nothing else) from its folder."""
     for path in run_files(folder):

@@ -312,6 +312,7 @@ class EncodeOptions(Options):
     )
     output: str = option(..., "file for the vectors, .npy, float32, one row a text", group="encode", min_length=1)
     role: Literal["query", "passage"] = option("passage", "which prompt and length apply", group="encode")
+    base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="encode")
     field: str = option("text", "key or column that holds the text", group="encode", min_length=1)
     device: Device = option("auto", "where to compute", group="encode")
     overwrite: bool = option(False, "replace the output file", group="encode")
@@ -334,6 +335,7 @@ class EvaluateOptions(Options):
     """Options of `embedrag evaluate`."""
 
     model: str = option(..., "model or adapter folder, or hub id", group="evaluate", min_length=1)
+    base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="evaluate")
     baseline: str | None = option(None, "model to compare with, usually the base", group="evaluate")
     data: str = option(
         ..., "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout)", group="evaluate", min_length=1

@@ -132,7 +132,9 @@ def describe_base(name: str, trust_remote_code: bool = False, local_files_only: 
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--model_name_or_path {name}: no model can be read there ({reason})") from None
+        raise UserError(
+            f"--model_name_or_path {name}: no model can be read there, and no such folder is here ({reason})"
+        ) from None
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"--model_name_or_path {name}: encoder-decoder models ({config.model_type}) are not supported")
     kind = config.model_type

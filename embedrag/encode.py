@@ -34,7 +34,9 @@ def run(options: EncodeOptions) -> int:
     count = sum(1 for _ in read_texts(source, options.field))
     if not count:
         raise UserError(f"--input {source}: no texts in it")
-    encoder = load_encoder(options.model, options.device, trust_remote_code=options.trust_remote_code)
+    encoder = load_encoder(
+        options.model, options.device, base_name=options.base_model_path, trust_remote_code=options.trust_remote_code
+    )
     temporary = output.with_name(f".{output.name}.tmp")
     texts = read_texts(source, options.field)
     try:

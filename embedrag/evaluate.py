@@ -7,6 +7,7 @@ models answer the same queries, and the interval is a bootstrap over the differe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,10 @@ def load_beir(folder: str, split: str = "test") -> RetrievalSet:
     number = {identity: index for index, identity in enumerate(corpus)}
     relevant: dict[str, dict[int, float]] = {}
     path = root / "qrels" / f"{split}.tsv"
-    for line, text in enumerate(_lines(path)[1:], 2):
+    for line, text in enumerate(_lines(path), 1):
         query, document, gain = _judgement(text)
+        if line == 1 and gain is None:
+            continue  # the header
         if gain is None or query not in queries or document not in number:
             raise UserError(f"{path}:{line}: must be a known query-id, a known corpus-id and a score, tab-separated")
         if gain > 0:
@@ -179,7 +182,11 @@ def run(options: EvaluateOptions) -> int:
     """`embedrag evaluate`: a table on the screen and, with `--output`, a JSON file."""
     data = load_beir(options.data)
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}")
-    tuned = score(load_encoder(options.model, options.device), data, options.k, "model")
+    if options.output:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    tuned = score(
+        load_encoder(options.model, options.device, base_name=options.base_model_path), data, options.k, "model"
+    )
     result: dict[str, Any] = {name: float(values.mean()) for name, values in tuned.items()}
     if options.baseline:
         base = score(load_encoder(options.baseline, options.device), data, options.k, "baseline")
@@ -197,7 +204,7 @@ def _judgement(line: str) -> tuple[str, str, float | None]:
     """Query, document and gain of a qrels line; no gain when it is not one."""
     try:
         query, document, gain = line.split("\t")
-        return query, document, float(gain)
+        return query, document, float(gain) if math.isfinite(float(gain)) else None
     except ValueError:
         return "", "", None
 
@@ -217,11 +224,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for number, line in enumerate(_lines(path), 1):
         try:
             row = json.loads(line)
-            rows.append({"_id": row["_id"], "title": row.get("title"), "text": row["text"]})
+            if not isinstance(row["text"], str) or str(row["_id"]) in seen:
+                raise ValueError
+            seen.add(str(row["_id"]))
+            rows.append({"_id": str(row["_id"]), "title": row.get("title"), "text": row["text"]})
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f'{path}:{number}: must be an object with "_id" and "text"') from None
+            raise UserError(f'{path}:{number}: must be an object with an "_id" of its own and a "text"') from None
     return rows

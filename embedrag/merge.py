@@ -86,17 +86,19 @@ def run(options: MergeOptions) -> int:
         RunError: the merged model is not the trained one, or the disk refused; no output folder is left.
     """
     output = Path(options.output_path)
-    if output.exists() and not options.overwrite:
-        raise UserError(f"--output_path {output}: exists; name another folder, or replace it with --overwrite")
+    _check_output(output, options)
     adapter = read_adapter(options.lora_adapter_path, options.lora_alpha)
     name = options.base_model_path or adapter.config.get("base_model_name_or_path")
     if not name:
         raise UserError("--base_model_path is required, for the adapter does not name its base")
     base = describe_base(name, options.trust_remote_code)
-    settings = model_settings(adapter.folder)
+    settings = model_settings(adapter.file.parent)
     quantization = _quantization(options, settings)
     onto = options.merge_onto or ("dequantized" if quantization else "original")
     root = base_folder(base)
+    for name, source in (("base", root), ("adapter", adapter.file.parent)):
+        if _overlap(output, source):
+            raise UserError(f"--output_path {output}: overlaps the {name}'s folder {source}; name another folder")
     plan = make_plan(adapter, base, root, options.training_precision, quantization if onto == "dequantized" else None)
     say(f"merge: {len(adapter.changes)} layers of {base.name}, onto the {onto} weights, {options.training_precision}")
     record = _record(options, plan, base, onto, quantization)
@@ -105,11 +107,26 @@ def run(options: MergeOptions) -> int:
         if options.no_verify:
             record["verification"] = "skipped (--no_verify)"
         else:
-            record["verification"] = _prove(plan, base, root, folder, onto, quantization)
+            record["verification"] = _prove(plan, base, root, folder, onto, quantization, options)
         write_json(folder / "merge_config.json", record)
-        write_card(folder, base.name, settings, record, results=training_section(adapter.folder))
+        write_card(folder, base.name, settings, record, results=training_section(adapter.file.parent))
     say(f"done: {output}" + (" (not verified: --no_verify)" if options.no_verify else ""))
     return 0
+
+
+def _check_output(output: Path, options: MergeOptions) -> None:
+    """An output folder must be new, empty, or (with --overwrite) an earlier merge; nothing else is ever removed."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not options.overwrite:
+        raise UserError(f"--output_path {output}: exists; name another folder, or replace it with --overwrite")
+    if not (output / "merge_config.json").is_file():
+        raise UserError(f"--output_path {output}: --overwrite replaces merged models only, and this is none")
+
+
+def _overlap(a: Path, b: Path) -> bool:
+    x, y = a.resolve(), b.resolve()
+    return x == y or x in y.parents or y in x.parents
 
 
 def make_plan(
@@ -173,7 +190,7 @@ def _write_model(plan: Plan, base: Base, root: Path, folder: Path) -> None:
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
     write_json(folder / "config.json", config | {"dtype": str(plan.dtype).removeprefix("torch.")})
-    source = plan.adapter.folder
+    source = plan.adapter.file.parent
     contract = saved_contract(source, base)
     own_tokenizer = (source / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(replace(base, name=str(source), subfolder="") if own_tokenizer else base, contract)
@@ -198,20 +215,27 @@ def _write_weights(plan: Plan, folder: Path) -> None:
 
 
 def _prove(
-    plan: Plan, base: Base, root: Path, folder: Path, onto: str, quantization: dict[str, Any] | None
+    plan: Plan,
+    base: Base,
+    root: Path,
+    folder: Path,
+    onto: str,
+    quantization: dict[str, Any] | None,
+    options: MergeOptions,
 ) -> dict[str, Any]:
     """Compare the vectors of the trained model, the merged one and the base; print and return the report.
 
     Raises:
         RunError: when the merged model is not the trained one.
     """
-    probes = read_probes(plan.adapter.folder)
-    trained, untrained = embed_trained(plan.adapter.folder, base.name, probes)
-    merged = embed_merged(folder, probes)
+    probes, trust = read_probes(plan.adapter.file.parent), options.trust_remote_code
+    trained, untrained = embed_trained(plan.adapter.file, probes, base.name, trust, quantization, options.lora_alpha)
+    merged = embed_merged(folder, probes, trust)
+    moved = closeness(untrained, trained)
     result = {
         "probe_texts": len(probes),
         "merged_to_trained": vars(closeness(merged, trained)),
-        "base_to_trained": vars(closeness(untrained, trained)),
+        "base_to_trained": vars(moved),
     }
     for name, title in (("merged_to_trained", "merged model"), ("base_to_trained", "base alone")):
         say(f"proof: {title} to trained model: {Closeness(**result[name])}")  # type: ignore[arg-type]
@@ -219,7 +243,7 @@ def _prove(
         other = "original" if onto == "dequantized" else "dequantized"
         result[f"onto_{other}_to_trained"] = vars(_other_choice(plan, base, root, other, quantization, trained, folder))
     exact = onto == "dequantized" or not quantization
-    check(closeness(merged, trained), closeness(merged, untrained), plan.dtype, bool(quantization), exact)
+    check(closeness(merged, trained), closeness(merged, untrained), moved, plan.dtype, bool(quantization), exact)
     return result
 
 
@@ -227,7 +251,7 @@ def _other_choice(
     plan: Plan, base: Base, root: Path, onto: str, quantization: dict[str, Any], trained: Any, folder: Path
 ) -> Closeness:
     """What merging onto the other weights would have given; written beside the result, looked at and removed."""
-    probes = read_probes(plan.adapter.folder)
+    probes = read_probes(plan.adapter.file.parent)
     precision = str(plan.dtype).removeprefix("torch.")
     other = make_plan(plan.adapter, base, root, precision, quantization if onto == "dequantized" else None)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}-other-", dir=folder.parent) as temporary:

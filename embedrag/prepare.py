@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from embedrag import __version__
@@ -29,7 +30,7 @@ from embedrag.backbone import (
     unquantized_layers,
     without_gradient,
 )
-from embedrag.checkpoint import check_output_dir
+from embedrag.checkpoint import check_output_dir, check_sources
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, Contract, check_local_path, describe_base, load_tokenizer, settle
 from embedrag.device import describe, pick_device, pick_dtype
@@ -122,6 +123,8 @@ def _check_surroundings(options: TrainOptions, output_dir: Path) -> None:
     checks: list[Callable[[], object]] = [partial(local_files, source) for source in options.train_dataset or []]
     checks.append(partial(check_local_path, options.model_name_or_path))
     checks.append(partial(check_output_dir, output_dir, options.overwrite))
+    sources = [options.model_name_or_path, options.tokenizer_id or "", *(options.train_dataset or [])]
+    checks.append(partial(check_sources, output_dir, sources))
     checks.append(partial(check_optimizer, options.optimizer))
     checks.append(partial(check_tracker, options.log_with))
     if options.finetune_type == "qlora":
@@ -176,15 +179,15 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
     """Refuse a setting in which nothing can be learnt, and tell of rows that will not count."""
     without = store.report["rows_without_negatives"]
     none = without == len(store) or options.neg_nums == 0
-    alone = min(options.batch_size, len(store)) == 1
+    alone = min(options.batch_size, len(store)) == 1 or len(np.unique(store.known_positives)) == 1
     if none and (alone or options.candidates == "hard"):
         raise UserError(
             "this setting leaves no negatives at all, so nothing can be learnt: "
             + ("the rows have none" if options.neg_nums else "--neg_nums is 0")
-            + (f" and --candidates {options.candidates}, --batch_size {options.batch_size} adds none")
+            + f", and --candidates {options.candidates} with --batch_size {options.batch_size} adds none of other rows"
             + "; give rows negatives, or use --candidates all with --batch_size 2 or more"
         )
-    if alone and without:
+    if alone and without and options.batch_size == 1:
         yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from embedrag.adapter import CONFIG, WEIGHTS, plain_name, read_adapter
 from embedrag.backbone import load_backbone, quantization_config, quiet
 from embedrag.contract import Base, Contract, describe_base, load_tokenizer, read_contract
 from embedrag.device import pick_device, pick_dtype
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.names import match_names
+from embedrag.tensorfile import TensorFile
 
-ADAPTER_CONFIG = "adapter_config.json"
 SETTINGS = "training_config.json"
 
 
@@ -25,34 +27,55 @@ def load_encoder(
     dtype: str = "float32",
     base_name: str | None = None,
     trust_remote_code: bool = False,
+    quantization: dict[str, Any] | None = None,
+    lora_alpha: int | None = None,
 ) -> Encoder:
-    """Open a model for encoding: a trained folder, an adapter folder with its base, or any base model.
+    """Open a model for encoding: a trained folder, an adapter with its base, or any base model.
 
     Args:
-        name: folder or hub id. An adapter folder names its base; a QLoRA adapter gets it quantised as in training.
+        name: folder, adapter file, or hub id. A QLoRA adapter gets its base quantised as in training.
         device: `auto`, `cuda`, `mps` or `cpu`.
         dtype: of the computation.
-        base_name: base of an adapter folder, when it has moved.
+        base_name: base of an adapter, when it has moved or the adapter does not name it.
         trust_remote_code: run code that comes with the base.
+        quantization: how an adapter's base was quantised, when its folder does not tell.
+        lora_alpha: scale of an adapter without adapter_config.json.
 
     Raises:
-        UserError: when it, or its base, can't be read.
+        UserError: when it, or its base, can't be read, or the two do not belong together.
     """
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    folder = Path(name).expanduser()
-    if not (folder / ADAPTER_CONFIG).is_file():
-        base = describe_base(name, trust_remote_code)
-        contract = saved_contract(folder, base)
+    path = Path(name).expanduser()
+    file = adapter_file(path)
+    if file is None:
+        base = _describe(name, "model", trust_remote_code)
+        contract = saved_contract(path, base)
         backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code)
         return Encoder(backbone, load_tokenizer(base, contract), contract, precision).eval()
-    base = describe_base(base_name or _base_of(folder), trust_remote_code)
+    folder = file.parent
+    base = _describe(
+        base_name or _base_of(folder), f"base of the adapter {folder} (--base_model_path)", trust_remote_code
+    )
     contract = saved_contract(folder, base)
     own_tokenizer = (folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(replace(base, name=str(folder), subfolder="") if own_tokenizer else base, contract)
-    return Encoder(
-        _with_adapter(folder, base, precision, where, trust_remote_code), tokenizer, contract, precision
-    ).eval()
+    stored = model_settings(folder).get("quantization") or quantization
+    settings = None
+    if stored:
+        settings = quantization_config(stored["bits"], stored["double_quantization"], torch.bfloat16)
+        precision_stored = getattr(torch, stored.get("storage_dtype", "float32"))
+    backbone = load_backbone(
+        base, precision_stored if stored else precision, where, settings, trust_remote_code=trust_remote_code
+    )
+    return Encoder(_with_adapter(file, backbone, lora_alpha), tokenizer, contract, precision).eval()
+
+
+def adapter_file(path: Path) -> Path | None:
+    """The weights of an adapter folder, or the adapter file itself; None for anything else."""
+    if path.is_file():
+        return path
+    return path / WEIGHTS if (path / CONFIG).is_file() and not (path / "config.json").is_file() else None
 
 
 def model_settings(folder: Path) -> dict[str, Any]:
@@ -75,32 +98,52 @@ def saved_contract(folder: Path, base: Base) -> Contract:
     )
 
 
-def _with_adapter(
-    folder: Path, base: Base, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
-) -> torch.nn.Module:
-    with quiet():
-        from peft import PeftModel
+def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None) -> torch.nn.Module:
+    """Put an adapter on a backbone; every tensor of the file must find its place, and every place its tensor.
 
-    stored = model_settings(folder).get("quantization")
-    quantization = None
-    if stored:
-        quantization = quantization_config(stored["bits"], stored["double_quantization"], torch.bfloat16)
-        dtype = getattr(torch, stored.get("storage_dtype", "float32"))
-    backbone = load_backbone(base, dtype, device, quantization, trust_remote_code=trust_remote_code)
+    peft alone ignores keys that it does not know (the older prefix, adapters of AutoModelForCausalLM) and would give
+    the base's vectors.
+    """
+    adapter = read_adapter(str(file), lora_alpha)
+    with quiet():
+        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+        from peft.config import PeftConfig
+
+        if adapter.config:
+            config = PeftConfig.from_pretrained(str(file.parent))
+        else:
+            rank = next(iter(adapter.changes.values())).a.shape[0]
+            names = sorted({name.rsplit(".", 1)[-1] for name in adapter.changes})
+            config = LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=names)
+        try:
+            model = get_peft_model(backbone, config)
+        except ValueError as error:
+            raise UserError(f"{file}: does not belong to this base ({str(error).splitlines()[0]})") from None
+        tensors = TensorFile(file)
+        wanted = {plain_name(key): key for key in get_peft_model_state_dict(model)}
+        found, missing = match_names({key: plain_name(key) for key in tensors.names()}, wanted)
+        empty = sorted(set(wanted) - set(found.values()))
+        if missing or empty:
+            shown = ", ".join([*missing, *empty][:4])
+            raise UserError(
+                f"{file}: does not belong to this base; {len(missing) + len(empty)} tensors differ: {shown}"
+            )
+        set_peft_model_state_dict(model, {wanted[name]: tensors.rows(key) for key, name in found.items()})
+    return cast(torch.nn.Module, model)
+
+
+def _describe(name: str, what: str, trust_remote_code: bool) -> Base:
     try:
-        with quiet():
-            model: torch.nn.Module = PeftModel.from_pretrained(backbone, str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{folder}: the adapter does not load onto {base.name} ({str(error).splitlines()[0]})"
-        ) from None
-    return model
+        return describe_base(name, trust_remote_code)
+    except UserError as error:
+        raise UserError(str(error).replace("--model_name_or_path", what)) from None
 
 
 def _base_of(folder: Path) -> str:
-    name = _json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    config = folder / CONFIG
+    name = _json(config).get("base_model_name_or_path") if config.is_file() else None
     if not name:
-        raise UserError(f"{folder / ADAPTER_CONFIG}: names no base_model_name_or_path; the base is not known")
+        raise UserError(f"{folder}: the adapter does not name its base; give --base_model_path")
     return str(name)
 
 

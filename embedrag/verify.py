@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,18 +80,31 @@ def read_probes(folder: Path) -> list[tuple[str, str]]:
     return [(str(role), str(text)) for role, text in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def embed_trained(folder: Path, base_name: str, probes: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def embed_trained(
+    file: Path,
+    probes: list[tuple[str, str]],
+    base_name: str,
+    trust_remote_code: bool = False,
+    quantization: dict[str, Any] | None = None,
+    lora_alpha: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """[n, D] by base + adapter as in training, and [n, D] by the same base with the adapter switched off."""
-    encoder = load_encoder(str(folder), base_name=base_name)
+    encoder = load_encoder(
+        str(file),
+        base_name=base_name,
+        trust_remote_code=trust_remote_code,
+        quantization=quantization,
+        lora_alpha=lora_alpha,
+    )
     trained = _embed(encoder, probes)
     switch = getattr(encoder.backbone, "disable_adapter", contextlib.nullcontext)
     with switch():
         return trained, _embed(encoder, probes)
 
 
-def embed_merged(folder: Path, probes: list[tuple[str, str]]) -> np.ndarray:
+def embed_merged(folder: Path, probes: list[tuple[str, str]], trust_remote_code: bool = False) -> np.ndarray:
     """[n, D] by a merged folder."""
-    return _embed(load_encoder(str(folder)), probes)
+    return _embed(load_encoder(str(folder), trust_remote_code=trust_remote_code), probes)
 
 
 def closeness(a: np.ndarray, b: np.ndarray) -> Closeness:
@@ -100,12 +114,15 @@ def closeness(a: np.ndarray, b: np.ndarray) -> Closeness:
     return Closeness(float(cosine.min()), float(cosine.mean()), float(np.abs(x - y).max()))
 
 
-def check(to_trained: Closeness, to_base: Closeness, dtype: torch.dtype, quantized: bool, exact: bool) -> None:
+def check(
+    to_trained: Closeness, to_base: Closeness, moved: Closeness, dtype: torch.dtype, quantized: bool, exact: bool
+) -> None:
     """Fail when the merged model is not the trained one.
 
     Args:
         to_trained: merged against trained.
         to_base: merged against base.
+        moved: base against trained, what the training changed.
         dtype: of the merged weights.
         quantized: a QLoRA adapter.
         exact: it was merged onto the weights that it was trained on; otherwise a deviation is what was asked for.
@@ -114,6 +131,8 @@ def check(to_trained: Closeness, to_base: Closeness, dtype: torch.dtype, quantiz
         RunError: naming the figure.
     """
     limit = QUANTIZED_TOLERANCE if quantized else TOLERANCE[dtype]
+    if moved.max_abs_difference < SAME:
+        raise RunError("training hardly changed the model (too small an lr, too few steps?); no output was left")
     if to_base.max_abs_difference < SAME:
         raise RunError("the merged model gives the base's vectors: the adapter had no effect; no output was left")
     # Written so that a cosine that is not a number fails too.
@@ -121,6 +140,12 @@ def check(to_trained: Closeness, to_base: Closeness, dtype: torch.dtype, quantiz
         raise RunError(
             f"the merged model is not the trained one: cosine {to_trained.min_cosine:.6f}, at least {limit} is needed; "
             "no output was left"
+        )
+    if exact and not to_trained.max_abs_difference < moved.max_abs_difference / 2:
+        raise RunError(
+            f"the training moved the vectors by {moved.max_abs_difference:.1e}, the merge by another "
+            f"{to_trained.max_abs_difference:.1e}: at this precision a merge can't be told from none. "
+            "Use --training_precision float32; no output was left"
         )
 
 

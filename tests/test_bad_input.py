@@ -121,6 +121,11 @@ def test_single_row_without_negatives_is_refused_whatever_the_batch_size(run) ->
     assert "leaves no negatives at all" in run("--batch_size", "8", rows=[{"query": "q", "pos": ["p"]}])
 
 
+def test_rows_that_share_one_positive_leave_no_negatives(run) -> None:
+    rows = [{"query": f"q{i}", "pos": ["the same"]} for i in range(6)]
+    assert "leaves no negatives at all" in run("--batch_size", "6", rows=rows)
+
+
 def test_qlora_without_bitsandbytes_names_the_install_command(run, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(

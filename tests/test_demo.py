@@ -72,6 +72,7 @@ def test_retrieval_set_is_read_with_its_grades(tmp_path: Path) -> None:
         ("query-id\tcorpus-id\tscore\nq1\td9\t1\n", "test.tsv:2"),
         ("query-id\tcorpus-id\tscore\nq1\td1\tx\n", "test.tsv:2"),
         ("query-id\tcorpus-id\tscore\nq1 d1 1\n", "test.tsv:2"),
+        ("query-id\tcorpus-id\tscore\nq1\td1\tnan\n", "test.tsv:2"),
         ("query-id\tcorpus-id\tscore\n", "no query has a relevant passage"),
     ],
 )

@@ -219,7 +219,8 @@ def test_other_key_layouts_are_read(layout: str, tiny_llama: str, train, tmp_pat
     }
     rename_keys(adapter, changes[layout])
     file = adapter / "adapter_model.safetensors"
-    assert merge(file, tmp_path / "merged", "--base_model_path", tiny_llama, "--no_verify") == 0
+    assert merge(file, tmp_path / "merged", "--base_model_path", tiny_llama) == 0
+    assert distance(adapter, tmp_path / "merged") <= 1e-5  # opened for encoding, it is no silent base
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("expected", "merged"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -232,11 +233,13 @@ def test_modules_to_save_replace_their_tensors(tiny_bert: str, train, tmp_path: 
     weights["base_model.model.embeddings.LayerNorm.bias"] = torch.full_like(own, 0.1)
     save_file(weights, adapter / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["LayerNorm"]}))
-    assert merge(adapter, tmp_path / "merged", "--no_verify") == 0
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": ["embeddings.LayerNorm"]}))
+    assert merge(adapter, tmp_path / "unproved", "--no_verify") == 0
+    assert merge(adapter, tmp_path / "merged") == 0
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     torch.testing.assert_close(merged["embeddings.LayerNorm.weight"], own)
-    assert json.loads((tmp_path / "merged" / "merge_config.json").read_text())["verification"].startswith("skipped")
+    record = json.loads((tmp_path / "unproved" / "merge_config.json").read_text())
+    assert record["verification"].startswith("skipped")
 
 
 def check_refused(
@@ -326,11 +329,15 @@ def test_existing_output_is_kept_unless_overwrite(tiny_bert: str, train, tmp_pat
     adapter, output = train(tiny_bert), tmp_path / "merged"
     output.mkdir()
     (output / "precious.txt").write_text("x")
+    for words in ([], ["--overwrite"]):
+        assert merge(adapter, output, *words) == 2
+        assert "--overwrite" in capsys.readouterr().err
+        assert (output / "precious.txt").exists()
+    (output / "precious.txt").unlink()
+    assert merge(adapter, output) == 0
     assert merge(adapter, output) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert (output / "precious.txt").exists()
-    assert merge(adapter, output, "--overwrite") == 0
-    assert (output / "model.safetensors").exists()
+    assert merge(adapter, output, "--overwrite", "--training_precision", "bfloat16") == 0
+    assert json.loads((output / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def limited(adapter: Path, output: Path) -> subprocess.Popen[str]:
@@ -415,3 +422,72 @@ def test_encode_writes_the_vectors_of_every_text_in_order(tiny_bert: str, train,
     assert main(["encode", *words, "--field", "txt"]) == 2
     assert "texts.csv:2: no text under 'txt' (there is id, text)" in capsys.readouterr().err
     assert not list(tmp_path.glob("*x.npy*"))
+
+
+@pytest.mark.parametrize("place", ["base", "base/inside", "adapter", "."])
+def test_output_that_overlaps_base_or_adapter_is_refused(
+    place: str, tiny_bert: str, train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bert, base)
+    adapter = train(str(base))
+    places = {"base": base, "base/inside": base / "inside", "adapter": adapter, ".": tmp_path}
+    assert merge(adapter, places[place], "--overwrite") == 2
+    assert "--output_path" in capsys.readouterr().err
+    assert (base / "model.safetensors").exists()
+    assert (adapter / "adapter_model.safetensors").exists()
+
+
+def test_adapter_without_its_config_is_merged_and_proved_with_a_given_alpha(
+    tiny_bert: str, train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = train(tiny_bert)
+    merge(adapter, tmp_path / "expected")
+    (adapter / "adapter_config.json").unlink()
+    file = adapter / "adapter_model.safetensors"
+    renamed = file.rename(adapter / "mine.safetensors")
+    words = ["--base_model_path", tiny_bert]
+    check_refused(renamed, tmp_path / "merged", "--lora_alpha", capsys, *words)
+    assert merge(renamed, tmp_path / "merged", *words, "--lora_alpha", "32") == 0
+    assert distance(tmp_path / "expected", tmp_path / "merged") == 0
+
+
+def test_quantised_base_that_the_folder_does_not_record_can_be_told(tiny_qwen3: str, train, tmp_path: Path) -> None:
+    adapter = train(tiny_qwen3, kind="qlora")
+    merge(adapter, tmp_path / "expected")
+    settings = adapter / "training_config.json"
+    data = json.loads(settings.read_text())
+    del data["quantization"]
+    settings.write_text(json.dumps(data))
+    assert merge(adapter, tmp_path / "merged", "--quantization_bits", "4") == 0
+    assert distance(tmp_path / "expected", tmp_path / "merged") == 0
+
+
+def test_adapter_that_does_not_fit_is_refused_when_encoding(
+    tiny_bert: str, train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = train(tiny_bert)
+    rename_keys(adapter, lambda name: name.replace("layer.1.output", "layer.7.output"))
+    (tmp_path / "texts.txt").write_text("a\n")
+    words = ["--model", str(adapter), "--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "x.npy")]
+    assert main(["encode", *words]) == 2
+    assert "does not belong to this base" in capsys.readouterr().err
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_training_that_moved_less_than_the_precision_can_not_be_proved(
+    tiny_bert: str, train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = train(tiny_bert, "--lr", "1e-6", "--epochs", "1")
+    words = ["--training_precision", "bfloat16"]
+    check_refused(adapter, tmp_path / "merged", "can't be told from none", capsys, *words, code=1)
+
+
+def test_overwrite_that_would_remove_its_own_base_is_refused(
+    tiny_bert: str, write_jsonl, rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "out" / "merged")
+    words = ["--train_dataset", str(write_jsonl(rows)), "--output_dir", str(tmp_path / "out"), "--overwrite"]
+    assert main(["train", "--model_name_or_path", str(tmp_path / "out" / "merged"), "--batch_size", "2", *words]) == 2
+    assert "lies in the run that would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "out" / "merged" / "model.safetensors").exists()

@@ -29,6 +29,10 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
 
 
+def test_no_placeholder_is_left() -> None:
+    assert not re.search(r"DEMO_|TODO|XXX", README.read_text(encoding="utf-8"))
+
+
 def test_options_table_is_that_of_the_code() -> None:
     text = README.read_text(encoding="utf-8")
     assert TABLE.search(text)
