@@ -30,7 +30,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_no_placeholder_is_left() -> None:
-    assert not re.search(r"DEMO_|TODO|XXX", README.read_text(encoding="utf-8"))
+    assert not re.search(r"\b[A-Z]+_TABLE\b|DEMO_", README.read_text(encoding="utf-8"))
 
 
 def test_options_table_is_that_of_the_code() -> None:
