@@ -22,6 +22,7 @@ from embedrag.config import TrainOptions
 from embedrag.contract import Base
 from embedrag.dropout import replace_dropout
 from embedrag.errors import UserError
+from embedrag.lora import speed_up_adapters
 
 
 def check_bitsandbytes() -> None:
@@ -136,6 +137,8 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
             parameter.requires_grad_(False)
         _lift_norms(model)
         model = add_adapters(model, options)
+    else:
+        replace_dropout(model)
     if options.gradient_checkpointing:
         with quiet():
             model.gradient_checkpointing_enable(  # type: ignore[operator]
@@ -175,7 +178,7 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
     )
     with quiet():
         adapted = cast(nn.Module, get_peft_model(model, config))
-    replace_dropout(adapted)
+    speed_up_adapters(adapted)
     return adapted
 
 

@@ -233,13 +233,29 @@ class TrainOptions(Options):
     device: Device = option("auto", "where to compute", group="machine", nested="device")
     use_cpu: bool = option(False, "the same as --device cpu", group="machine")
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(_lower)] = option(
-        "auto", "precision of the computation; auto: bfloat16 where the GPU has it", group="machine", nested="dtype"
+        "auto",
+        "precision of the computation; auto: bfloat16 where the GPU has it, or the CPU is faster with it",
+        group="machine",
+        nested="dtype",
+    )
+    attention: Annotated[Literal["auto", "packed", "padded"], BeforeValidator(_lower)] = option(
+        "auto",
+        "packed: texts lie one after the other without padding; padded: sorted by length and padded; "
+        "auto: packed where a check on the model passes",
+        group="machine",
+    )
+    token_budget: int | None = option(
+        None,
+        "tokens whose activations are held at once; the others of a batch are recomputed, with the same gradient; "
+        "left out: what fits in memory",
+        group="machine",
+        ge=1,
     )
     num_workers: int = option(
         0, "processes that prepare batches beside the training", group="machine", nested="train.num_workers", ge=0
     )
     pad_to_multiple_of: int = option(
-        1, "padded lengths are rounded up to it", group="machine", nested="train.pad_to_multiple_of", ge=1
+        1, "padded widths are rounded up to it", group="machine", nested="train.pad_to_multiple_of", ge=1
     )
 
     # Logs

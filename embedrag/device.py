@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,12 +29,30 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere."""
+    """`auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere (see `fastest` for CPUs)."""
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def fastest(tries: Mapping[torch.dtype, Callable[[], object]], repeats: int = 3) -> torch.dtype:
+    """The precision whose function takes the least time (best of some repeats, in turns)."""
+    seconds = dict.fromkeys(tries, float("inf"))
+    for _ in range(repeats + 1):  # the first round warms up, and never is the best
+        for dtype, function in tries.items():
+            start = time.perf_counter()
+            function()
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
+def bfloat16_multiplies_faster() -> bool:
+    """Whether this CPU is faster with bfloat16 at all (some are a hundred times slower); 20 ms."""
+    a = torch.randn(512, 512)
+    b = a.bfloat16()
+    return fastest({torch.float32: lambda: a @ a, torch.bfloat16: lambda: b @ b}) == torch.bfloat16
 
 
 def describe(device: torch.device) -> str:

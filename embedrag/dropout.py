@@ -25,25 +25,35 @@ class FastDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements of a tensor of any shape."""
-        if not self.training or self.p == 0 or input.device.type != "cpu":
-            return F.dropout(input, self.p, self.training)
-        dropped: Tensor = _Drop.apply(input, self.p)  # type: ignore[no-untyped-call]
-        return dropped
+        return fast_dropout(input, self.p) if self.training else input
+
+
+def fast_dropout(input: Tensor, p: float) -> Tensor:
+    """Zero elements with probability p and scale the rest by 1 / (1 - p), as in training."""
+    if p == 0 or input.device.type != "cpu":
+        return F.dropout(input, p)
+    dropped: Tensor = _Drop.apply(input, p)  # type: ignore[no-untyped-call]
+    return dropped
+
+
+def dropout_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
+    """Which elements stay [shape of `like`], and the factor that makes up for the others."""
+    if like.device.type != "cpu":
+        return torch.rand_like(like, dtype=torch.float32) >= p, 1 / (1 - p)
+    return random_keep(like.numel(), p).view(like.shape), 1 / (1 - round(p * LEVELS) / LEVELS)
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, p: float) -> Tensor:
-        keep = random_keep(input.numel(), p).view(input.shape)
+        keep, ctx.scale = dropout_mask(input, p)
         ctx.save_for_backward(keep)
-        ctx.scale = 1 / (1 - round(p * LEVELS) / LEVELS)
-        dropped: Tensor = input * keep * ctx.scale
-        return dropped
+        return (input * keep).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return gradients[0] * keep * ctx.scale, None
+        return (gradients[0] * keep).mul_(ctx.scale), None
 
 
 def random_keep(count: int, p: float) -> Tensor:

@@ -11,29 +11,47 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embedrag.attention import Packing, pack, packed_states
 from embedrag.contract import Contract, TextTokenizer
 from embedrag.pooling import POOLING
+from embedrag.recompute import recomputed
 from embedrag.tokens import TokenBatch
 
-CHUNK_TOKENS = 16384
+CHUNK_TOKENS = 4096
 MAX_WASTE = 0.1
 SMALL_CHUNK_TOKENS = 256
 TEXTS_PER_BLOCK = 1024
 
 
-def plan_chunks(lengths: Sequence[int], chunk_tokens: int, max_waste: float = MAX_WASTE) -> list[tuple[int, int]]:
+def plan_packed(lengths: Sequence[int], chunk_tokens: int) -> list[tuple[int, int]]:
+    """Cut texts into chunks [start, stop) of at most `chunk_tokens` tokens (a longer text is a chunk of its own).
+
+    >>> plan_packed([60, 50, 40, 30], chunk_tokens=100)
+    [(0, 1), (1, 3), (3, 4)]
+    """
+    bounds, tokens = [0], 0
+    for index, length in enumerate(lengths):
+        if index > bounds[-1] and tokens + length > chunk_tokens:
+            bounds.append(index)
+            tokens = 0
+        tokens += length
+    return list(pairwise([*bounds, len(lengths)])) if len(lengths) else []
+
+
+def plan_padded(lengths: Sequence[int], chunk_tokens: int, max_waste: float = MAX_WASTE) -> list[tuple[int, int]]:
     """Cut texts that are sorted by falling length into chunks [start, stop).
 
     A chunk's padded area stays within `chunk_tokens` (a single longer text is a chunk of its own) and its padding
     within `max_waste`, unless the chunk is so small that a further one would cost more.
 
-    >>> plan_chunks([100, 98, 20, 20], chunk_tokens=1000, max_waste=0.1)
+    >>> plan_padded([100, 98, 20, 20], chunk_tokens=1000, max_waste=0.1)
     [(0, 2), (2, 4)]
     """
     chunks = []
@@ -49,7 +67,13 @@ def plan_chunks(lengths: Sequence[int], chunk_tokens: int, max_waste: float = MA
 
 
 class Encoder(nn.Module):
-    """An embedding model under its contract."""
+    """An embedding model under its contract.
+
+    Attributes:
+        position_offset: first position of a text where texts are packed; None pads them.
+        token_budget: tokens whose graphs are held at once in training; None holds them all.
+        chunk_tokens: tokens of one call of the backbone, at most.
+    """
 
     def __init__(
         self,
@@ -59,7 +83,7 @@ class Encoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         pad_multiple: int = 1,
     ) -> None:
-        """Put the parts together.
+        """Put the parts together; texts are padded until `pack` was called.
 
         Args:
             backbone: from `embedrag.backbone`.
@@ -74,6 +98,23 @@ class Encoder(nn.Module):
         self.contract = contract
         self.dtype = dtype
         self.pad_multiple = pad_multiple
+        self.position_offset: int | None = None
+        self.token_budget: int | None = None
+        self.chunk_tokens = CHUNK_TOKENS
+
+    def pack(self) -> None:
+        """From now on texts lie one after the other, without padding.
+
+        Raises:
+            PackingError: with the reason; texts are then padded as before.
+        """
+        with self._autocast():
+            self.position_offset = pack(self.backbone, self.pad_id)
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up."""
+        return self.tokenizer.tokenizer.pad_token_id or 0
 
     @property
     def device(self) -> torch.device:
@@ -85,34 +126,36 @@ class Encoder(nn.Module):
         """D, length of a vector."""
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
-    def forward(self, tokens: TokenBatch, chunk_tokens: int = CHUNK_TOKENS) -> Tensor:
+    def forward(self, tokens: TokenBatch) -> Tensor:
         """Embed n texts.
 
         Args:
-            tokens: the texts.
-            chunk_tokens: padded tokens of one call of the backbone, at most.
+            tokens: the texts, on the CPU.
 
         Returns:
             [n, D] float32 vectors, in the order of `tokens`.
         """
-        order = tokens.lengths.argsort(descending=True, stable=True)
-        lengths = tokens.lengths[order].tolist()
-        parts = [self._chunk(tokens, order[a:b]) for a, b in plan_chunks(lengths, chunk_tokens)]
-        embeddings = torch.cat(parts)
-        return embeddings[torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))]
+        order, chunks = self._plan(tokens)
+        recompute = self._recomputed_chunks(tokens.lengths[order].tolist(), chunks) if torch.is_grad_enabled() else 0
+        parts = []
+        for number, (start, stop) in enumerate(chunks):
+            chunk = tokens.select(order[start:stop])
+            held = number >= recompute
+            parts.append(self._embed(chunk) if held else recomputed(self._embed, chunk, self.device))
+        return torch.cat(parts)[order.argsort().to(self.device)]
 
-    def padded_tokens(self, tokens: TokenBatch, chunk_tokens: int = CHUNK_TOKENS) -> int:
-        """Tokens that `forward` computes, padding included."""
-        lengths = sorted(tokens.lengths.tolist(), reverse=True)
-        multiple = self.pad_multiple
-        return sum((b - a) * (-(-lengths[a] // multiple) * multiple) for a, b in plan_chunks(lengths, chunk_tokens))
+    def work(self, tokens: TokenBatch) -> tuple[int, int]:
+        """Tokens that a training step computes, padding included, and those of them that it computes once more."""
+        order, chunks = self._plan(tokens)
+        lengths = tokens.lengths[order].tolist()
+        areas = [self._area(lengths, *chunk) for chunk in chunks]
+        return sum(areas), sum(areas[: self._recomputed_chunks(lengths, chunks)])
 
     @torch.no_grad()
     def encode(
         self,
         texts: Sequence[str],
         role: str,
-        chunk_tokens: int = CHUNK_TOKENS,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
         """Vectors of texts, as `query` or `passage`.
@@ -120,7 +163,6 @@ class Encoder(nn.Module):
         Args:
             texts: n texts, without prompt.
             role: decides prompt and length.
-            chunk_tokens: padded tokens of one call of the backbone.
             progress: called with the number of texts done since the last call.
 
         Returns:
@@ -132,23 +174,58 @@ class Encoder(nn.Module):
         try:
             for start in range(0, len(texts), TEXTS_PER_BLOCK):
                 block = texts[start : start + TEXTS_PER_BLOCK]
-                tokens = TokenBatch.from_lists(self.tokenizer(role, block)).to(self.device)
-                blocks.append(self(tokens, chunk_tokens).cpu().numpy())
+                blocks.append(self(TokenBatch.from_lists(self.tokenizer(role, block))).cpu().numpy())
                 if progress:
                     progress(len(block))
         finally:
             self.train(was_training)
         return np.concatenate(blocks) if blocks else np.zeros((0, self.dimension), np.float32)
 
-    def _chunk(self, tokens: TokenBatch, indices: Tensor) -> Tensor:
-        pad_id = self.tokenizer.tokenizer.pad_token_id or 0
-        input_ids, mask = tokens.padded(indices, pad_id, self.pad_multiple)
+    def _plan(self, tokens: TokenBatch) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Texts by falling length, and where that list is cut."""
+        order = tokens.lengths.argsort(descending=True, stable=True)
+        lengths = tokens.lengths[order].tolist()
+        limit = min(self.chunk_tokens, self.token_budget or self.chunk_tokens)
+        return order, (plan_padded if self.position_offset is None else plan_packed)(lengths, limit)
+
+    def _area(self, lengths: list[int], start: int, stop: int) -> int:
+        """Tokens of a chunk, padding included."""
+        if self.position_offset is not None:
+            return sum(lengths[start:stop])
+        return (stop - start) * (-(-lengths[start] // self.pad_multiple) * self.pad_multiple)
+
+    def _recomputed_chunks(self, lengths: list[int], chunks: list[tuple[int, int]]) -> int:
+        """How many of the first chunks are recomputed, for the graphs of the later ones fill the budget.
+
+        The last ones are held, because their graphs are freed before the first recomputation starts.
+        """
+        room = float("inf") if self.token_budget is None else self.token_budget
+        for number in reversed(range(len(chunks))):
+            room -= self._area(lengths, *chunks[number])
+            if room < 0:
+                return min(number + 1, len(chunks) - 1)  # one chunk is in memory in any case
+        return 0
+
+    def _embed(self, tokens: TokenBatch) -> Tensor:
+        """[m, D] of the texts of a chunk, in its order."""
+        cu_seqlens = tokens.cu_seqlens.to(self.device, non_blocking=True)
         with self._autocast():
-            hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        cu_seqlens = F.pad(tokens.lengths[indices].cumsum(0), (1, 0))
-        embeddings = POOLING[self.contract.pooling](hidden[mask.bool()], cu_seqlens)
+            hidden = self._padded(tokens) if self.position_offset is None else self._packed(tokens, cu_seqlens)
+        embeddings = POOLING[self.contract.pooling](hidden, cu_seqlens)
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         return F.normalize(embeddings, dim=-1) if self.contract.normalize else embeddings
+
+    def _packed(self, tokens: TokenBatch, cu_seqlens: Tensor) -> Tensor:
+        """[T, H] hidden states; all texts in one row."""
+        packing = Packing(cu_seqlens.int(), tokens.lengths.tolist())
+        return packed_states(self.backbone, tokens.input_ids.to(self.device), packing, self.position_offset or 0)
+
+    def _padded(self, tokens: TokenBatch) -> Tensor:
+        """[T, H] hidden states; a row a text."""
+        ids, mask = tokens.padded(self.pad_id, self.pad_multiple)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        hidden: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden[mask.bool()]
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.dtype not in (torch.bfloat16, torch.float16):

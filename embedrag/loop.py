@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from embedrag.budget import halve_budget, is_out_of_memory, longest_text
 from embedrag.checkpoint import clear_output_dir, save_model
 from embedrag.config import MergeOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
@@ -31,6 +32,7 @@ from embedrag.files import write_atomic
 from embedrag.logs import RunLog, now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run, prepare
+from embedrag.recompute import random_state, set_random_state
 from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
 from embedrag.tokens import TokenStore
 
@@ -167,15 +169,7 @@ class Trainer:
         """
         start = time.monotonic()
         rate = float(self.schedule.get_last_lr()[0])
-        queries = sum(len(batch.labels) for batch in batches)
-        outputs = []
-        self.step.train()
-        for batch in batches:
-            more = batch is not batches[-1]
-            with self.accelerator.no_sync(self.step) if more else contextlib.nullcontext():
-                output = self.step(batch.to(self.run.device))
-                self.accelerator.backward(output["loss"].sum() / queries)
-            outputs.append({name: value.detach() for name, value in output.items()})
+        outputs = self._gradients(batches)
         limit = self.options.max_grad_norm or float("inf")
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
         self._check_finite(batches, outputs, norm)
@@ -185,12 +179,56 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return self._row(batches, outputs, norm, rate, start)
 
+    def _gradients(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
+        """Forward and backward of a step; when memory runs out, the same again with half the token budget.
+
+        Raises:
+            RunError: when memory runs out with the smallest budget.
+        """
+        state = random_state(self.run.device)
+        while True:
+            try:
+                return self._backward(batches)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Out of the except block, for the error holds the tensors of the failed try.
+            self.optimizer.zero_grad(set_to_none=True)
+            set_random_state(state, self.run.device)
+            encoder = self.run.step.encoder
+            largest = max(encoder.work(batch.tokens)[0] for batch in batches)
+            if not halve_budget(encoder, largest, longest_text(self.run.store)[1]):
+                raise RunError(
+                    f"memory ran out in step {self.global_step + 1}, though only one text's activations were held at "
+                    f"once; the weights are as they were before it{self._kept()}. Try --finetune_type qlora, "
+                    "--gradient_checkpointing, or a smaller --passage_max_len"
+                )
+            if self.run.device.type == "cuda":
+                torch.cuda.empty_cache()
+            say(
+                f"memory ran out in step {self.global_step + 1}; it is repeated, and from now on the graphs of "
+                f"{encoder.token_budget:,} tokens are held at once"
+            )
+
+    def _backward(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
+        queries = sum(len(batch.labels) for batch in batches)
+        outputs = []
+        self.step.train()
+        for batch in batches:
+            more = batch is not batches[-1]
+            with self.accelerator.no_sync(self.step) if more else contextlib.nullcontext():
+                output = self.step(batch.to(self.run.device))
+                self.accelerator.backward(output["loss"].sum() / queries)
+            outputs.append({name: value.detach() for name, value in output.items()})
+        return outputs
+
     def _row(
         self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, rate: float, start: float
     ) -> dict[str, Any]:
         queries = sum(len(batch.labels) for batch in batches)
         tokens = sum(len(batch.tokens.input_ids) for batch in batches)
-        padded = sum(self.run.step.encoder.padded_tokens(batch.tokens) for batch in batches)
+        work = [self.run.step.encoder.work(batch.tokens) for batch in batches]
+        computed, again = (sum(column) for column in zip(*work, strict=True))
         candidates = sum(len(batch.labels) * (len(batch.hard) - 1) - len(batch.excluded) for batch in batches)
         seconds = time.monotonic() - start
         return {
@@ -202,7 +240,8 @@ class Trainer:
             "grad_norm": norm,
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
-            "padding_share": 1 - tokens / padded,
+            "padding_share": 1 - tokens / computed,
+            "recomputed_share": again / computed,
             "own_negatives_per_query": sum(int(batch.negatives.sum()) for batch in batches) / queries,
             "negatives_per_query": candidates / queries,
             "masked_pairs": sum(len(batch.excluded) for batch in batches),
@@ -219,12 +258,15 @@ class Trainer:
         bad = rows[~torch.isfinite(losses)] if not torch.isfinite(losses).all() else rows
         places = ", ".join(self.run.store.place(int(row)) for row in bad[:8]) + (" …" if len(bad) > 8 else "")
         what = "gradient" if torch.isfinite(losses).all() else "loss"
-        saved = sorted(self.run.output_dir.glob("checkpoint-epoch-*"))
-        kept = f"the last checkpoint is {saved[-1]}" if saved else "no checkpoint had been written yet"
         raise RunError(
             f"the {what} is not finite in step {self.global_step + 1} (rows {places}); the run was stopped before the "
-            f"weights changed, {kept}. Try a smaller --lr, a larger --temperature, or --dtype float32"
+            f"weights changed{self._kept()}. Try a smaller --lr, a larger --temperature, or --dtype float32"
         )
+
+    def _kept(self) -> str:
+        """What of the run can be had, for messages."""
+        saved = sorted(self.run.output_dir.glob("checkpoint-epoch-*"))
+        return f", the last checkpoint is {saved[-1]}" if saved else ", no checkpoint had been written yet"
 
     def _batches(self, epoch: int) -> Iterator[list[Batch]]:
         """The optimizer steps of an epoch, each as its micro-batches."""

@@ -22,18 +22,21 @@ import numpy as np
 import torch
 
 from embedrag import __version__
+from embedrag.attention import PackingError
 from embedrag.backbone import (
     check_bitsandbytes,
     parameter_counts,
+    quiet,
     stored_dtype,
     trainable_backbone,
     unquantized_layers,
     without_gradient,
 )
+from embedrag.budget import longest_texts, settle_budget
 from embedrag.checkpoint import check_output_dir, check_sources
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, Contract, check_local_path, describe_base, load_tokenizer, settle
-from embedrag.device import describe, pick_device, pick_dtype
+from embedrag.device import bfloat16_multiplies_faster, describe, fastest, pick_device, pick_dtype
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
@@ -44,6 +47,7 @@ from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
 from embedrag.verify import choose_probes
 
+CALIBRATION_TOKENS = 1024
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
 PROBED_ROWS = 200
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
@@ -101,9 +105,14 @@ def prepare(options: TrainOptions) -> Run:
     _seed(options.seed)
     backbone = trainable_backbone(base, options, dtype, device)
     encoder = Encoder(backbone, tokenizer, contract, dtype, options.pad_to_multiple_of)
+    _settle_attention(encoder, options)
     _check_gradients(encoder, store, options)
+    if options.dtype == "auto" and device.type == "cpu":
+        dtype = encoder.dtype = _cpu_dtype(encoder, store)
+    memory = settle_budget(encoder, store, options.token_budget)
     info = _model_info(encoder, options)
     _say_model(base, contract, options, device, dtype, info)
+    say(memory)
     options = options.model_copy(update=_contract_options(contract))
     return Run(
         options=options,
@@ -191,6 +200,42 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
         yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"
 
 
+def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:
+    """Pack where it is possible and wanted.
+
+    Raises:
+        UserError: when `--attention packed` is asked for and this model or device can't.
+    """
+    if options.attention == "padded":
+        return
+    try:
+        with quiet():
+            encoder.pack()
+    except PackingError as reason:
+        if options.attention == "packed":
+            raise UserError(
+                f"--attention packed: {options.model_name_or_path} can't be packed here ({reason}); "
+                "use --attention padded"
+            ) from None
+        say(f"model: texts are sorted by length and padded, for packed {reason}")
+
+
+def _cpu_dtype(encoder: Encoder, store: TokenStore) -> torch.dtype:
+    """bfloat16 where a step of this very model is faster with it. The weights stay float32."""
+    if not bfloat16_multiplies_faster():
+        return torch.float32
+    tokens = store.batch(longest_texts(store, CALIBRATION_TOKENS))
+
+    def step(dtype: torch.dtype) -> None:
+        encoder.dtype = dtype
+        encoder(tokens).sum().backward()
+
+    with torch.random.fork_rng(devices=[]):
+        dtype = fastest({dtype: partial(step, dtype) for dtype in (torch.float32, torch.bfloat16)})
+    encoder.zero_grad(set_to_none=True)
+    return dtype
+
+
 def _check_gradients(encoder: Encoder, store: TokenStore, options: TrainOptions) -> None:
     """One tiny backward pass: every trainable parameter must get a gradient.
 
@@ -200,7 +245,7 @@ def _check_gradients(encoder: Encoder, store: TokenStore, options: TrainOptions)
     texts = [batch.input_ids[a : a + 16].tolist() for a in batch.cu_seqlens[:-1]]
     with torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []):
         encoder.train()
-        encoder(TokenBatch.from_lists(texts).to(encoder.device)).sum().backward()
+        encoder(TokenBatch.from_lists(texts)).sum().backward()
     idle = without_gradient(encoder.backbone)
     encoder.zero_grad(set_to_none=True)
     if idle and options.finetune_type != "full":

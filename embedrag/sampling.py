@@ -10,8 +10,9 @@ Dimensions: B queries, P passages (with repetitions), n unique texts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,8 +47,11 @@ class Batch:
     negatives: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        """The same batch on a device; the tokens stay, for the encoder takes them from here chunk by chunk."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def _generator(seed: int, *place: int) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from embedrag.adapter import CONFIG, WEIGHTS, plain_name, read_adapter
+from embedrag.attention import PackingError
 from embedrag.backbone import load_backbone, quantization_config, quiet
 from embedrag.contract import Base, Contract, describe_base, load_tokenizer, read_contract
 from embedrag.device import pick_device, pick_dtype
@@ -52,7 +54,7 @@ def load_encoder(
         base = _describe(name, "model", trust_remote_code)
         contract = saved_contract(path, base)
         backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code)
-        return Encoder(backbone, load_tokenizer(base, contract), contract, precision).eval()
+        return _packed(Encoder(backbone, load_tokenizer(base, contract), contract, precision))
     folder = file.parent
     base = _describe(
         base_name or _base_of(folder), f"base of the adapter {folder} (--base_model_path)", trust_remote_code
@@ -68,7 +70,13 @@ def load_encoder(
     backbone = load_backbone(
         base, precision_stored if stored else precision, where, settings, trust_remote_code=trust_remote_code
     )
-    return Encoder(_with_adapter(file, backbone, lora_alpha), tokenizer, contract, precision).eval()
+    return _packed(Encoder(_with_adapter(file, backbone, lora_alpha), tokenizer, contract, precision))
+
+
+def _packed(encoder: Encoder) -> Encoder:
+    with quiet(), contextlib.suppress(PackingError):  # padded texts have the same vectors
+        encoder.pack()
+    return encoder.eval()
 
 
 def adapter_file(path: Path) -> Path | None:

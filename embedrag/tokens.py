@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from embedrag.errors import UserError
 from embedrag.records import Record, hub_fingerprint, local_files, read_records
@@ -67,36 +68,36 @@ class TokenBatch:
         """[n] tokens of each text."""
         return self.cu_seqlens.diff()
 
-    def padded(self, indices: Tensor, pad_id: int, multiple: int = 1, side: str = "right") -> tuple[Tensor, Tensor]:
-        """Some of the texts as a rectangle.
+    def padded(self, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """The texts as a rectangle, filled up at the right.
 
         Args:
-            indices: [m] which texts, in which order.
             pad_id: token that fills up.
             multiple: the width is rounded up to it.
-            side: `right` or `left`, where the padding goes.
 
         Returns:
-            input_ids [m, L] and attention_mask [m, L] (1 on tokens), L the longest of these texts.
+            input_ids [n, L] and attention_mask [n, L] (1 on tokens), L the longest text.
 
-        >>> batch = TokenBatch.from_lists([[5, 6], [7]])
-        >>> batch.padded(torch.tensor([1, 0]), pad_id=0)[0]
+        >>> TokenBatch.from_lists([[7], [5, 6]]).padded(pad_id=0)[0]
         tensor([[7, 0],
                 [5, 6]])
         """
-        lengths = self.lengths[indices]
-        width = -(-int(lengths.max()) // multiple) * multiple
-        column = torch.arange(width, device=self.input_ids.device)[None, :]
-        start = self.cu_seqlens[indices][:, None]
-        if side == "left":
-            column = column - (width - lengths[:, None])
-        mask = (column >= 0) & (column < lengths[:, None])
-        ids = self.input_ids[(start + column).clamp(0, len(self.input_ids) - 1)]
+        width = -(-int(self.lengths.max()) // multiple) * multiple
+        column = torch.arange(width)[None, :]
+        mask = column < self.lengths[:, None]
+        ids = self.input_ids[(self.cu_seqlens[:-1, None] + column).clamp(max=len(self.input_ids) - 1)]
         return ids.masked_fill(~mask, pad_id), mask.long()
 
-    def to(self, device: torch.device | str) -> TokenBatch:
-        """The same batch on a device."""
-        return TokenBatch(self.input_ids.to(device), self.cu_seqlens.to(device))
+    def select(self, indices: Tensor) -> TokenBatch:
+        """Some of the texts, [m] indices, in that order.
+
+        >>> TokenBatch.from_lists([[5, 6], [7]]).select(torch.tensor([1, 0])).input_ids
+        tensor([7, 5, 6])
+        """
+        lengths = self.lengths[indices]
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
+        shift = torch.repeat_interleave(self.cu_seqlens[indices] - cu_seqlens[:-1], lengths)
+        return TokenBatch(self.input_ids[torch.arange(len(shift)) + shift], cu_seqlens)
 
 
 @dataclass(frozen=True)

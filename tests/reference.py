@@ -42,3 +42,25 @@ def ndcg_loop(gains: list[float], relevant: list[float], k: int) -> float:
     ideal = sorted(relevant, reverse=True)
     dcg = sum(gains[i] / math.log2(i + 2) for i in range(min(k, len(gains))))
     return dcg / sum(ideal[i] / math.log2(i + 2) for i in range(min(k, len(ideal))))
+
+
+def attention_loop(
+    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scaling: float, causal: bool, window: int | None
+) -> Tensor:
+    """Attention of packed texts, one token of one head at a time: [H, T, D], [G, T, D] -> [T, H, D]."""
+    out = torch.zeros(q.shape[1], q.shape[0], q.shape[2], dtype=q.dtype)
+    start = 0
+    for length in lengths:
+        for head in range(len(q)):
+            group = head // (len(q) // len(k))
+            for i in range(length):
+                seen = [
+                    j
+                    for j in range(length)
+                    if not (causal and j > i) and not (window is not None and abs(i - j) >= window)
+                ]
+                scores = torch.stack([q[head, start + i] @ k[group, start + j] * scaling for j in seen])
+                weights = scores.softmax(0)
+                out[start + i, head] = sum(w * v[group, start + j] for w, j in zip(weights, seen, strict=True))
+        start += length
+    return out

@@ -12,21 +12,8 @@ from embedrag.backbone import lora_targets, parameter_counts, trainable_backbone
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, describe_base
 from embedrag.errors import UserError
+from tests.families import FAMILIES
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 99}
-DECODER = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
-FAMILIES = {
-    "bert": transformers.BertConfig(**SIZES),
-    "xlm_roberta": transformers.XLMRobertaConfig(**SIZES, pad_token_id=1, max_position_embeddings=66),
-    "modernbert": transformers.ModernBertConfig(
-        **SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
-    ),
-    "qwen2": transformers.Qwen2Config(**{k: v for k, v in DECODER.items() if k != "head_dim"}),
-    "qwen3": transformers.Qwen3Config(**DECODER),
-    "llama": transformers.LlamaConfig(**DECODER),
-    "mistral": transformers.MistralConfig(**DECODER),
-    "gemma": transformers.GemmaConfig(**DECODER),
-}
 DECODERS = {"qwen2", "qwen3", "llama", "mistral", "gemma"}
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from embedrag.encoder import plan_chunks
+from embedrag.encoder import Encoder, plan_packed, plan_padded
 from embedrag.pooling import POOLING
 from embedrag.saved import load_encoder
 from embedrag.tokens import TokenBatch
 from tests.reference import cosine_distance, pool_loop
+
+
+def pad(encoder: Encoder) -> None:
+    """Undo `pack`."""
+    encoder.position_offset = None
+    encoder.backbone.set_attn_implementation("sdpa")
+
 
 TEXTS = [
     "short",
@@ -49,20 +58,15 @@ def test_batch_gives_the_vectors_of_single_texts(model: str, request: pytest.Fix
 
 @pytest.mark.parametrize("model", ["tiny_qwen3", "tiny_bert"])
 @pytest.mark.parametrize("pooling", sorted(POOLING))
-def test_left_and_right_padding_pool_to_the_same_vectors(
+def test_packed_and_padded_texts_pool_to_the_same_vectors(
     model: str, pooling: str, request: pytest.FixtureRequest
 ) -> None:
     encoder = load_encoder(request.getfixturevalue(model), "cpu")
-    tokens = TokenBatch.from_lists(encoder.tokenizer("passage", TEXTS))
-    everyone = torch.arange(len(tokens))
-    results = []
-    for side in ("right", "left"):
-        ids, mask = tokens.padded(everyone, 0, side=side)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with torch.no_grad():
-            hidden = encoder.backbone(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
-        results.append(POOLING[pooling](hidden[mask.bool()], tokens.cu_seqlens))
-    assert cosine_distance(*results) < 1e-6
+    encoder.contract = replace(encoder.contract, pooling=pooling)
+    assert encoder.position_offset == 0
+    packed = torch.from_numpy(encoder.encode(TEXTS, "passage"))
+    pad(encoder)
+    assert cosine_distance(torch.from_numpy(encoder.encode(TEXTS, "passage")), packed) < 1e-6
 
 
 def test_vectors_equal_sentence_transformers_on_its_own_folder(minilm: str) -> None:
@@ -73,23 +77,48 @@ def test_vectors_equal_sentence_transformers_on_its_own_folder(minilm: str) -> N
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-def test_chunks_change_neither_vectors_nor_their_order(tiny_bert: str) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_chunks_change_neither_vectors_nor_their_order(tiny_bert: str, packed: bool) -> None:
     encoder = load_encoder(tiny_bert, "cpu")
+    if not packed:
+        pad(encoder)
     whole = encoder.encode(TEXTS, "passage")
-    np.testing.assert_allclose(encoder.encode(TEXTS, "passage", chunk_tokens=1), whole, atol=1e-6)
+    encoder.chunk_tokens = 1
+    np.testing.assert_allclose(encoder.encode(TEXTS, "passage"), whole, atol=1e-6)
     assert np.abs(whole[0] - whole[1]).max() > 1e-3
 
 
-def test_chunk_plan_covers_every_text_once_within_budget_and_waste() -> None:
+def test_padded_plan_covers_every_text_once_within_budget_and_waste() -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
         lengths = sorted(generator.integers(1, 400, generator.integers(1, 60)).tolist(), reverse=True)
-        chunks = plan_chunks(lengths, chunk_tokens=2000, max_waste=0.1)
+        chunks = plan_padded(lengths, chunk_tokens=2000, max_waste=0.1)
         assert [i for a, b in chunks for i in range(a, b)] == list(range(len(lengths)))
         for a, b in chunks:
             area = lengths[a] * (b - a)
             assert area <= 2000
             assert 1 - sum(lengths[a:b]) / area <= 0.1 or area - lengths[a] <= 2 * 256
+
+
+def test_packed_plan_covers_every_text_once_within_budget() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = generator.integers(1, 3000, generator.integers(1, 60)).tolist()
+        chunks = plan_packed(lengths, chunk_tokens=2000)
+        assert [i for a, b in chunks for i in range(a, b)] == list(range(len(lengths)))
+        assert all(sum(lengths[a:b]) <= 2000 or b - a == 1 for a, b in chunks)
+    assert plan_packed([], 10) == []
+
+
+@pytest.mark.parametrize("length", [40, 400])
+def test_share_of_useful_tokens_reaches_the_goals(tiny_bert: str, length: int) -> None:
+    encoder = load_encoder(tiny_bert, "cpu")
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(np.log(length), 0.7, 200).astype(int), 4, 512)
+    tokens = TokenBatch.from_lists([[7] * n for n in lengths])
+    assert encoder.work(tokens) == (int(lengths.sum()), 0)
+    pad(encoder)
+    assert lengths.sum() / encoder.work(tokens)[0] > 0.85
 
 
 def test_decoder_ends_every_text_in_its_end_token_after_truncation_too(tiny_qwen3: str) -> None:

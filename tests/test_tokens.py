@@ -267,39 +267,31 @@ def test_hub_id_that_the_hub_does_not_give_is_named(cache) -> None:
 # The batch
 
 
-def pad_slowly(texts: list[list[int]], picked: list[int], pad: int, multiple: int, side: str) -> tuple[list, list]:
-    width = max(len(texts[i]) for i in picked)
+def pad_slowly(texts: list[list[int]], pad: int, multiple: int) -> tuple[list, list]:
+    width = max(len(text) for text in texts)
     while width % multiple:
         width += 1
-    ids, mask = [], []
-    for i in picked:
-        fill = width - len(texts[i])
-        ids.append([pad] * fill + texts[i] if side == "left" else texts[i] + [pad] * fill)
-        mask.append([0] * fill + [1] * len(texts[i]) if side == "left" else [1] * len(texts[i]) + [0] * fill)
-    return ids, mask
+    fills = [width - len(text) for text in texts]
+    ids = [text + [pad] * fill for text, fill in zip(texts, fills, strict=True)]
+    return ids, [[1] * len(text) + [0] * fill for text, fill in zip(texts, fills, strict=True)]
 
 
 @given(
     texts=st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6),
     data=st.data(),
     multiple=st.sampled_from([1, 2, 8, 7]),
-    side=st.sampled_from(["left", "right"]),
 )
-def test_padded_equals_a_double_loop(texts, data, multiple, side) -> None:
+def test_selected_and_padded_texts_equal_a_double_loop(texts, data, multiple) -> None:
     picked = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=8))
-    batch = TokenBatch.from_lists(texts)
-    ids, mask = batch.padded(torch.tensor(picked), pad_id=-5, multiple=multiple, side=side)
-    assert (ids.tolist(), mask.tolist()) == pad_slowly(texts, picked, -5, multiple, side)
+    batch = TokenBatch.from_lists(texts).select(torch.tensor(picked))
+    chosen = [texts[i] for i in picked]
+    assert batch.input_ids.tolist() == [token for text in chosen for token in text]
+    assert batch.lengths.tolist() == [len(text) for text in chosen]
+    ids, mask = batch.padded(pad_id=-5, multiple=multiple)
+    assert (ids.tolist(), mask.tolist()) == pad_slowly(chosen, -5, multiple)
     assert ids.dtype == mask.dtype == torch.int64
 
 
-def test_padding_side_matters_for_uneven_texts_only() -> None:
-    uneven, even = TokenBatch.from_lists([[1, 2], [3]]), TokenBatch.from_lists([[1, 2], [3, 4]])
-    both = torch.tensor([0, 1])
-    assert not torch.equal(uneven.padded(both, 0, side="left")[0], uneven.padded(both, 0, side="right")[0])
-    assert torch.equal(even.padded(both, 0, side="left")[0], even.padded(both, 0, side="right")[0])
-
-
-def test_batch_knows_its_texts_and_moves_whole() -> None:
-    batch = TokenBatch.from_lists([[1], [2, 3, 4]]).to("cpu")
+def test_batch_knows_its_texts() -> None:
+    batch = TokenBatch.from_lists([[1], [2, 3, 4]])
     assert len(batch) == 2 and batch.lengths.tolist() == [1, 3] and batch.input_ids.tolist() == [1, 2, 3, 4]

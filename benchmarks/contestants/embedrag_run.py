@@ -1,0 +1,57 @@
+"""EmbedRAG as users run it: options -> prepare -> Trainer. Knobs are TrainOptions, such as `token_budget`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from benchmarks.contestants.common import Meter, Task, load_adapter
+from embedrag.config import TrainOptions
+from embedrag.loop import Trainer
+from embedrag.prepare import prepare
+
+
+def main(task_path: str, result_path: str) -> None:
+    """Train as the task says."""
+    task = Task.read(task_path)
+    meter = Meter(task)
+    settings = {
+        "model_name_or_path": task.model,
+        "finetune_type": "lora" if task.adapter else "full",
+        "lora_r": task.lora["r"],
+        "lora_alpha": task.lora["alpha"],
+        "lora_dropout": task.lora["dropout"],
+        "train_dataset": [task.rows],
+        "cache_dir": f"{task.work_dir}/cache",
+        "output_dir": f"{task.work_dir}/run",
+        "query_max_len": task.max_len,
+        "passage_max_len": task.max_len,
+        "neg_nums": task.negatives,
+        "candidates": task.candidates,
+        "batch_size": task.batch_size,
+        "epochs": 1,
+        "temperature": task.temperature,
+        "lr": task.lr,
+        "weight_decay": task.weight_decay,
+        "warmup_proportion": task.warmup_proportion,
+        "max_grad_norm": task.max_grad_norm,
+        "save_on_epoch_end": 0,
+        "seed": task.seed,
+        "device": "cpu",
+        "dtype": "float32",
+        "local_files_only": True,
+    }
+    run = prepare(TrainOptions(**(settings | task.knobs)))
+    run.output_dir.mkdir(parents=True)
+    if task.adapter:
+        load_adapter(run.step, task.adapter)
+    meter.watch(run.step)
+    Trainer(run).train()
+    logs = json.loads((run.output_dir / "detailed_training_logs.json").read_text(encoding="utf-8"))["step_logs"]
+    if any(row["masked_pairs"] for row in logs):
+        raise SystemExit("the data has equal texts, so the others would see other negatives")
+    meter.write([row["loss"] for row in logs], result_path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

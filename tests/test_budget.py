@@ -1,0 +1,185 @@
+"""The budget follows the memory, names what does not fit, and gives way when memory runs out."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedrag import budget
+from embedrag.budget import free_memory, graph_bytes, halve_budget, is_out_of_memory, longest_texts, settle_budget
+from embedrag.cli import main
+from embedrag.encoder import Encoder
+from embedrag.tokens import TokenBatch
+from tests.test_recompute import encoder_of
+
+CPU = torch.device("cpu")
+
+
+def texts(*lengths: int) -> TokenBatch:
+    return TokenBatch.from_lists([[7] * length for length in lengths])
+
+
+def test_graph_grows_with_the_tokens_and_nothing_else(tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert)
+    one, four = graph_bytes(encoder, texts(50)), graph_bytes(encoder, texts(50, 50, 50, 50))
+    assert abs(four / one - 4) < 0.2
+    hidden, layers = 64, 2
+    assert one > 50 * layers * 10 * hidden * 4  # ten vectors a token and layer at the very least
+    state = torch.get_rng_state()
+    graph_bytes(encoder, texts(50))
+    assert torch.equal(state, torch.get_rng_state())
+    encoder.token_budget = encoder.chunk_tokens = 50
+    assert graph_bytes(encoder, texts(50, 50, 50, 50)) < 1.1 * one
+
+
+def test_weighed_bytes_are_those_that_the_process_grows_by(minilm: str) -> None:
+    """Against the resident memory of this process, which is coarse."""
+    import psutil
+
+    encoder, batch = encoder_of(minilm), texts(*[128] * 32)
+    expected = graph_bytes(encoder, batch)
+    before = psutil.Process().memory_info().rss
+    result = encoder(batch)
+    grown = psutil.Process().memory_info().rss - before
+    del result
+    assert 0.5 < grown / expected < 2
+
+
+def test_free_memory_keeps_within_the_limits_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import psutil
+
+    monkeypatch.setattr(budget, "CGROUP", tmp_path)
+    assert 0 < free_memory(CPU) <= psutil.virtual_memory().total
+    used = psutil.Process().memory_info().vms
+    asked = {resource.RLIMIT_AS: (used + 1_000_000, -1), resource.RLIMIT_DATA: (resource.RLIM_INFINITY, -1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda which: asked[which])
+        assert free_memory(CPU) < 2_000_000
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500\n")
+    assert free_memory(CPU) == 1500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(CPU) > 2_000_000
+
+
+def test_halving_stops_at_the_longest_text(tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert)
+    budgets = []
+    while halve_budget(encoder, tokens=1000, least=100):
+        budgets.append(encoder.token_budget)
+    assert budgets == [500, 250, 125, 100]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_is_out_of_memory(error: BaseException, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+@pytest.fixture
+def data(write_jsonl: Callable[..., Path], rows: list[dict[str, object]]) -> Path:
+    long = {"query": "one long text", "pos": ["frog " * 80], "neg": []}
+    return write_jsonl([*rows, long])
+
+
+def train(model: str, data: Path, output: Path, *words: str) -> list[dict[str, float]]:
+    fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
+    settings = ["--batch_size", "13", "--epochs", "2", "--finetune_type", "lora", "--lr", "1e-2", "--temperature", "1"]
+    assert main(["train", *fixed, *settings, *words]) == 0
+    return json.loads((output / "detailed_training_logs.json").read_text())["step_logs"]
+
+
+def test_budget_from_memory_fits_it(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, store = encoder_of(tiny_bert), store_of(tiny_bert, data, tmp_path)
+    each = graph_bytes(encoder, store.batch(longest_texts(store, encoder.chunk_tokens)))
+    tokens = len(store.batch(longest_texts(store, encoder.chunk_tokens)).input_ids)
+    trained = sum(p.numel() for p in encoder.parameters())
+    free = int((1000 * each / tokens + 12 * trained) / 0.6)
+    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    line = settle_budget(encoder, store, None)
+    assert abs((encoder.token_budget or 0) - 1000) <= 1
+    assert f"{encoder.token_budget:,}" in line
+    monkeypatch.setattr(budget, "free_memory", lambda device: 0)
+    settle_budget(encoder, store, None)
+    assert encoder.token_budget == 82  # the longest text
+
+
+def store_of(model: str, data: Path, cache: Path) -> object:
+    from embedrag.tokens import open_store
+
+    return open_store([str(data)], encoder_of(model).tokenizer, "key", cache / "store")[0]
+
+
+def test_budget_below_the_longest_text_is_an_error_that_names_it(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *words, "--batch_size", "4", "--use_cpu", "--token_budget", "20"]) == 2
+    message = capsys.readouterr().err
+    assert "--token_budget 20" in message and f"{data}:13" in message and "at least 82" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_small_budget_trains_to_the_same_losses(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    plain = train(tiny_bert, data, tmp_path / "plain", "--lora_dropout", "0")
+    small = train(tiny_bert, data, tmp_path / "small", "--lora_dropout", "0", "--token_budget", "90")
+    assert [row["recomputed_share"] for row in plain] == [0, 0]
+    assert all(row["recomputed_share"] > 0.5 for row in small)
+    differences = [abs(a["loss"] - b["loss"]) for a, b in zip(plain, small, strict=True)]
+    assert max(differences) < 1e-5 < abs(plain[0]["loss"] - plain[1]["loss"])
+
+
+def test_step_that_runs_out_of_memory_is_repeated_with_half_the_budget(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--token_budget", "600", "--lora_dropout", "0.3"]
+    expected = train(tiny_bert, data, tmp_path / "expected", *words)
+    whole = Encoder._embed
+    calls = []
+
+    def fails_at_first(self: Encoder, tokens: TokenBatch) -> torch.Tensor:
+        calls.append(self.token_budget)
+        if self.training and torch.is_grad_enabled() and self.token_budget is not None and self.token_budget > 200:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, tokens)
+
+    monkeypatch.setattr(Encoder, "_embed", fails_at_first)
+    repeated = train(tiny_bert, data, tmp_path / "repeated", *words)
+    assert "memory ran out in step 1" in capsys.readouterr().out
+    assert 200 >= calls[-1] > 82
+    assert len(repeated) == len(expected)
+    assert repeated[0]["recomputed_share"] > 0
+
+
+def test_memory_that_is_short_even_for_one_text_ends_the_run_with_advice(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Encoder._embed
+
+    def fails(self: Encoder, tokens: TokenBatch) -> torch.Tensor:
+        if self.token_budget is not None:
+            raise MemoryError
+        return whole(self, tokens)
+
+    monkeypatch.setattr(Encoder, "_embed", fails)
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *words, "--batch_size", "4", "--use_cpu", "--token_budget", "200"]) == 1
+    message = capsys.readouterr().err
+    assert "memory ran out in step 1" in message and "--gradient_checkpointing" in message
+    assert "Traceback" not in message

@@ -1,0 +1,208 @@
+"""Recomputed chunks give the gradient of the plain batch: every budget, every kind of model, with dropout."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from embedrag.backbone import trainable_backbone
+from embedrag.config import TrainOptions
+from embedrag.contract import describe_base, load_tokenizer, settle
+from embedrag.dropout import FastDropout
+from embedrag.encoder import Encoder
+from embedrag.recompute import random_state, recomputed, set_random_state
+from embedrag.sampling import Batch
+from embedrag.step import ContrastiveStep
+from embedrag.tokens import TokenBatch
+from tests.reference import info_nce_loop
+
+LENGTHS = (5, 30, 12, 12, 3, 41, 30, 8, 19, 12, 2)
+TOKENS = sum(LENGTHS)
+CPU = torch.device("cpu")
+
+
+def encoder_of(model: str, kind: str = "full", dropout: float = 0.0, pad: bool = False, bits: int = 4) -> Encoder:
+    torch.manual_seed(0)
+    base = describe_base(model)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(base.config, name):
+            setattr(base.config, name, dropout)
+    options = TrainOptions(
+        output_dir="x", batch_size=2, finetune_type=kind, lora_dropout=dropout, quantization_bits=bits
+    ).resolved()
+    contract = settle(base, options)[0]
+    encoder = Encoder(trainable_backbone(base, options, torch.float32, CPU), load_tokenizer(base, contract), contract)
+    if not pad:
+        encoder.pack()
+    with torch.no_grad():  # B is zero at the start, and A would then get no gradient
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    return encoder.train()
+
+
+def batch_of_5() -> Batch:
+    """5 queries, 7 passages, one text that is query and passage, one passage that occurs twice, one exclusion."""
+    generator = torch.Generator().manual_seed(1)
+    texts = [torch.randint(5, 300, (length,), generator=generator).tolist() for length in LENGTHS]
+    return Batch(
+        tokens=TokenBatch.from_lists(texts),
+        query_index=torch.tensor([0, 4, 7, 10, 2]),
+        passage_index=torch.tensor([1, 2, 3, 5, 6, 8, 9, 8]),
+        labels=torch.tensor([0, 2, 3, 5, 6]),
+        excluded=torch.tensor([[1, 0]]),
+        hard=torch.zeros(8, dtype=torch.bool),
+        rows=torch.arange(5),
+        negatives=torch.zeros(5, dtype=torch.long),
+    )
+
+
+def loss_and_gradients(encoder: Encoder, seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(seed)
+    encoder.zero_grad()
+    loss = ContrastiveStep(encoder, 0.1)(batch_of_5())["loss"]
+    (loss * torch.arange(1, 6)).sum().backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+
+
+def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Norm of the difference relative to the norm of the whole gradient."""
+    assert found.keys() == expected.keys()
+    squares = sum(float((found[name] - expected[name]).double().square().sum()) for name in expected)
+    return (squares / sum(float(value.double().square().sum()) for value in expected.values())) ** 0.5
+
+
+def naive(encoder: Encoder) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each text alone through the model, copies too, and InfoNCE by double loop."""
+    encoder.zero_grad()
+    batch = batch_of_5()
+    alone = [encoder(batch.tokens.select(torch.tensor([i])))[0] for i in range(len(LENGTHS))]
+    copies = [encoder(batch.tokens.select(torch.tensor([i])))[0] for i in batch.passage_index.tolist()]
+    queries = torch.stack([alone[i] for i in batch.query_index.tolist()])
+    loss = info_nce_loop(queries, torch.stack(copies), batch.labels.tolist(), {(1, 0)}, 0.1)
+    (loss * torch.arange(1, 6)).sum().backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_qwen3"])
+@pytest.mark.parametrize("pad", [False, True])
+def test_gradient_equals_the_naive_full_batch(model: str, pad: bool, request: pytest.FixtureRequest) -> None:
+    """Packing, copies encoded once, chunks, recomputation and tiles together, against none of them."""
+    single = encoder_of(request.getfixturevalue(model), pad=True)
+    double = copy.deepcopy(single).double()
+    tolerances = [(1e-12, double), (1e-5, single)] if model == "tiny_bert" else [(1e-5, single)]
+    for tolerance, encoder in tolerances:
+        expected_loss, expected = naive(encoder)
+        if not pad:
+            encoder.pack()
+        for budget in (None, 45, 90, TOKENS):
+            encoder.token_budget, encoder.chunk_tokens = budget, 50
+            loss, found = loss_and_gradients(encoder)
+            torch.testing.assert_close(loss, expected_loss, rtol=10 * tolerance, atol=tolerance)
+            assert error(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("budget", [41, 60, 100, TOKENS - 1])
+@pytest.mark.parametrize("pad", [False, True])
+@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
+def test_every_budget_gives_the_same_gradient_with_dropout(
+    kind: str, pad: bool, budget: int, tiny_bert: str, tmp_path: Path
+) -> None:
+    encoder = encoder_of(tiny_bert, kind, dropout=0.2, pad=pad)
+    encoder.chunk_tokens = 41
+    expected_loss, expected = loss_and_gradients(encoder)
+    encoder.token_budget = budget
+    loss, found = loss_and_gradients(encoder)
+    assert 0 < encoder.work(batch_of_5().tokens)[1] <= TOKENS * (2 if pad else 1)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
+    assert error(found, expected) < 1e-5
+    assert error(loss_and_gradients(encoder, seed=4)[1], expected) > 1e-2  # other masks, another gradient
+
+
+@pytest.mark.parametrize("options", [{"bits": 8, "kind": "qlora"}, {"kind": "full"}])
+def test_decoder_and_8_bit_base_are_recomputed_alike(options: dict[str, object], tiny_qwen3: str) -> None:
+    encoder = encoder_of(tiny_qwen3, dropout=0.2, **options)
+    encoder.chunk_tokens = 41
+    expected = loss_and_gradients(encoder)[1]
+    encoder.token_budget = 41
+    assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
+
+
+def test_bfloat16_is_recomputed_alike(tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert, "lora", dropout=0.2)
+    encoder.dtype, encoder.chunk_tokens = torch.bfloat16, 41
+    expected = loss_and_gradients(encoder)[1]
+    encoder.token_budget = 41
+    assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
+
+
+def test_without_replay_of_the_random_state_the_gradient_is_wrong(
+    tiny_bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = encoder_of(tiny_bert, "lora", dropout=0.2)
+    encoder.chunk_tokens = 41
+    expected = loss_and_gradients(encoder)[1]
+    encoder.token_budget = 41
+    monkeypatch.setattr("embedrag.recompute.set_random_state", lambda state, device: None)
+    assert error(loss_and_gradients(encoder)[1], expected) > 1e-2
+
+
+def test_gradients_of_several_batches_add_up(tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert, "lora")
+    once = loss_and_gradients(encoder)[1]
+    encoder.token_budget = encoder.chunk_tokens = 41
+    encoder.zero_grad()
+    for _ in range(2):
+        (ContrastiveStep(encoder, 0.1)(batch_of_5())["loss"] * torch.arange(1, 6)).sum().backward()
+    twice = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
+    assert error(twice, {name: 2 * value for name, value in once.items()}) < 1e-5
+
+
+@pytest.mark.parametrize(("budget", "held"), [(41, 1), (82, 3), (103, 4), (TOKENS, None)])
+def test_as_many_chunks_are_held_as_the_budget_allows(budget: int, held: int | None, tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert)
+    encoder.chunk_tokens, encoder.token_budget = 41, budget
+    counts = {"forward": 0}
+    handle = encoder.backbone.register_forward_hook(
+        lambda *_: counts.update(forward=counts["forward"] + 1)  # type: ignore[func-returns-value]
+    )
+    loss_and_gradients(encoder)
+    handle.remove()
+    chunks = len(encoder._plan(batch_of_5().tokens)[1])
+    assert counts["forward"] == (chunks if held is None else 2 * chunks - held)
+    assert (encoder.work(batch_of_5().tokens)[1] == 0) == (held is None)
+
+
+def test_recomputed_function_keeps_nothing_of_its_first_pass() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        result = recomputed(lambda x: (weight * x).exp(), torch.arange(3.0), CPU)
+    assert kept == []
+    result.sum().backward()
+    torch.testing.assert_close(weight.grad, torch.arange(3.0) * torch.arange(3.0).exp())
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_replayed() -> None:
+    dropout, x = FastDropout(0.5), torch.ones(50, requires_grad=True)
+    state = random_state(CPU)
+    plain = [dropout(x).sum(), dropout(x).sum(), torch.rand(3)]
+    set_random_state(state, CPU)
+    first = recomputed(dropout, x, CPU).sum()
+    first.backward()
+    again = [first, recomputed(dropout, x, CPU).sum(), torch.rand(3)]
+    torch.testing.assert_close(plain, again)
+
+
+def test_contract_without_normalisation_is_recomputed_alike(tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert)
+    encoder.contract = replace(encoder.contract, normalize=False, pooling="cls")
+    encoder.chunk_tokens = 41
+    expected = loss_and_gradients(encoder)[1]
+    encoder.token_budget = 41
+    assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
