@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types readme clean
+.PHONY: help demo test bench lint types readme clean
 help:
 	@echo "make demo    score a real model, fine-tune it on real text, score it again (a few minutes)"
 	@echo "make test    run all tests"
+	@echo "make bench   speed and memory beside other programs, on equal work (hours; see benchmarks/speed.py for less)"
 	@echo "make lint    ruff and mypy"
 	@echo "make readme  write the options tables into README.md"
 	@echo "make clean   remove .venv and outputs"
@@ -23,6 +24,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+bench: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.memory
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -88,13 +88,13 @@ CONTESTANTS = {
         tuple(
             {"cached": True, name: value}
             for name, values in (
-                ("mini_batch_size", (2, 4, 8, 16, 32)),
-                ("mini_batch_num_tokens", (1024, 2048, 4096, 8192)),
+                ("mini_batch_size", (4, 8, 16)),
+                ("mini_batch_num_tokens", (2048, 4096)),
             )
             for value in values
         ),
     ),
-    "flag": Contestant("flag_embedding_run", tuple({"sub_batch_size": size} for size in (-1, 2, 4, 8, 16, 32))),
+    "flag": Contestant("flag_embedding_run", tuple({"sub_batch_size": size} for size in (-1, 2, 4, 8))),
     "embedrag_hard": Contestant("embedrag_run", candidates="hard"),
     "prior": Contestant("prior_run", candidates="hard"),
 }

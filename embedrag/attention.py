@@ -77,7 +77,7 @@ def packed_attention(
         value: [1, G, T, D].
         attention_mask: None; each text is complete.
         packing: where the texts lie.
-        dropout: of the attention weights.
+        dropout: of the attention weights; on a CPU only.
         scaling: of the scores; left out: 1 / sqrt(D).
         is_causal: whether tokens see only those before them; left out: as `module` says.
         sliding_window: tokens see only those less than so many places away.
@@ -91,8 +91,11 @@ def packed_attention(
         raise NotImplementedError(f"packed attention with {odd or 'a mask'}")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    run = _varlen if query.device.type == "cuda" and query.dtype in HALF else _by_length
-    return run(q, k, v, packing, dropout, scaling, causal, sliding_window)[None], None
+    if query.device.type == "cpu":
+        return _by_length(q, k, v, packing, dropout, scaling, causal, sliding_window)[None], None
+    if query.dtype not in HALF:
+        raise NotImplementedError(f"packed attention in {query.dtype} on a GPU")
+    return _varlen(q, k, v, packing, scaling, causal, sliding_window)[None], None
 
 
 def packed_states(backbone: nn.Module, input_ids: Tensor, packing: Packing, offset: int) -> Tensor:
@@ -209,16 +212,13 @@ def _varlen(
     key: Tensor,
     value: Tensor,
     packing: Packing,
-    dropout: float,
     scaling: float | None,
     causal: bool,
     window: int | None,
 ) -> Tensor:
-    """The flash kernel that torch brings along (2.10 and newer)."""
+    """The flash kernel that torch brings along (2.10 and newer); it has no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if dropout:
-        raise NotImplementedError("the packed kernel has no attention dropout")
     reach = -1 if window is None else window - 1
     out = varlen_attn(
         query.contiguous(),

@@ -20,6 +20,7 @@ from embedrag.tokens import TokenBatch, TokenStore
 
 # A GPU is ours alone; beside a training on a CPU other programs live.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
+PROBE_TOKENS = 4096
 STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -44,7 +45,7 @@ def settle_budget(encoder: Encoder, store: TokenStore, asked: int | None) -> str
             )
         encoder.token_budget = asked
         return f"memory: the graphs of {asked:,} tokens are held at once, the others of a batch are recomputed"
-    tokens = store.batch(longest_texts(store, encoder.chunk_tokens))
+    tokens = store.batch(longest_texts(store, PROBE_TOKENS))
     each = graph_bytes(encoder, tokens) / len(tokens.input_ids)
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     free = free_memory(encoder.device)

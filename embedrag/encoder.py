@@ -24,7 +24,7 @@ from embedrag.pooling import POOLING
 from embedrag.recompute import recomputed
 from embedrag.tokens import TokenBatch
 
-CHUNK_TOKENS = 4096
+CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}  # larger ones leave the caches of a CPU; a GPU wants few launches
 MAX_WASTE = 0.1
 SMALL_CHUNK_TOKENS = 256
 TEXTS_PER_BLOCK = 1024
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         self.pad_multiple = pad_multiple
         self.position_offset: int | None = None
         self.token_budget: int | None = None
-        self.chunk_tokens = CHUNK_TOKENS
+        self.chunk_tokens = CHUNK_TOKENS.get(self.device.type, 4096)
 
     def pack(self) -> None:
         """From now on texts lie one after the other, without padding.

@@ -47,10 +47,18 @@ def train(options: TrainOptions) -> int:
         UserError: the user can mend it; nothing was written.
         RunError: the run went wrong; earlier checkpoints are whole.
     """
-    run = prepare(options)
-    clear_output_dir(run.output_dir)
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    Trainer(run).train()
+    try:
+        run = prepare(options)
+        clear_output_dir(run.output_dir)
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        Trainer(run).train()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            "memory ran out outside of a step's forward and backward pass: the model, its gradients and the optimizer "
+            "do not fit. Try --finetune_type lora or qlora, or --optimizer adamw8bit"
+        ) from error
     if options.merge and options.finetune_type == "full":
         say("merge: a full fine-tune has no adapter; final/ is the model")
     elif options.merge:

