@@ -118,7 +118,7 @@ class _TiledInfoNCE(torch.autograd.Function):
 
 def _inverse_norms(vectors: Tensor) -> Tensor:
     """[n, D] -> [n]."""
-    norms: Tensor = vectors.norm(dim=1)  # type: ignore[no-untyped-call]
+    norms: Tensor = vectors.norm(dim=1)
     return norms.clamp(min=1e-12).reciprocal()
 
 
