@@ -6,7 +6,7 @@ It trades the one rectangular attention call for one a group of texts of equal l
 the padding it saves; GPUs have a kernel for it.
 
 A model that drops `packing` on its way, or has another idea of positions, would mix texts without an error. So
-`self_check` compares on the model itself before anything is trained, and the caller pads when it fails.
+`pack` compares on the model itself before anything is trained, and the caller pads when it fails.
 
 Dimensions: T tokens, n texts, H heads, D components of a head.
 """
@@ -30,6 +30,10 @@ HALF = (torch.float16, torch.bfloat16)
 LONG_WINDOW = 512
 # Rounding moves states far less, a leak far more (0.1 and above). Two half-precision kernels differ by more.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+class PackingError(Exception):
+    """A model whose texts would mix, or come out differently, in one row."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,17 @@ def packed_attention(
         **unknown: further arguments of the caller.
 
     Raises:
-        NotImplementedError: for a kind of attention that is not known here; the caller pads then.
+        PackingError: for a kind of attention that is not known here; the caller pads then.
     """
     odd = [name for name in ("softcap", "position_bias", "s_aux") if unknown.get(name) is not None]
     if packing is None or attention_mask is not None or odd:
-        raise NotImplementedError(f"packed attention with {odd or 'a mask'}")
+        raise PackingError(f"its attention has {', '.join(odd) or 'a mask'}")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     if query.device.type == "cpu":
         return _by_length(q, k, v, packing, dropout, scaling, causal, sliding_window)[None], None
     if query.dtype not in HALF:
-        raise NotImplementedError(f"packed attention in {query.dtype} on a GPU")
+        raise PackingError(f"there is no packed attention in {query.dtype} on a GPU")
     return _varlen(q, k, v, packing, scaling, causal, sliding_window)[None], None
 
 
@@ -154,10 +158,6 @@ def pack(backbone: nn.Module, pad_id: int) -> int:
     finally:
         backbone.train(was_training)
     return offset
-
-
-class PackingError(Exception):
-    """A model whose texts would mix, or come out differently, in one row."""
 
 
 def _register(model: Any) -> None:

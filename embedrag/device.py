@@ -40,7 +40,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def fastest(tries: Mapping[torch.dtype, Callable[[], object]], repeats: int = 3) -> torch.dtype:
     """The precision whose function takes the least time (best of some repeats, in turns)."""
     seconds = dict.fromkeys(tries, float("inf"))
-    for _ in range(repeats + 1):  # the first round warms up, and never is the best
+    for function in tries.values():
+        function()  # warms up
+    for _ in range(repeats):
         for dtype, function in tries.items():
             start = time.perf_counter()
             function()

@@ -59,7 +59,7 @@ class _Drop(torch.autograd.Function):
 def random_keep(count: int, p: float) -> Tensor:
     """[count] 1 with probability 1 - p (to 1 / 65536), independent, from torch's seed.
 
-    As int8: a product with truth values takes four times as long on a CPU.
+    As int8: a product with truth values takes three times as long on a CPU.
     """
     seed = int(torch.randint(0, 2**62, ()))
     draws = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-count // 4), dtype=np.uint64)

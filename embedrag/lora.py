@@ -1,7 +1,7 @@
 """The product of a LoRA layer, written so that it costs what its FLOPs say.
 
 Left to autograd, an adapter of rank 8 costs as much as the layer it adapts: the gradient of B is a product that is tall
-and thin in the wrong order (20 times slower than its transpose on a CPU), dropout copies the input once per layer, and
+and thin in the wrong order (8 times slower than its transpose on a CPU), dropout copies the input once per layer, and
 the scaled result is added in further copies. Here the same numbers take one function: the transposed product, a kept
 mask in place of a kept copy, and the addition inside the product. The layers remain peft's, with their names and files.
 
@@ -77,7 +77,7 @@ class _AddAdapter(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, mask, low, a, b = ctx.saved_tensors
-        # Both products with B are written in the order that is fast; the other is 4 and 20 times slower on a CPU.
+        # Both products with B are written in the order that is fast; the other is 2 and 8 times slower on a CPU.
         of_low = F.linear(gradient, (b.T * ctx.scale).contiguous())
         of_x = None
         if ctx.needs_input_grad[1]:

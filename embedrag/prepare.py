@@ -217,7 +217,7 @@ def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:
                 f"--attention packed: {options.model_name_or_path} can't be packed here ({reason}); "
                 "use --attention padded"
             ) from None
-        say(f"model: texts are sorted by length and padded, for packed {reason}")
+        say(f"model: texts are sorted by length and padded; they can't be packed, for {reason}")
         return
     rates = [value for name, value in vars(encoder.backbone.config).items() if "att" in name and "dropout" in name]
     if encoder.device.type == "cuda" and any(rates) and options.finetune_type == "full":
