@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedrag.dropout import fast_dropout
+from embedrag.dropout import attention_with_dropout
 
 NAME = "embedrag_packed"
 HALF = (torch.float16, torch.bfloat16)
@@ -269,12 +269,9 @@ def _attend(
         )
     if grouped:
         k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], 1) for states in (k, v))
-    scores = (q * (q.shape[-1] ** -0.5 if scaling is None else scaling)) @ k.transpose(2, 3)
     if causal and mask is None:
         mask = _band(q.shape[2], q.shape[2], causal, q.device)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return fast_dropout(scores.softmax(-1), dropout) @ v
+    return attention_with_dropout(q, k, v, mask, q.shape[-1] ** -0.5 if scaling is None else scaling, dropout)
 
 
 def _band(length: int, window: int, causal: bool, device: torch.device) -> Tensor:

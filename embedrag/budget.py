@@ -26,7 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def settle_budget(encoder: Encoder, store: TokenStore, asked: int | None) -> str:
-    """Set the encoder's `token_budget`; returns a line that says what was found.
+    """Set the encoder's `token_budget` and `token_bytes`; returns a line that says what was found.
 
     Args:
         encoder: ready for training.
@@ -43,10 +43,14 @@ def settle_budget(encoder: Encoder, store: TokenStore, asked: int | None) -> str
                 f"--token_budget {asked} is smaller than the longest text ({longest[1]} tokens, "
                 f"{_place(store, longest[0])}); give at least {longest[1]}, or lower --passage_max_len"
             )
+    tokens = store.batch(longest_texts(store, PROBE_TOKENS if asked is None else min(asked, PROBE_TOKENS)))
+    encoder.token_bytes = each = graph_bytes(encoder, tokens) / len(tokens.input_ids)
+    if asked is not None:
         encoder.token_budget = asked
-        return f"memory: the graphs of {asked:,} tokens are held at once, the others of a batch are recomputed"
-    tokens = store.batch(longest_texts(store, PROBE_TOKENS))
-    each = graph_bytes(encoder, tokens) / len(tokens.input_ids)
+        return (
+            f"memory: the graphs of {asked:,} tokens ({asked * each / 2**30:.2f} GiB) are held at once, "
+            "the others of a larger batch are recomputed"
+        )
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     free = free_memory(encoder.device)
     room = SHARE.get(encoder.device.type, 0.6) * free - STATE_BYTES * trained

@@ -36,6 +36,49 @@ def fast_dropout(input: Tensor, p: float) -> Tensor:
     return dropped
 
 
+def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, p: float) -> Tensor:
+    """dropout(softmax(scale * q @ k.T)) @ v, which keeps the weights once and their dropout as one byte each.
+
+    Args:
+        q: [m, H, L, D].
+        k: [m, H, L, D].
+        v: [m, H, L, D].
+        mask: [L, L] True where a token (row) sees another (column); None: all.
+        scale: of the scores.
+        p: probability that a weight is left out.
+    """
+    out: Tensor = _DropAttention.apply(q, k, v, mask, scale, p)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _DropAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, p: float) -> Tensor:
+        scores = (q * scale) @ k.transpose(2, 3)
+        weights = (scores if mask is None else scores.masked_fill_(~mask, float("-inf"))).softmax(-1)
+        keep, ctx.kept_scale = dropout_mask(weights, p)
+        out = torch.mul(weights, keep, out=scores) @ v
+        out *= ctx.kept_scale
+        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, weights, keep, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, keep, out = ctx.saved_tensors
+        (gradient,) = gradients
+        # sum(weights * their gradient) over a row is that of out * its gradient (FlashAttention, arXiv 2205.14135).
+        along = (gradient * out).sum(-1, keepdim=True)
+        gradient = gradient * ctx.kept_scale
+        kept = weights * keep
+        of_v = kept.transpose(2, 3) @ gradient
+        of_scores = torch.matmul(gradient, v.transpose(2, 3), out=kept)
+        of_scores.mul_(keep).sub_(along).mul_(weights)
+        of_q = (of_scores @ k).mul_(ctx.scale)
+        of_k = (of_scores.transpose(2, 3) @ q).mul_(ctx.scale)
+        return of_q, of_k, of_v, None, None, None
+
+
 def dropout_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
     """1 where an element stays [int8, shape of `like`], and the factor that makes up for the others."""
     if like.device.type != "cpu":

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedrag.attention import Packing, pack, packed_states
+from embedrag.cached import CachedVectors
 from embedrag.contract import Contract, TextTokenizer
 from embedrag.pooling import POOLING
-from embedrag.recompute import recomputed
 from embedrag.tokens import TokenBatch
 
 CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}  # larger ones leave the caches of a CPU; a GPU wants few launches
@@ -72,6 +72,7 @@ class Encoder(nn.Module):
     Attributes:
         position_offset: first position of a text where texts are packed; None pads them.
         token_budget: tokens whose graphs are held at once in training; None holds them all.
+        token_bytes: of a token's graph, where it was weighed.
         chunk_tokens: tokens of one call of the backbone, at most.
     """
 
@@ -100,6 +101,7 @@ class Encoder(nn.Module):
         self.pad_multiple = pad_multiple
         self.position_offset: int | None = None
         self.token_budget: int | None = None
+        self.token_bytes: float | None = None
         self.chunk_tokens = CHUNK_TOKENS.get(self.device.type, 4096)
 
     def pack(self) -> None:
@@ -127,7 +129,7 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def forward(self, tokens: TokenBatch) -> Tensor:
-        """Embed n texts.
+        """Embed n texts, whatever memory their graphs take.
 
         Args:
             tokens: the texts, on the CPU.
@@ -136,13 +138,15 @@ class Encoder(nn.Module):
             [n, D] float32 vectors, in the order of `tokens`.
         """
         order, chunks = self._plan(tokens)
-        recompute = self._recomputed_chunks(tokens.lengths[order].tolist(), chunks) if torch.is_grad_enabled() else 0
-        parts = []
-        for number, (start, stop) in enumerate(chunks):
-            chunk = tokens.select(order[start:stop])
-            held = number >= recompute
-            parts.append(self._embed(chunk) if held else recomputed(self._embed, chunk, self.device))
+        parts = [self._embed(tokens.select(order[start:stop])) for start, stop in chunks]
         return torch.cat(parts)[order.argsort().to(self.device)]
+
+    def cached(self, tokens: TokenBatch) -> CachedVectors:
+        """Embed n texts for a loss, within the token budget."""
+        order, chunks = self._plan(tokens)
+        recompute = self._recomputed_chunks(tokens.lengths[order].tolist(), chunks)
+        places = [order[start:stop] for start, stop in chunks]
+        return CachedVectors(self._embed, tokens, places, recompute, self.device)
 
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
         """Tokens that a training step computes, padding included, and those of them that it computes once more."""
@@ -195,16 +199,25 @@ class Encoder(nn.Module):
         return (stop - start) * (-(-lengths[start] // self.pad_multiple) * self.pad_multiple)
 
     def _recomputed_chunks(self, lengths: list[int], chunks: list[tuple[int, int]]) -> int:
-        """How many of the first chunks are recomputed, for the graphs of the later ones fill the budget.
-
-        The last ones are held, because their graphs are freed before the first recomputation starts.
-        """
-        room = float("inf") if self.token_budget is None else self.token_budget
+        """How many of the first chunks are recomputed, for the graphs of the later ones fill the budget."""
+        if self.token_budget is None or len(chunks) < 2:
+            return 0
+        room = self.token_budget - self._loss_tokens(len(lengths))
         for number in reversed(range(len(chunks))):
             room -= self._area(lengths, *chunks[number])
             if room < 0:
-                return min(number + 1, len(chunks) - 1)  # one chunk is in memory in any case
+                return number + 1
         return 0
+
+    def _loss_tokens(self, texts: int) -> float:
+        """Tokens whose graphs would take the memory that the vectors need while a loss is made of them.
+
+        That is the vectors, their copies as queries and passages, and the gradients of both. A twentieth of the budget
+        is theirs anyway.
+        """
+        if self.token_budget is None or self.token_bytes is None:
+            return 0
+        return max(0, 4 * texts * self.dimension * 4 / self.token_bytes - self.token_budget / 20)
 
     def _embed(self, tokens: TokenBatch) -> Tensor:
         """[m, D] of the texts of a chunk, in its order."""

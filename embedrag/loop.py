@@ -6,7 +6,6 @@ not change it. Schedule, logs and checkpoints count optimizer steps.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from embedrag.budget import halve_budget, is_out_of_memory, longest_text
+from embedrag.cached import random_state, set_random_state
 from embedrag.checkpoint import clear_output_dir, save_model
 from embedrag.config import MergeOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
@@ -32,7 +32,6 @@ from embedrag.files import write_atomic
 from embedrag.logs import RunLog, now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run, prepare
-from embedrag.recompute import random_state, set_random_state
 from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
 from embedrag.tokens import TokenStore
 
@@ -113,7 +112,7 @@ class Trainer:
             project_config=ProjectConfiguration(str(run.output_dir), logging_dir=str(run.output_dir / "runs")),
         )
         optimizer = build_optimizer(options.optimizer, run.step, options.lr or 0.0, options.weight_decay)
-        self.step, self.optimizer = self.accelerator.prepare(run.step, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
         warmup = warmup_steps(self.total_steps, options.warmup_proportion)
         self.schedule = cosine_schedule(optimizer, self.total_steps, warmup)
         self.parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
@@ -220,15 +219,8 @@ class Trainer:
 
     def _backward(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
         queries = sum(len(batch.labels) for batch in batches)
-        outputs = []
-        self.step.train()
-        for batch in batches:
-            more = batch is not batches[-1]
-            with self.accelerator.no_sync(self.step) if more else contextlib.nullcontext():
-                output = self.step(batch.to(self.run.device))
-                self.accelerator.backward(output["loss"].sum() / queries)
-            outputs.append({name: value.detach() for name, value in output.items()})
-        return outputs
+        step = self.run.step.train()
+        return [step.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward) for batch in batches]
 
     def _row(
         self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, rate: float, start: float

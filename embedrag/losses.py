@@ -89,16 +89,17 @@ class _TiledInfoNCE(torch.autograd.Function):
         ctx: Any, queries: Tensor, passages: Tensor, candidates: _Candidates, temperature: float
     ) -> tuple[Tensor, Tensor]:
         scales = _inverse_norms(queries) / temperature, _inverse_norms(passages)
-        losses, correct = [], []
+        # Results have their place from the start: small ones left between large ones would scatter the memory.
+        losses, correct = queries.new_empty(len(queries)), torch.empty_like(candidates.labels, dtype=torch.bool)
         for here, tile in _tiles(queries, len(passages)):
             scores = candidates.close(_scores(tile, passages, scales[0][here], scales[1]), here.start)
             labels = candidates.labels[here]
-            losses.append(scores.logsumexp(1) - scores.gather(1, labels[:, None])[:, 0])
-            correct.append(scores.argmax(1) == labels)
+            torch.sub(scores.logsumexp(1), scores.gather(1, labels[:, None])[:, 0], out=losses[here])
+            torch.eq(scores.argmax(1), labels, out=correct[here])
         ctx.save_for_backward(queries, passages, *scales)
         ctx.candidates, ctx.temperature = candidates, temperature
-        ctx.mark_non_differentiable(every := torch.cat(correct))
-        return torch.cat(losses), every
+        ctx.mark_non_differentiable(correct)
+        return losses, correct
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:

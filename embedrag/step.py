@@ -1,7 +1,10 @@
-"""Model and loss as one module, so that a distributed wrapper sees one forward a step."""
+"""Model and loss: what a batch adds to the gradient."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from embedrag.encoder import Encoder
@@ -10,7 +13,7 @@ from embedrag.sampling import Batch
 
 
 class ContrastiveStep(nn.Module):
-    """Encoder + InfoNCE: a `Batch` goes in, the loss of each query comes out."""
+    """Encoder + InfoNCE."""
 
     def __init__(self, encoder: Encoder, temperature: float, candidates: str = "all") -> None:
         """Put the parts together.
@@ -25,9 +28,8 @@ class ContrastiveStep(nn.Module):
         self.temperature = temperature
         self.candidates = candidates
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss [B] and whether the positive scored best [B]."""
-        embeddings = self.encoder(batch.tokens)
+    def loss(self, embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Loss [B] and whether the positive scored best [B], of the vectors [n, D] of a batch."""
         loss, correct = info_nce(
             embeddings[batch.query_index],
             embeddings[batch.passage_index],
@@ -37,3 +39,22 @@ class ContrastiveStep(nn.Module):
             shared=batch.hard if self.candidates == "hard" else None,
         )
         return {"loss": loss, "correct": correct}
+
+    def backward(
+        self, batch: Batch, weight: Tensor | float, backward: Callable[[Tensor], object] = torch.autograd.backward
+    ) -> dict[str, Tensor]:
+        """Add the gradient of sum(weight * loss) to the parameters, within the encoder's token budget.
+
+        Args:
+            batch: B queries, on the device.
+            weight: of the losses, [B] or one for all.
+            backward: of the weighted sum; a loss scaler's, for example.
+
+        Returns:
+            What `loss` says, without graphs.
+        """
+        cached = self.encoder.cached(batch.tokens)
+        output = self.loss(cached.vectors, batch)
+        backward((output["loss"] * weight).sum())
+        cached.backward()
+        return {name: value.detach() for name, value in output.items()}

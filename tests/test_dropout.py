@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from embedrag.dropout import FastDropout, random_keep, replace_dropout
+from embedrag.dropout import FastDropout, attention_with_dropout, fast_dropout, random_keep, replace_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -34,6 +34,30 @@ def test_gradient_is_that_of_the_same_mask() -> None:
     dropped.square().sum().backward()
     scale = float((dropped / x)[dropped != 0].unique().mean())
     torch.testing.assert_close(x.grad, 2 * x.detach() * mask * scale**2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [1, 7])
+def test_attention_with_dropout_equals_its_parts_in_value_and_gradient(length: int, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (3, 2, length, 5)
+    states = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    mask = torch.ones(length, length).tril().bool() if masked else None
+
+    def parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scores = 0.3 * q @ k.transpose(2, 3)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return fast_dropout(scores.softmax(-1), 0.4) @ v
+
+    results = []
+    for function in (parts, lambda q, k, v: attention_with_dropout(q, k, v, mask, 0.3, 0.4)):
+        torch.manual_seed(0)
+        out = function(*states)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), states)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+    assert float((results[0][0] - parts(*states)).abs().max()) > 1e-3  # another mask, another value
 
 
 def test_off_and_in_evaluation_it_changes_nothing() -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from embedrag.backbone import trainable_backbone
+from embedrag.cached import CachedVectors
 from embedrag.config import TrainOptions
 from embedrag.contract import describe_base, load_tokenizer, settle
 from embedrag.dropout import FastDropout
 from embedrag.encoder import Encoder
-from embedrag.recompute import random_state, recomputed, set_random_state
 from embedrag.sampling import Batch
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch
@@ -65,9 +65,8 @@ def batch_of_5() -> Batch:
 def loss_and_gradients(encoder: Encoder, seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(seed)
     encoder.zero_grad()
-    loss = ContrastiveStep(encoder, 0.1)(batch_of_5())["loss"]
-    (loss * torch.arange(1, 6)).sum().backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+    loss = ContrastiveStep(encoder, 0.1).backward(batch_of_5(), torch.arange(1, 6))["loss"]
+    return loss, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
 
 
 def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -148,7 +147,7 @@ def test_without_replay_of_the_random_state_the_gradient_is_wrong(
     encoder.chunk_tokens = 41
     expected = loss_and_gradients(encoder)[1]
     encoder.token_budget = 41
-    monkeypatch.setattr("embedrag.recompute.set_random_state", lambda state, device: None)
+    monkeypatch.setattr("embedrag.cached.set_random_state", lambda state, device: None)
     assert error(loss_and_gradients(encoder)[1], expected) > 1e-2
 
 
@@ -158,7 +157,7 @@ def test_gradients_of_several_batches_add_up(tiny_bert: str) -> None:
     encoder.token_budget = encoder.chunk_tokens = 41
     encoder.zero_grad()
     for _ in range(2):
-        (ContrastiveStep(encoder, 0.1)(batch_of_5())["loss"] * torch.arange(1, 6)).sum().backward()
+        ContrastiveStep(encoder, 0.1).backward(batch_of_5(), torch.arange(1, 6))
     twice = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
     assert error(twice, {name: 2 * value for name, value in once.items()}) < 1e-5
 
@@ -178,25 +177,46 @@ def test_as_many_chunks_are_held_as_the_budget_allows(budget: int, held: int | N
     assert (encoder.work(batch_of_5().tokens)[1] == 0) == (held is None)
 
 
-def test_recomputed_function_keeps_nothing_of_its_first_pass() -> None:
+def chunks_of_two(recompute: int, weight: Tensor, dropout: float = 0.0) -> CachedVectors:
+    """Four texts of one token in two chunks; a text's vector is its token times the weight."""
+    drop = FastDropout(dropout)
+    tokens = TokenBatch.from_lists([[1], [2], [3], [4]])
+    places = [torch.tensor([3, 0]), torch.tensor([1, 2])]
+    return CachedVectors(lambda part: drop(part.input_ids[:, None] * weight).exp(), tokens, places, recompute, CPU)
+
+
+def test_recomputed_chunks_keep_nothing_of_their_first_pass() -> None:
     weight = torch.ones(3, requires_grad=True)
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        result = recomputed(lambda x: (weight * x).exp(), torch.arange(3.0), CPU)
-    assert kept == []
-    result.sum().backward()
-    torch.testing.assert_close(weight.grad, torch.arange(3.0) * torch.arange(3.0).exp())
+    for recompute, kept_tensors in ((2, 0), (0, 4)):  # a product and an exponential, of each of two chunks
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            cached = chunks_of_two(recompute, weight)
+        assert len(kept) == kept_tensors
+        weight.grad = None
+        cached.vectors.sum().backward()
+        cached.backward()
+        ids = torch.arange(1.0, 5)
+        torch.testing.assert_close(weight.grad, (ids * ids.exp()).sum().expand(3))
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_replayed() -> None:
-    dropout, x = FastDropout(0.5), torch.ones(50, requires_grad=True)
-    state = random_state(CPU)
-    plain = [dropout(x).sum(), dropout(x).sum(), torch.rand(3)]
-    set_random_state(state, CPU)
-    first = recomputed(dropout, x, CPU).sum()
-    first.backward()
-    again = [first, recomputed(dropout, x, CPU).sum(), torch.rand(3)]
-    torch.testing.assert_close(plain, again)
+    weight, found = torch.ones(50, requires_grad=True), []
+    for recompute in (0, 1, 2):
+        torch.manual_seed(0)
+        passes = []
+        for _ in range(2):
+            cached = chunks_of_two(recompute, weight, dropout=0.5)
+            passes.append(cached.vectors.detach().clone())
+            cached.vectors.sum().backward()
+            cached.backward()
+        found.append([*passes, torch.rand(3)])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_a_loss_comes_before_the_way_back() -> None:
+    with pytest.raises(RuntimeError, match="loss of these vectors first"):
+        chunks_of_two(0, torch.ones(3, requires_grad=True)).backward()
 
 
 def test_contract_without_normalisation_is_recomputed_alike(tiny_bert: str) -> None:
