@@ -104,14 +104,15 @@ def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:
 def peak(kind: str, rows: int, budget: int) -> dict[str, float]:
     """Peak of a step above the loaded model (run in a process of its own)."""
     from embedrag.budget import graph_bytes
-    from embedrag.device import peak_memory_bytes
+    from embedrag.device import give_memory_back, peak_memory_bytes
 
     step, small = make_step(kind), make_batch(2)
     step.encoder.token_budget = budget
     step.encoder.token_bytes = graph_bytes(step.encoder, small.tokens) / len(small.tokens.input_ids)
     step.backward(small, 1 / 2)  # gradients and libraries are there
-    loaded = _resident()
     batch = make_batch(rows, short=True)
+    give_memory_back()
+    loaded = _resident()
     Path("/proc/self/clear_refs").write_text("5")
     start = time.perf_counter()
     step.backward(batch, 1 / rows)

@@ -18,7 +18,7 @@ from torch import Tensor
 from embedrag.device import give_memory_back
 from embedrag.tokens import TokenBatch
 
-TRIM_EVERY = 4  # recomputed chunks
+TRIM_EVERY = 16  # recomputed chunks; at every chunk it would cost a fifth of the time
 
 
 class CachedVectors:

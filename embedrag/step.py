@@ -56,5 +56,6 @@ class ContrastiveStep(nn.Module):
         cached = self.encoder.cached(batch.tokens)
         output = self.loss(cached.vectors, batch)
         backward((output["loss"] * weight).sum())
+        output = {name: value.detach() for name, value in output.items()}  # lets go of the loss's graph
         cached.backward()
-        return {name: value.detach() for name, value in output.items()}
+        return output
