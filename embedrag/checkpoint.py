@@ -13,25 +13,33 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.files import atomic_folder, write_json
 from embedrag.saved import SETTINGS
+from embedrag.state import write_state
 from embedrag.verify import PROBES
 
 RUN_FILES = (
     "final",
     "merged",
     "checkpoint-epoch-*",
+    "checkpoint-step-*",
     "detailed_training_logs.json",
     "training_losses.json",
     "training_summary_report.json",
     "metrics.json",
     "runs",
-    ".final.tmp-*",
-    ".merged.tmp-*",
-    ".checkpoint-epoch-*.tmp-*",
+    ".*.tmp-*",
 )
+MODELS = ("final", "merged", "checkpoint-")
+LEFTOVERS = ".*.tmp-*"  # of a save or removal that was killed
 
 
 def save_model(
-    encoder: Encoder, base: str, settings: dict[str, Any], probes: list[tuple[str, str]], results: str, target: Path
+    encoder: Encoder,
+    base: str,
+    settings: dict[str, Any],
+    probes: list[tuple[str, str]],
+    results: str,
+    target: Path,
+    state: dict[str, Any] | None = None,
 ) -> None:
     """Write the trained model (full) or adapter (LoRA, QLoRA) with tokenizer, contract and settings.
 
@@ -42,6 +50,7 @@ def save_model(
         probes: (role, text) pairs of the training data, which a merge is proved with.
         results: figures for the model card, as Markdown.
         target: folder that appears when all is written.
+        state: what a run needs to go on from here; left out: a model and no more.
     """
     with atomic_folder(target) as folder:
         # peft would ask the hub whether the vocabulary grew; it never does here.
@@ -53,19 +62,28 @@ def save_model(
         write_json(folder / SETTINGS, settings)
         write_json(folder / PROBES, probes)
         write_card(folder, base, settings, results=results)
+        if state is not None:
+            write_state(folder, encoder.backbone, state)
 
 
-def check_output_dir(folder: Path, overwrite: bool) -> None:
+def check_output_dir(folder: Path, overwrite: bool, only_logs: bool = False) -> None:
     """Refuse a folder that can't be written or that holds another run.
+
+    Args:
+        folder: of the run.
+        overwrite: what is there may be removed.
+        only_logs: it may be removed when it is logs and no model, as a run leaves that was killed early.
 
     Raises:
         UserError: naming the remedy.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: a file of that name exists; name a folder")
-    if run_files(folder) and not overwrite:
+    in_the_way = [path for path in run_files(folder) if not only_logs or path.name.startswith(MODELS)]
+    if in_the_way and not overwrite:
         raise UserError(
-            f"--output_dir {folder}: holds another run; name another folder, or replace it with --overwrite"
+            f"--output_dir {folder}: holds another run; name another folder, go on with it (--resume auto), "
+            "or replace it (--overwrite)"
         )
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -91,6 +109,12 @@ def clear_output_dir(folder: Path) -> None:
     """Remove an earlier run (and nothing else) from its folder."""
     for path in run_files(folder):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed run had begun to write."""
+    for path in folder.glob(LEFTOVERS):
+        shutil.rmtree(path)
 
 
 def run_files(folder: Path) -> list[Path]:

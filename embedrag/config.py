@@ -224,6 +224,28 @@ class TrainOptions(Options):
     save_on_epoch_end: int = option(
         1, "write checkpoint-epoch-N every so many epochs; 0 = only final/", group="training", ge=0
     )
+    save_steps: int | None = option(
+        None,
+        "write checkpoint-step-N, from which the run can go on, every so many optimizer steps; "
+        "left out: only at the end of epochs and when the run is stopped",
+        group="training",
+        ge=1,
+    )
+    save_total_limit: int = option(
+        2,
+        "newest checkpoints that a run can go on from; older ones are removed (models of epochs stay)",
+        group="training",
+        ge=1,
+    )
+    resume: str | None = option(
+        None,
+        "go on from a checkpoint: its folder, or auto for the newest whole one in output_dir (none: start)",
+        group="training",
+        min_length=1,
+    )
+    on_nonfinite: Annotated[Literal["stop", "skip"], BeforeValidator(_lower)] = option(
+        "stop", "what to do when a loss or gradient is not finite: stop, or skip the step and count", group="training"
+    )
     merge: bool = option(
         False, "write merged/ at the end: the adapter merged into the base, and proved", group="training"
     )

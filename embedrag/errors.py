@@ -21,6 +21,12 @@ class RunError(UserError):
     exit_code = 1
 
 
+class StoppedError(RunError):
+    """A signal asked the run to stop, and it did after saving its state. Exit code 75: the same command can go on."""
+
+    exit_code = 75
+
+
 def near_miss(word: str, known: Iterable[str]) -> str:
     """Suggest the closest known word.
 

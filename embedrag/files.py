@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from embedrag.errors import RunError
 
 
@@ -46,8 +48,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             raise
         _flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise RunError(f"{target}: not written ({error.strerror or error}); what was there before is whole") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{target}: not written ({reason}); what was there before is whole") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -40,30 +40,65 @@ def check_tracker(name: str) -> None:
 class RunLog:
     """The log files of one run."""
 
-    def __init__(self, folder: Path, training_args: dict[str, Any], model_info: dict[str, Any]) -> None:
-        """Start the files in `folder`; `training_args` and `model_info` are written as they are."""
+    def __init__(
+        self,
+        folder: Path,
+        training_args: dict[str, Any],
+        model_info: dict[str, Any],
+        earlier: dict[str, Any] | None = None,
+    ) -> None:
+        """Start the files in `folder`, or go on with those that are there.
+
+        Args:
+            folder: of the run.
+            training_args: written as they are.
+            model_info: written as they are.
+            earlier: what `state` said; rows that were written after it are cut off. A log file that is missing or
+                shorter starts anew.
+        """
         self._folder = folder
         self._args, self._info = training_args, model_info
-        self._start = time.monotonic()
-        self.epochs: list[dict[str, Any]] = []
         self._end_time: str | None = None
         self._summary: dict[str, Any] | None = None
-        self._steps = 0
-        self._best = float("inf")
-        self._last = float("nan")
-        self._file = os.open(folder / "detailed_training_logs.json", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+        earlier = earlier or {}
+        self._start = time.monotonic() - earlier.get("seconds", 0.0)
+        self.epochs: list[dict[str, Any]] = earlier.get("epochs", [])
+        self._steps: int = earlier.get("steps", 0)
+        self._best: float | None = earlier.get("best")
+        self._last: float | None = earlier.get("last")
+        path = folder / "detailed_training_logs.json"
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+        self._position: int = earlier.get("position", 0)
+        self._rows = self._steps if 0 < self._position <= path.stat().st_size else 0
+        if not self._rows:
+            self._position = 0
+        os.ftruncate(self._file, self._position)
+        if self._rows:
+            self._append("")
+            return
         head = {"training_args": training_args, "model_info": model_info, "training_start_time": now()}
-        text = json.dumps(head, ensure_ascii=False, default=str)[:-1] + ', "step_logs": ['
-        self._position = 0
-        self._append(text)
+        self._append(json.dumps(head, ensure_ascii=False, default=str)[:-1] + ', "step_logs": [')
+
+    def state(self) -> dict[str, Any]:
+        """Where the log stands, for a run that goes on from here."""
+        return {
+            "position": self._position,
+            "seconds": time.monotonic() - self._start,
+            "epochs": self.epochs,
+            "steps": self._steps,
+            "best": self._best,
+            "last": self._last,
+        }
 
     def step(self, row: dict[str, Any]) -> None:
         """Log one optimizer step; a number that is not finite (float16's overflow) is written as null."""
         row = {name: None if value in NOT_FINITE or value != value else value for name, value in row.items()}
-        self._append((",\n" if self._steps else "\n") + json.dumps(row))
+        self._append((",\n" if self._rows else "\n") + json.dumps(row))
+        self._rows += 1
         self._steps += 1
-        self._last = row["loss"]
-        self._best = min(self._best, self._last)
+        if row["loss"] is not None:
+            self._last = row["loss"]
+            self._best = self._last if self._best is None else min(self._best, self._last)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Log the end of an epoch."""
@@ -84,8 +119,8 @@ class RunLog:
             "total_training_time": seconds,
             "total_epochs": len(self.epochs),
             "total_steps": self._steps,
-            "final_loss": self._last if self._steps else None,
-            "best_loss": self._best if self._steps else None,
+            "final_loss": self._last,
+            "best_loss": self._best,
             "avg_step_duration": seconds / self._steps if self._steps else None,
         }
         self._append("")

@@ -24,15 +24,18 @@ from tqdm import tqdm
 
 from embedrag.budget import halve_budget, is_out_of_memory, longest_text
 from embedrag.cached import random_state, set_random_state
-from embedrag.checkpoint import clear_output_dir, save_model
+from embedrag.checkpoint import clear_leftovers, clear_output_dir, save_model
 from embedrag.config import MergeOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
-from embedrag.errors import RunError
+from embedrag.errors import RunError, StoppedError
 from embedrag.files import write_atomic
 from embedrag.logs import RunLog, now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run, prepare
+from embedrag.resume import engine_state, is_complete
 from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
+from embedrag.signals import StopSignals
+from embedrag.state import Checkpoint, checkpoints, prune, read_tensors, restore_weights
 from embedrag.tokens import TokenStore
 
 
@@ -46,11 +49,17 @@ def train(options: TrainOptions) -> int:
         UserError: the user can mend it; nothing was written.
         RunError: the run went wrong; earlier checkpoints are whole.
     """
+    if options.resume == "auto" and is_complete(Path(options.output_dir, options.run_name or ""), options.epochs):
+        say(f"resume: the run in {options.output_dir} is complete")
+        return 0
     try:
         run = prepare(options)
-        clear_output_dir(run.output_dir)
+        if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
+            clear_output_dir(run.output_dir)
         run.output_dir.mkdir(parents=True, exist_ok=True)
-        Trainer(run).train()
+        clear_leftovers(run.output_dir)
+        with StopSignals() as stop:
+            Trainer(run, stop).train()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -98,10 +107,10 @@ class Batches(Dataset[Batch]):
 class Trainer:
     """State of a run while it goes."""
 
-    def __init__(self, run: Run) -> None:
-        """Build optimizer, schedule, trackers and logs around a prepared run."""
+    def __init__(self, run: Run, stop: StopSignals) -> None:
+        """Build optimizer, schedule, trackers and logs around a prepared run; go on where its checkpoint stands."""
         options = run.options
-        self.run, self.options = run, options
+        self.run, self.options, self.stop = run, options, stop
         self.steps = [self._epoch_steps(epoch) for epoch in range(options.epochs)]
         self.total_steps = sum(len(steps) for steps in self.steps)
         self.accelerator = Accelerator(
@@ -113,25 +122,33 @@ class Trainer:
         )
         optimizer = build_optimizer(options.optimizer, run.step, options.lr or 0.0, options.weight_decay)
         self.optimizer = self.accelerator.prepare(optimizer)
-        warmup = warmup_steps(self.total_steps, options.warmup_proportion)
-        self.schedule = cosine_schedule(optimizer, self.total_steps, warmup)
+        self.warmup = warmup_steps(self.total_steps, options.warmup_proportion)
+        self.schedule = cosine_schedule(optimizer, self.total_steps, self.warmup)
         self.parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
-        self.log = RunLog(run.output_dir, options.model_dump(), run.model_info)
-        self.accelerator.init_trackers(options.run_name or "train", config=_flat(options))
-        self.global_step = 0
+        self.global_step = self.epoch = self.done = self.skipped = 0
+        self.losses: list[float | None] = []
+        self.epoch_seconds = 0.0
         self.last: dict[str, Any] = {}
+        earlier = self._restore(run.checkpoint) if run.checkpoint else None
+        self.log = RunLog(run.output_dir, options.model_dump(), run.model_info, earlier)
+        self.accelerator.init_trackers(
+            options.run_name or "train",
+            config=_flat(options),
+            init_kwargs={"tensorboard": {"purge_step": self.global_step + 1}} if earlier else {},
+        )
+        if run.checkpoint:
+            # Last of all, so that nothing draws in between.
+            set_random_state(read_tensors(run.checkpoint)["random"], run.device)
 
     def train(self) -> None:
         """Run all epochs; whatever happens, the logs are closed."""
         options = self.options
         say(f"training: {options.epochs} epochs, {self.total_steps} optimizer steps, output in {self.run.output_dir}")
         completed = False
-        bar = tqdm(total=self.total_steps, unit="step", dynamic_ncols=True, mininterval=0.5)
+        bar = tqdm(total=self.total_steps, initial=self.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
         try:
-            for epoch in range(options.epochs):
-                self._epoch(epoch, bar)
-                if options.save_on_epoch_end and (epoch + 1) % options.save_on_epoch_end == 0:
-                    self._save(f"checkpoint-epoch-{epoch + 1}")
+            while self.epoch < options.epochs:
+                self._epoch(bar)
             self._save("final")
             completed = True
         finally:
@@ -141,32 +158,107 @@ class Trainer:
         if options.save_metrics:
             write_atomic(self.run.output_dir / "metrics.json", json.dumps(self._metrics(summary), indent=2))
         seconds, final = summary["total_training_time"], self.run.output_dir / "final"
-        say(f"done: loss {summary['final_loss']:.4f} after {seconds:.0f} s; {final}")
+        skipped = f", {self.skipped} of {self.total_steps} steps were skipped" if self.skipped else ""
+        loss = "none" if summary["final_loss"] is None else f"{summary['final_loss']:.4f}"
+        say(f"done: loss {loss} after {seconds:.0f} s{skipped}; {final}")
 
-    def _epoch(self, epoch: int, bar: tqdm[Any]) -> None:
-        start = time.monotonic()
-        losses = []
-        for number, batches in enumerate(self._batches(epoch), 1):
-            row = {"epoch": epoch + 1, "step": number, "global_step": self.global_step + 1}
+    def _epoch(self, bar: tqdm[Any]) -> None:
+        """What is left of the current epoch.
+
+        Raises:
+            StoppedError: when a signal asked for it; the state is saved.
+        """
+        options = self.options
+        start = time.monotonic() - self.epoch_seconds
+        steps = len(self.steps[self.epoch])
+        for batches in self._batches(self.epoch, self.done):
+            row = {"epoch": self.epoch + 1, "step": self.done + 1, "global_step": self.global_step + 1}
             row |= self._optimizer_step(batches)
             self.global_step += 1
+            self.done += 1
             self.log.step(row)
             self._track(row)
-            losses.append(row["loss"])
-            bar.set_postfix(loss=f"{row['loss']:.4f}", acc=f"{row['accuracy']:.2f}", refresh=False)
+            self.losses.append(row["loss"])
+            bar.set_postfix(loss=_shown(row["loss"]), acc=_shown(row["accuracy"]), refresh=False)
             bar.update()
             self.last = row
+            self.epoch_seconds = time.monotonic() - start
+            if self.done < steps:
+                self._save_or_stop()
+        finite = [loss for loss in self.losses if loss is not None]
         self.log.epoch(
             {
-                "epoch": epoch + 1,
-                "avg_loss": sum(losses) / len(losses),
-                "total_loss": sum(losses),
-                "num_steps": len(losses),
-                "epoch_duration": time.monotonic() - start,
+                "epoch": self.epoch + 1,
+                "avg_loss": sum(finite) / len(finite) if finite else None,
+                "total_loss": sum(finite),
+                "num_steps": len(self.losses),
+                "epoch_duration": self.epoch_seconds,
                 "learning_rate": self.last["learning_rate"],
                 "timestamp": now(),
             }
         )
+        self.epoch, self.done, self.losses, self.epoch_seconds = self.epoch + 1, 0, [], 0.0
+        if options.save_on_epoch_end and self.epoch % options.save_on_epoch_end == 0:
+            self._save(f"checkpoint-epoch-{self.epoch}", self._state())
+            self._save_or_stop(saved=f"checkpoint-epoch-{self.epoch}")
+        else:
+            self._save_or_stop()
+
+    def _save_or_stop(self, saved: str | None = None) -> None:
+        """Between two steps: save the state if it is time, and stop if a signal asked for it.
+
+        Args:
+            saved: the checkpoint that was just written, if one was.
+        """
+        every = self.options.save_steps
+        stop = self.stop.name and self.epoch < self.options.epochs
+        if saved is None and (stop or every and self.global_step % every == 0):
+            saved = f"checkpoint-step-{self.global_step}"
+            self._save(saved, self._state())
+        if stop:
+            raise StoppedError(
+                f"stopped by {self.stop.name} after step {self.global_step} of {self.total_steps}; {saved} is whole, "
+                "the same command with --resume auto goes on"
+            )
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that `_restore` takes back."""
+        scaler = self.accelerator.scaler
+        return {
+            "global_step": self.global_step,
+            "epoch": self.epoch,
+            "done": self.done,
+            "skipped": self.skipped,
+            "losses": self.losses,
+            "epoch_seconds": self.epoch_seconds,
+            "last": self.last,
+            "log": self.log.state(),
+            "options": self.run.asked,
+            "data": self.run.store.checksum(),
+            "engine": engine_state(self.run.step.encoder),
+            "schedule": self.schedule.last_epoch,
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": random_state(self.run.device),
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Take back weights, optimizer, schedule and place; returns where the log stood."""
+        state = read_tensors(checkpoint)
+        restore_weights(checkpoint, state["weights"], self.run.step.encoder.backbone)
+        # Settings such as the rate are those of this run.
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = rate
+        self.schedule = cosine_schedule(self.optimizer.optimizer, self.total_steps, self.warmup, state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        for name in ("global_step", "epoch", "done", "skipped", "losses", "epoch_seconds", "last"):
+            setattr(self, name, state[name])
+        say(f"resume: {checkpoint.folder}, step {self.global_step} of {self.total_steps}")
+        here = checkpoint.folder.parent.resolve() == self.run.output_dir.resolve()
+        log: dict[str, Any] = state["log"]
+        return log if here else log | {"position": 0}
 
     def _optimizer_step(self, batches: list[Batch]) -> dict[str, Any]:
         """One optimizer step over micro-batches; returns its log row.
@@ -179,12 +271,13 @@ class Trainer:
         outputs = self._gradients(batches)
         limit = self.options.max_grad_norm or float("inf")
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
-        self._check_finite(batches, outputs, norm)
-        self.optimizer.step()
-        if not self.optimizer.step_was_skipped:
+        finite = self._check_finite(batches, outputs, norm)
+        if finite:
+            self.optimizer.step()
+        if not finite or not self.optimizer.step_was_skipped:
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._row(batches, outputs, norm, rate, start)
+        return self._row(batches, outputs, norm, rate, start) | ({} if finite else {"skipped": True})
 
     def _gradients(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
         """Forward and backward of a step; when memory runs out, the same again with half the token budget.
@@ -232,12 +325,12 @@ class Trainer:
         candidates = sum(len(batch.labels) * (len(batch.hard) - 1) - len(batch.excluded) for batch in batches)
         seconds = time.monotonic() - start
         return {
-            "loss": sum(output["loss"].sum().item() for output in outputs) / queries,
+            "loss": _finite(sum(output["loss"].sum().item() for output in outputs) / queries),
             "learning_rate": rate,
             "step_duration": seconds,
             "timestamp": now(),
             "accuracy": sum(output["correct"].sum().item() for output in outputs) / queries,
-            "grad_norm": norm,
+            "grad_norm": _finite(norm),
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
             "padding_share": 1 - tokens / computed,
@@ -248,32 +341,43 @@ class Trainer:
             "peak_memory_bytes": peak_memory_bytes(self.run.device),
         }
 
-    def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> None:
+    def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> bool:
+        """Whether losses and gradient are finite; where not, `--on_nonfinite` says what happens.
+
+        Raises:
+            RunError: naming the rows, when the run should stop.
+        """
         # Under float16 an infinite gradient is the loss scaler's business: it skips the step and scales less.
         gradient_ok = self.run.dtype == torch.float16 or math.isfinite(norm)
         losses = torch.cat([output["loss"] for output in outputs]).cpu()
         if gradient_ok and bool(torch.isfinite(losses).all()):
-            return
+            return True
         rows = torch.cat([batch.rows for batch in batches])
         bad = rows[~torch.isfinite(losses)] if not torch.isfinite(losses).all() else rows
         places = ", ".join(self.run.store.place(int(row)) for row in bad[:8]) + (" …" if len(bad) > 8 else "")
         what = "gradient" if torch.isfinite(losses).all() else "loss"
+        if self.options.on_nonfinite == "skip":
+            self.skipped += 1
+            say(f"the {what} is not finite in step {self.global_step + 1} (rows {places}); the step is skipped")
+            return False
         raise RunError(
             f"the {what} is not finite in step {self.global_step + 1} (rows {places}); the run was stopped before the "
-            f"weights changed{self._kept()}. Try a smaller --lr, a larger --temperature, or --dtype float32"
+            f"weights changed{self._kept()}. Try a smaller --lr, a larger --temperature, --dtype float32, or "
+            "--on_nonfinite skip"
         )
 
     def _kept(self) -> str:
         """What of the run can be had, for messages."""
-        saved = sorted(self.run.output_dir.glob("checkpoint-epoch-*"))
-        return f", the last checkpoint is {saved[-1]}" if saved else ", no checkpoint had been written yet"
+        saved = checkpoints(self.run.output_dir)
+        return f", the last checkpoint is {saved[0].folder}" if saved else ", no checkpoint had been written yet"
 
-    def _batches(self, epoch: int) -> Iterator[list[Batch]]:
-        """The optimizer steps of an epoch, each as its micro-batches."""
-        options, steps = self.options, self.steps[epoch]
+    def _batches(self, epoch: int, done: int) -> Iterator[list[Batch]]:
+        """The optimizer steps of an epoch behind the first `done`, each as its micro-batches."""
+        options, steps = self.options, self.steps[epoch][done:]
         bounds = [bound for step in steps for bound in step]
         data = Batches(self.run.store, bounds, options.neg_nums, options.seed)
-        loader = iter(DataLoader(data, batch_size=None, num_workers=options.num_workers))
+        # A generator of its own, for the loader draws a seed, and a resumed epoch would draw it again.
+        loader = iter(DataLoader(data, None, num_workers=options.num_workers, generator=torch.Generator()))
         for step in steps:
             yield [next(loader) for _ in step]
 
@@ -287,20 +391,30 @@ class Trainer:
             options.steps_per_epoch,
         )
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, state: dict[str, Any] | None = None) -> None:
         run = self.run
-        rows = [[row["epoch"], f"{row['avg_loss']:.4f}", f"{row['epoch_duration']:.0f}"] for row in self.log.epochs]
+        rows = [[row["epoch"], _shown(row["avg_loss"]), f"{row['epoch_duration']:.0f}"] for row in self.log.epochs]
         results = tabulate(rows, ["epoch", "mean loss", "seconds"], "github", disable_numparse=True)
         base = self.options.model_name_or_path
-        save_model(run.step.encoder, base, run.settings, run.probes, results, run.output_dir / name)
+        save_model(run.step.encoder, base, run.settings, run.probes, results, run.output_dir / name, state)
+        prune(run.output_dir, self.options.save_total_limit)
 
     def _track(self, row: dict[str, Any]) -> None:
         names = ("loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")
-        self.accelerator.log({f"train/{name}": row[name] for name in names}, step=row["global_step"])
+        values = {f"train/{name}": row[name] for name in names if row[name] is not None}
+        self.accelerator.log(values, step=row["global_step"])
 
     def _metrics(self, summary: dict[str, Any]) -> dict[str, Any]:
         names = ("loss", "accuracy", "tokens_per_second", "peak_memory_bytes")
         return {name: self.last[name] for name in names} | summary
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
 
 
 def _trackers(name: str) -> list[str]:

@@ -63,11 +63,13 @@ def warmup_steps(total_steps: int, warmup_proportion: float) -> int:
     return math.ceil(round(total_steps * warmup_proportion, 6))
 
 
-def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int) -> LambdaLR:
+def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int, done: int = 0) -> LambdaLR:
     """Rise linearly over `warmup` optimizer steps, then fall as a cosine; step t = 0 … total_steps - 1 uses factor(t).
 
-    The first step has a rate above 0 and the last one nearly 0, whatever the accumulation.
+    The first step has a rate above 0 and the last one nearly 0, whatever the accumulation. `done` steps lie behind.
     """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -75,4 +77,4 @@ def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int) -> Lamb
         progress = (step - warmup + 1) / max(1, total_steps - warmup + 1)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, factor, done - 1)

@@ -42,7 +42,9 @@ from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
 from embedrag.records import local_files, read_records
+from embedrag.resume import check_data, compare_settings, engine_options, restore_budget
 from embedrag.sampling import make_batch
+from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
 from embedrag.verify import choose_probes
@@ -67,6 +69,8 @@ class Run:
         model_info: block of that name in the logs.
         settings: content of training_config.json.
         probes: (role, text) pairs that a merge is proved with.
+        asked: the settings as they were asked for, before models and machine filled them in.
+        checkpoint: what the run goes on from.
     """
 
     options: TrainOptions
@@ -78,6 +82,8 @@ class Run:
     model_info: dict[str, Any]
     settings: dict[str, Any]
     probes: list[tuple[str, str]]
+    asked: dict[str, Any]
+    checkpoint: Checkpoint | None
 
 
 def prepare(options: TrainOptions) -> Run:
@@ -88,7 +94,17 @@ def prepare(options: TrainOptions) -> Run:
     """
     options = options.resolved()
     output_dir = Path(options.output_dir, options.run_name or "")
-    _check_surroundings(options, output_dir)
+    checkpoint, lines = open_checkpoint(options.resume, output_dir)
+    for line in lines:
+        say(line)
+    _check_surroundings(options, output_dir, checkpoint)
+    asked = options.model_dump()
+    if checkpoint:
+        for line in compare_settings(checkpoint, asked):
+            say(line)
+        options = engine_options(checkpoint, options)
+    elif options.resume:
+        say(f"resume: no whole checkpoint in {output_dir}, so the run starts at its beginning")
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
@@ -102,6 +118,8 @@ def prepare(options: TrainOptions) -> Run:
     )
     for line in [*_data_lines(store, found), *_check_negatives(store, options), *notices]:
         say(line)
+    if checkpoint:
+        check_data(checkpoint, store.checksum())
     _seed(options.seed)
     backbone = trainable_backbone(base, options, dtype, device)
     encoder = Encoder(backbone, tokenizer, contract, dtype, options.pad_to_multiple_of)
@@ -110,6 +128,8 @@ def prepare(options: TrainOptions) -> Run:
     if options.dtype == "auto" and device.type == "cpu":
         dtype = encoder.dtype = _cpu_dtype(encoder, store)
     memory = settle_budget(encoder, store, options.token_budget)
+    if checkpoint:
+        memory = restore_budget(checkpoint, encoder, options.token_budget) or memory
     info = _model_info(encoder, options)
     _say_model(base, contract, options, device, dtype, info)
     say(memory)
@@ -124,16 +144,21 @@ def prepare(options: TrainOptions) -> Run:
         model_info=info,
         settings=_settings(options, backbone, dtype),
         probes=_probes(options),
+        asked=asked,
+        checkpoint=checkpoint,
     )
 
 
-def _check_surroundings(options: TrainOptions, output_dir: Path) -> None:
+def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Checkpoint | None) -> None:
     """Checks that need neither data nor model; all problems are reported together."""
     checks: list[Callable[[], object]] = [partial(local_files, source) for source in options.train_dataset or []]
     checks.append(partial(check_local_path, options.model_name_or_path))
-    checks.append(partial(check_output_dir, output_dir, options.overwrite))
-    sources = [options.model_name_or_path, options.tokenizer_id or "", *(options.train_dataset or [])]
-    checks.append(partial(check_sources, output_dir, sources))
+    goes_on = checkpoint is not None and checkpoint.folder.parent.resolve() == output_dir.resolve()
+    checks.append(partial(check_output_dir, output_dir, options.overwrite or goes_on, options.resume == "auto"))
+    if not goes_on:
+        sources = [options.model_name_or_path, options.tokenizer_id or "", *(options.train_dataset or [])]
+        sources += [str(checkpoint.folder)] if checkpoint else []
+        checks.append(partial(check_sources, output_dir, sources))
     checks.append(partial(check_optimizer, options.optimizer))
     checks.append(partial(check_tracker, options.log_with))
     if options.finetune_type == "qlora":

@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -142,6 +143,13 @@ class TokenStore:
     def known(self, query: int) -> np.ndarray:
         """All labelled positives of a query text, over all rows."""
         return self.known_positives[self.known_offsets[query] : self.known_offsets[query + 1]]
+
+    def checksum(self) -> str:
+        """Of tokens and rows, to know the data again (CRC-32: against mistakes, not against malice)."""
+        value = 0
+        for part in (self.token_ids, self.text_offsets, self.row_texts, self.row_offsets, self.row_positives):
+            value = zlib.crc32(np.ascontiguousarray(part).data, value)
+        return f"{len(self)}-{len(self.token_ids)}-{value:08x}"
 
     def place(self, index: int) -> str:
         """Where a row came from, as `file:line`."""

@@ -1,0 +1,129 @@
+"""Going on with a run: which settings may differ, and what of the engine must not.
+
+A continued run repeats the unbroken one bit for bit, so what was measured at the first start (precision, packing, token
+budget) is taken from the checkpoint and not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from embedrag.config import TrainOptions
+from embedrag.encoder import Encoder
+from embedrag.errors import UserError
+from embedrag.state import Checkpoint
+
+# A run that goes on with another one of these would be another run from its first step on.
+FIXED = (
+    "model_name_or_path",
+    "tokenizer_id",
+    "finetune_type",
+    "quantization_bits",
+    "double_quantization",
+    "pooling",
+    "query_prompt",
+    "passage_prompt",
+    "query_max_len",
+    "passage_max_len",
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+    "neg_nums",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_epoch",
+    "optimizer",
+    "seed",
+)
+# These do not touch what is learnt.
+FREE = (
+    "train_dataset",  # by content, see `check_data`
+    "output_dir",
+    "run_name",
+    "overwrite",
+    "resume",
+    "save_steps",
+    "save_total_limit",
+    "save_on_epoch_end",
+    "save_metrics",
+    "merge",
+    "log_with",
+    "cache_dir",
+    "num_workers",
+    "local_files_only",
+    "trust_remote_code",
+    "stream",
+    "use_cpu",
+)
+
+
+def is_complete(output_dir: Path, epochs: int) -> bool:
+    """Whether a run of so many epochs came to its end in this folder."""
+    try:
+        report = json.loads((output_dir / "training_summary_report.json").read_text(encoding="utf-8"))
+        return bool(report["training_completed"]) and report["performance_summary"]["total_epochs"] >= epochs
+    except (OSError, ValueError, LookupError):
+        return False
+
+
+def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]:
+    """Lines about settings that differ from those of the checkpoint.
+
+    Args:
+        checkpoint: what is gone on from.
+        asked: the options of this run.
+
+    Raises:
+        UserError: for settings with which it would not be the same run.
+    """
+    before = checkpoint.state["options"]
+    changed = [name for name in asked if name in before and asked[name] != before[name] and name not in FREE]
+    refused = [name for name in changed if name in FIXED]
+    if refused:
+        what = ", ".join(f"--{name} is {asked[name]!r} and was {before[name]!r}" for name in refused)
+        raise UserError(
+            f"--resume {checkpoint.folder}: {what}; go on with the settings of the checkpoint, or start a new run in "
+            "another --output_dir"
+        )
+    return [f"resume: --{name} is {asked[name]!r} from here on, and was {before[name]!r}" for name in changed]
+
+
+def check_data(checkpoint: Checkpoint, checksum: str) -> None:
+    """Raise UserError when the data is not that of the checkpoint."""
+    if checkpoint.state["data"] != checksum:
+        raise UserError(
+            f"--resume {checkpoint.folder}: --train_dataset has other rows or other tokens than the run had; "
+            "go on with the same data, or start a new run in another --output_dir"
+        )
+
+
+def engine_state(encoder: Encoder) -> dict[str, Any]:
+    """What was settled about the engine at the start."""
+    return {
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "attention": "padded" if encoder.position_offset is None else "packed",
+        "token_budget": encoder.token_budget,
+        "token_bytes": encoder.token_bytes,
+    }
+
+
+def engine_options(checkpoint: Checkpoint, options: TrainOptions) -> TrainOptions:
+    """The options with what the run had settled in the place of `auto`."""
+    engine = checkpoint.state["engine"]
+    return options.model_copy(
+        update={
+            "dtype": engine["dtype"] if options.dtype == "auto" else options.dtype,
+            "attention": engine["attention"] if options.attention == "auto" else options.attention,
+        }
+    )
+
+
+def restore_budget(checkpoint: Checkpoint, encoder: Encoder, asked: int | None) -> str | None:
+    """Cut batches as the run did, unless `--token_budget` asks for something else; a line about it."""
+    if asked not in (None, checkpoint.state["options"]["token_budget"]):
+        return None
+    encoder.token_budget = checkpoint.state["engine"]["token_budget"]
+    encoder.token_bytes = checkpoint.state["engine"]["token_bytes"]
+    return f"memory: the graphs of {encoder.token_budget:,} tokens are held at once, as before"

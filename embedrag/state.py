@@ -1,0 +1,240 @@
+"""What a run needs to go on as if it had never stopped, in files without pickle, each under a checksum.
+
+A checkpoint folder is a model folder with `training_state/` in it: `state.json` (numbers and names), and
+`state.safetensors` (weights that the model's own files do not hold as they are, optimizer, random generators).
+`checksums.json` names every file of the folder; it is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from embedrag.errors import UserError
+from embedrag.files import write_json
+
+FOLDER = "training_state"
+STATE = f"{FOLDER}/state.json"
+TENSORS = f"{FOLDER}/state.safetensors"
+CHECKSUMS = f"{FOLDER}/checksums.json"
+FORMAT = 1
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that a run can go on from, and its `state.json`."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.state["global_step"])
+
+
+def write_state(folder: Path, model: nn.Module, state: dict[str, Any]) -> None:
+    """Add the state to a model folder that is still temporary.
+
+    Args:
+        folder: holds the model's own files.
+        model: whose trained weights are kept.
+        state: what else is to be found again: nested dicts and lists of JSON values and tensors.
+    """
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = _held_as_they_are(folder, trained)
+    weights = {name: parameter for name, parameter in trained.items() if name not in held}
+    tensors: dict[str, Tensor] = {}
+    tree = _without_tensors({**state, "format": FORMAT, "weights": weights}, "", tensors, {})
+    write_json(folder / STATE, tree)
+    save_file(tensors, folder / TENSORS)
+    sums = {str(path.relative_to(folder)): _fingerprint(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    write_json(folder / CHECKSUMS, sums)
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state with its tensors."""
+    tree: dict[str, Any] = _with_tensors(checkpoint.state, load_file(checkpoint.folder / TENSORS))
+    return tree
+
+
+@torch.no_grad()
+def restore_weights(checkpoint: Checkpoint, weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Put the trained weights back; `weights` are those that the model's own files do not hold.
+
+    Raises:
+        UserError: when the model has other weights than the one that was saved.
+    """
+    files = _model_tensors(checkpoint.folder)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name in weights:
+            saved = weights[name]
+        elif name in files:
+            with safe_open(files[name], framework="pt") as file:
+                saved = file.get_tensor(name)
+        else:
+            raise UserError(f"--resume {checkpoint.folder}: has no {name}; it was saved by another kind of model")
+        if saved.shape != parameter.shape:
+            raise UserError(
+                f"--resume {checkpoint.folder}: {name} has shape {list(saved.shape)}, here {list(parameter.shape)}"
+            )
+        parameter.copy_(saved)
+
+
+def checkpoints(folder: Path) -> list[Checkpoint]:
+    """All that a run could go on from, newest first; those that can't be read are left out."""
+    found = []
+    for path in _state_folders(folder):
+        with contextlib.suppress(UserError):
+            found.append(_read(path))
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
+def open_checkpoint(resume: str | None, output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint that `--resume` means, checked against its checksums, and lines about what was passed over.
+
+    Raises:
+        UserError: when it is damaged or none, naming the one before it.
+    """
+    if resume is None:
+        return None, []
+    if resume != "auto":
+        return _open_named(Path(resume).expanduser()), []
+    readable = checkpoints(output_dir)
+    lost = set(_state_folders(output_dir)) - {candidate.folder for candidate in readable}
+    lines = [f"resume: {folder} is damaged ({STATE} can't be read); it is passed over" for folder in sorted(lost)]
+    for candidate in readable:
+        problems = damage(candidate.folder)
+        if not problems:
+            return candidate, lines
+        lines.append(f"resume: {candidate.folder} is damaged ({problems[0]}); the one before it is taken")
+    return None, lines
+
+
+def damage(folder: Path) -> list[str]:
+    """What of a checkpoint is not as it was written."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        _read(folder)
+    except (OSError, ValueError, UserError) as error:
+        return [f"{CHECKSUMS} or {STATE}: {type(error).__name__}"]
+    problems = []
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}")
+        elif _fingerprint(path) != expected:
+            problems.append(f"{name} has another checksum than when it was written")
+    return problems
+
+
+def prune(folder: Path, limit: int) -> None:
+    """Keep the newest `limit` states: older step checkpoints go, older epochs keep their model."""
+    for old in checkpoints(folder)[limit:]:
+        _remove(old.folder if old.folder.name.startswith("checkpoint-step-") else old.folder / FOLDER)
+
+
+def _state_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if (path / FOLDER).is_dir()]
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder so that a kill on the way leaves nothing that looks whole."""
+    doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+    path.rename(doomed / path.name)
+    shutil.rmtree(doomed)
+
+
+def _open_named(folder: Path) -> Checkpoint:
+    if not (folder / FOLDER).is_dir():
+        near = [str(item.folder) for item in checkpoints(folder)] or [str(i.folder) for i in checkpoints(folder.parent)]
+        hint = f"; there is {near[0]}" if near else "; name a checkpoint-… folder that holds training_state/"
+        raise UserError(f"--resume {folder}: no checkpoint that a run can go on from{hint}")
+    if problems := damage(folder):
+        others = [item for item in checkpoints(folder.parent) if item.folder.resolve() != folder.resolve()]
+        whole = next((item for item in others if not damage(item.folder)), None)
+        advice = f"--resume {whole.folder} (step {whole.step}) is whole" if whole else "no other one is there"
+        raise UserError(f"--resume {folder}: damaged, {'; '.join(problems)}; {advice}")
+    return _read(folder)
+
+
+def _read(folder: Path) -> Checkpoint:
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--resume {folder}: {STATE} can't be read ({error})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"--resume {folder}: was written by another version of EmbedRAG")
+    return Checkpoint(folder, state)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _model_tensors(folder: Path) -> dict[str, Path]:
+    """File of each tensor of the model's own files."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def _held_as_they_are(folder: Path, trained: dict[str, Tensor]) -> set[str]:
+    """Names of trained weights that the model's own files hold bit for bit (those of an adapter have other names)."""
+    held = set()
+    for name, path in _model_tensors(folder).items():
+        if name in trained:
+            with safe_open(path, framework="pt") as file:
+                saved = file.get_tensor(name)
+            weight = trained[name].cpu()
+            if saved.dtype == weight.dtype and torch.equal(saved, weight):
+                held.add(name)
+    return held
+
+
+def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
+    """The tree with a name in the place of each tensor; a tensor that occurs twice is kept once."""
+    if isinstance(value, Tensor):
+        key = (value.data_ptr(), value.shape, value.dtype) if value.numel() else (path,)
+        if key not in seen:
+            seen[key] = path
+            tensors[path] = value.detach().contiguous()
+        return {"$tensor": seen[key]}
+    if isinstance(value, dict):
+        items = [[key, _without_tensors(item, f"{path}/{key}", tensors, seen)] for key, item in value.items()]
+        # Keys of JSON objects are texts; an optimizer's are numbers.
+        return dict(items) if all(isinstance(key, str) for key in value) else {"$items": items}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item, f"{path}/{number}", tensors, seen) for number, item in enumerate(value)]
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if "$tensor" in value:
+            return tensors[value["$tensor"]]
+        items = value["$items"] if "$items" in value else value.items()
+        return {key: _with_tensors(item, tensors) for key, item in items}
+    return [_with_tensors(item, tensors) for item in value] if isinstance(value, list) else value

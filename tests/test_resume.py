@@ -1,0 +1,313 @@
+"""A run that goes on from a checkpoint is the unbroken run, bit for bit; what is damaged or different is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from embedrag.cli import main
+from embedrag.state import checkpoints, damage
+
+KINDS = {
+    "full": ["--finetune_type", "full", "--lr", "1e-3"],
+    "lora": ["--finetune_type", "lora", "--lr", "3e-3"],
+    "qlora4": ["--finetune_type", "qlora", "--lr", "3e-3"],
+    "qlora8": ["--finetune_type", "qlora", "--quantization_bits", "8", "--lr", "3e-3"],
+}
+
+
+@pytest.fixture
+def data(write_jsonl: Callable[..., Path], rows: list[dict[str, object]]) -> Path:
+    return write_jsonl(rows)
+
+
+def words(model: str, data: Path, output: Path, *more: str) -> list[str]:
+    fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
+    return ["train", *fixed, "--batch_size", "3", "--temperature", "0.1", "--epochs", "2", *more]
+
+
+def train(model: str, data: Path, output: Path, *more: str) -> int:
+    return main(words(model, data, output, *more))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted((folder / "final").glob("*model.safetensors"))
+    return load_file(files[0])
+
+
+def losses(output: Path) -> list[tuple[int, int, int, float]]:
+    rows = json.loads((output / "detailed_training_logs.json").read_text())["step_logs"]
+    return [(row["epoch"], row["step"], row["global_step"], row["loss"]) for row in rows]
+
+
+def cut(output: Path, copy: Path, step: int) -> Path:
+    """What a run would have left that was killed some steps after the checkpoint of `step`."""
+    shutil.copytree(output, copy)
+    shutil.rmtree(copy / "final")
+    (copy / "training_summary_report.json").unlink()
+    for checkpoint in checkpoints(copy):
+        if checkpoint.step > step:
+            shutil.rmtree(checkpoint.folder)
+    assert checkpoints(copy)[0].step == step
+    return copy
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert losses(found) == losses(expected)
+    one, other = weights(found), weights(expected)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    logs = [json.loads((folder / "detailed_training_logs.json").read_text()) for folder in (found, expected)]
+    assert [row["avg_loss"] for row in logs[0]["epoch_logs"]] == [row["avg_loss"] for row in logs[1]["epoch_logs"]]
+    assert logs[0]["training_summary"]["total_steps"] == logs[1]["training_summary"]["total_steps"]
+
+
+CASES = [
+    ("tiny_bert", "full", ["--gradient_accumulation_steps", "2"]),
+    ("tiny_bert", "lora", ["--gradient_accumulation_steps", "2", "--lora_dropout", "0.3"]),
+    ("tiny_bert", "full", ["--optimizer", "adamw8bit"]),
+    ("tiny_bert", "lora", ["--optimizer", "adafactor", "--token_budget", "100", "--num_workers", "1"]),
+    ("tiny_qwen3", "qlora4", ["--steps_per_epoch", "4"]),
+    ("tiny_qwen3", "qlora8", []),
+    ("tiny_qwen3", "full", ["--optimizer", "sgd"]),
+]
+
+
+@pytest.mark.parametrize(("model", "kind", "more"), CASES)
+def test_continued_run_equals_the_unbroken_one_bit_for_bit(
+    model: str, kind: str, more: list[str], data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base, whole = request.getfixturevalue(model), tmp_path / "whole"
+    settings = [*KINDS[kind], *more, "--save_steps", "1", "--save_total_limit", "99"]
+    assert train(base, data, whole, *settings) == 0
+    all_steps = losses(whole)
+    per_epoch = sum(row[0] == 1 for row in all_steps)
+    middle_of_epoch_2 = per_epoch + max(1, per_epoch // 2)
+    assert all_steps[middle_of_epoch_2 - 1][0] == 2 and middle_of_epoch_2 < len(all_steps)
+    for step in (1, per_epoch, middle_of_epoch_2):
+        part = cut(whole, tmp_path / f"part-{step}", step)
+        assert train(base, data, part, *settings, "--resume", "auto") == 0
+        assert_same_run(part, whole)
+
+
+def test_checkpoints_change_nothing_and_dropout_is_really_on(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    for name, more in (("plain", []), ("saved", ["--save_steps", "1"]), ("seed", ["--seed", "1"])):
+        assert train(tiny_bert, data, tmp_path / name, *KINDS["full"], *more) == 0
+    assert_same_run(tmp_path / "saved", tmp_path / "plain")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "seed", tmp_path / "plain")
+
+
+def test_without_the_random_state_the_continued_run_differs(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*KINDS["full"], "--save_steps", "1", "--save_total_limit", "99"]
+    assert train(tiny_bert, data, tmp_path / "whole", *settings) == 0
+    part = cut(tmp_path / "whole", tmp_path / "part", 3)
+    monkeypatch.setattr("embedrag.loop.set_random_state", lambda state, device: None)
+    assert train(tiny_bert, data, part, *settings, "--resume", "auto") == 0
+    with pytest.raises(AssertionError):
+        assert_same_run(part, tmp_path / "whole")
+
+
+def test_limit_keeps_the_newest_states_and_every_epochs_model(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert train(tiny_bert, data, output, *KINDS["lora"], "--save_steps", "1", "--save_total_limit", "3") == 0
+    total = len(losses(output))
+    assert [checkpoint.step for checkpoint in checkpoints(output)] == [total, total - 1, total - 2]
+    assert {path.name for path in output.glob("checkpoint-*")} == {
+        "checkpoint-epoch-1",
+        "checkpoint-epoch-2",
+        f"checkpoint-step-{total - 1}",
+        f"checkpoint-step-{total - 2}",
+    }
+    assert not (output / "checkpoint-epoch-1" / "training_state").exists()
+    assert (output / "checkpoint-epoch-1" / "adapter_model.safetensors").is_file()
+    assert not list(output.rglob("*.pt")) and not list(output.rglob("*.pkl")) and not list(output.rglob("*.bin"))
+
+
+@pytest.fixture
+def killed(tiny_bert: str, data: Path, tmp_path: Path) -> Path:
+    """A run of LoRA with the checkpoints of steps 1 to 3 and no end."""
+    output = tmp_path / "whole"
+    assert train(tiny_bert, data, output, *KINDS["lora"], "--save_steps", "1", "--save_total_limit", "99") == 0
+    return cut(output, tmp_path / "killed", 3)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path) -> None:
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    path.write_bytes(body)
+
+
+@pytest.mark.parametrize("spoil", [truncate, empty, flip, Path.unlink])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_model.safetensors",
+        "training_state/state.safetensors",
+        "training_state/state.json",
+        "training_state/checksums.json",
+        "tokenizer.json",
+    ],
+)
+def test_damage_is_named_and_the_checkpoint_before_it_taken_or_offered(
+    spoil: Callable[[Path], None], name: str, killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    newest = checkpoints(killed)[0].folder
+    assert damage(newest) == []
+    spoil(newest / name)
+    assert damage(newest) != []
+    capsys.readouterr()
+    assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", str(newest)) == 2
+    message = capsys.readouterr().err
+    assert str(newest) in message and "checkpoint-step-2 (step 2) is whole" in message
+    assert name.split("/")[-1] in message and "Traceback" not in message
+    assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", "auto") == 0
+    said = capsys.readouterr().out
+    assert f"{newest} is damaged" in said and f"resume: {killed}/checkpoint-step-2, step 2" in said
+
+
+def test_nothing_whole_is_an_error_and_keeps_all_files(
+    killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for checkpoint in checkpoints(killed):
+        flip(checkpoint.folder / "training_state" / "state.safetensors")
+    before = sorted(killed.rglob("*"))
+    assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", "auto") == 2
+    assert "is damaged" in capsys.readouterr().out
+    assert sorted(killed.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--batch_size", "4"], "--batch_size is 4 and was 3"),
+        (["--lora_r", "4"], "--lora_r is 4 and was 8"),
+        (["--seed", "7"], "--seed"),
+        (["--optimizer", "sgd"], "--optimizer"),
+        (["--passage_max_len", "20"], "--passage_max_len"),
+    ],
+)
+def test_settings_that_make_another_run_are_refused_by_flag(
+    more: list[str], named: str, killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", "auto", *more) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_other_data_is_refused(
+    killed: Path, tiny_bert: str, write_jsonl: Callable[..., Path], rows: list[Any], capsys: pytest.CaptureFixture
+) -> None:
+    other = write_jsonl(rows[1:], "other.jsonl")
+    assert train(tiny_bert, other, killed, *KINDS["lora"], "--resume", "auto") == 2
+    assert "--train_dataset" in capsys.readouterr().err
+
+
+def test_changed_rate_is_said_and_used_and_moved_data_is_no_change(
+    killed: Path, tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(data, moved)
+    assert train(tiny_bert, moved, killed, "--finetune_type", "lora", "--lr", "1e-5", "--resume", "auto") == 0
+    assert "--lr is 1e-05 from here on, and was 0.003" in capsys.readouterr().out
+    rows = json.loads((killed / "detailed_training_logs.json").read_text())["step_logs"]
+    assert rows[2]["learning_rate"] > 1e-4 > 1e-5 > rows[3]["learning_rate"]
+
+
+def test_checkpoint_can_be_gone_on_from_in_another_folder(
+    killed: Path, tiny_bert: str, data: Path, tmp_path: Path
+) -> None:
+    newest, output = checkpoints(killed)[0].folder, tmp_path / "elsewhere"
+    assert train(tiny_bert, data, output, *KINDS["lora"], "--resume", str(newest)) == 0
+    assert weights(output).keys() == weights(tmp_path / "whole").keys()
+    assert all(torch.equal(weights(output)[name], value) for name, value in weights(tmp_path / "whole").items())
+    assert [row[2] for row in losses(output)] == [row[2] for row in losses(tmp_path / "whole")][3:]
+    assert newest.is_dir()
+
+
+def test_auto_starts_where_there_is_nothing_and_leaves_a_complete_run_alone(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    assert train(tiny_bert, data, output, *KINDS["lora"], "--resume", "auto") == 0
+    assert "no whole checkpoint" in capsys.readouterr().out
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    assert train(tiny_bert, data, output, *KINDS["lora"], "--resume", "auto") == 0
+    assert "is complete" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == times
+
+
+def test_missing_checkpoint_is_named_with_what_there_is(
+    killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", str(killed / "checkpoint-step-9")) == 2
+    assert "there is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_step_saves_and_the_run_goes_on(
+    number: signal.Signals, tiny_bert: str, data: Path, tmp_path: Path
+) -> None:
+    settings = [*KINDS["full"], "--epochs", "40"]
+    expected, output = tmp_path / "expected", tmp_path / "out"
+    assert train(tiny_bert, data, expected, *settings) == 0
+    command = [sys.executable, "-m", "embedrag", *words(tiny_bert, data, output, *settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    logs = output / "detailed_training_logs.json"
+    while process.poll() is None and not (logs.is_file() and len(losses(output)) > 3):
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert number.name in out and "--resume auto" in err and "Traceback" not in err
+    done = len(losses(output))
+    assert 3 < done < len(losses(expected)) and checkpoints(output)[0].step == done
+    assert train(tiny_bert, data, output, *settings, "--resume", "auto") == 0
+    assert_same_run(output, expected)
+
+
+def test_full_disk_is_an_error_and_the_earlier_checkpoint_is_whole(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    output = tmp_path / "out"
+    assert train(tiny_bert, data, output, *KINDS["full"], "--save_steps", "2") == 0
+    code = (
+        "import resource, sys; from embedrag.cli import main; import embedrag.loop as loop\n"
+        "first = loop.Trainer._save\n"
+        "def save(self, *rest):\n"
+        "    if self.global_step > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "    first(self, *rest)\n"
+        "loop.Trainer._save = save\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    full = tmp_path / "full"
+    more = [*KINDS["full"], "--save_steps", "2"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words(tiny_bert, data, full, *more)], capture_output=True, text=True
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert "checkpoint-epoch-1: not written" in result.stderr and "whole" in result.stderr
+    assert [checkpoint.step for checkpoint in checkpoints(full)] == [2]
+    assert damage(checkpoints(full)[0].folder) == [] and not list(full.glob(".*"))
+    assert train(tiny_bert, data, full, *more, "--resume", "auto") == 0
+    assert_same_run(full, output)
