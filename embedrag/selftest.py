@@ -1,0 +1,104 @@
+"""Checks on the user's own model and data, in seconds, before anything is trained.
+
+Packing has a check of its own (`embedrag.attention`), and so has the gradient of the adapters (`embedrag.prepare`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embedrag.encoder import Encoder
+from embedrag.errors import UserError
+from embedrag.tokens import TokenBatch, TokenStore
+
+# 1 - cosine; rounding of half precision moves vectors that far, a wrong position or a leak ten times farther.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+LONGEST = 512
+LONG_TEXT = "word " * 20_000
+
+
+@torch.no_grad()
+def self_test(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
+    """Vectors of a batch are those of its texts alone, padding side does not matter, the end token is kept.
+
+    Args:
+        encoder: ready for training; is left as it was.
+        store: the data, from which texts of different lengths are taken.
+
+    Returns:
+        What was found, for the log: largest 1 - cosine, or whether it holds; None where it does not apply.
+
+    Raises:
+        UserError: when training on such vectors would be in vain.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    tokens = _texts(store)
+    alone = torch.cat([encoder(tokens.select(torch.tensor([number]))) for number in range(len(tokens))])
+    together = _distance(encoder(tokens), alone)
+    encoder.train(was_training)
+    tolerance = TOLERANCE[encoder.dtype]
+    if together > tolerance:
+        raise UserError(
+            f"self-test: the vector of a text depends on the batch it is in (1 - cosine {together:.1e}); "
+            "try --attention padded or --dtype float32, or go without the test: --no_self_test"
+        )
+    return {"batch_equals_single": together, "end_token_survives_truncation": _keeps_end(encoder)}
+
+
+@torch.no_grad()
+def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
+    """Largest 1 - cosine between the vectors of texts filled up at the left, as many servers do, and at the right.
+
+    Asked of models that take the last token's vector, before their texts are packed; None for others, whose positions
+    would be wrong with padding at the left.
+    """
+    if encoder.contract.pooling != "last_token":
+        return None
+    was_training = encoder.training
+    encoder.eval()
+    tokens = _texts(store)
+    ids, mask = (side.flip(1).to(encoder.device) for side in _flipped(tokens).padded(encoder.pad_id))
+    hidden = encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
+    distance = _distance(hidden, encoder(tokens))
+    encoder.train(was_training)
+    return distance
+
+
+def _texts(store: TokenStore) -> TokenBatch:
+    """The shortest, the middle and the longest text that is not too long, and one more."""
+    lengths = np.diff(store.text_offsets)
+    order = np.argsort(lengths, kind="stable")
+    order = order[: max(2, int((lengths <= LONGEST).sum()))]
+    places = np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)
+    return store.batch(np.unique(order[places]))
+
+
+def _flipped(tokens: TokenBatch) -> TokenBatch:
+    """Each text backwards, so that padding at the right comes to lie at the left when all is turned again."""
+    texts = torch.split(tokens.input_ids, tokens.lengths.tolist())
+    return TokenBatch.from_lists([text.flip(0).tolist() for text in texts])
+
+
+def _keeps_end(encoder: Encoder) -> bool:
+    """Whether a text that is cut ends with the token that a short one ends with.
+
+    Raises:
+        UserError: when it does not and the vector is that of the last token.
+    """
+    kept = all(
+        encoder.tokenizer(role, [LONG_TEXT])[0][-1] == encoder.tokenizer(role, ["word"])[0][-1]
+        for role in ("query", "passage")
+    )
+    if not kept and encoder.contract.pooling == "last_token":
+        raise UserError("self-test: the tokenizer drops the end token of cut texts, where their vector is taken")
+    return kept
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((1 - F.cosine_similarity(a.double(), b.double(), dim=-1)).max())
