@@ -16,6 +16,7 @@ from torch import Tensor
 
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.processes import Processes
 from embedrag.tokens import TokenBatch, TokenStore
 
 # A GPU is ours alone; beside a training on a CPU other programs live.
@@ -25,13 +26,19 @@ STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def settle_budget(encoder: Encoder, store: TokenStore, asked: int | None) -> str:
+def settle_budget(
+    encoder: Encoder,
+    store: TokenStore,
+    asked: int | None,
+    processes: Processes = Processes(),  # noqa: B008 - immutable
+) -> str:
     """Set the encoder's `token_budget` and `token_bytes`; returns a line that says what was found.
 
     Args:
         encoder: ready for training.
         store: the data.
         asked: `--token_budget`; left out, the memory decides.
+        processes: take what fits in all of them; those of one machine share the memory of its CPU.
 
     Raises:
         UserError: when the longest text does not fit in what was asked for.
@@ -52,9 +59,9 @@ def settle_budget(encoder: Encoder, store: TokenStore, asked: int | None) -> str
             "the others of a larger batch are recomputed"
         )
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
-    free = free_memory(encoder.device)
+    free = free_memory(encoder.device) // (processes.local_size if encoder.device.type == "cpu" else 1)
     room = SHARE.get(encoder.device.type, 0.6) * free - STATE_BYTES * trained
-    encoder.token_budget = max(longest[1], int(room / each))
+    encoder.token_budget = min(processes.gather(max(longest[1], int(room / each))))
     return (
         f"memory: {free / 2**30:.1f} GiB free, {each / 2**20:.2f} MiB a token; the graphs of "
         f"{encoder.token_budget:,} tokens are held at once, the others of a larger batch are recomputed"

@@ -37,6 +37,7 @@ class CachedVectors:
         chunks: Sequence[Tensor],
         recompute: int,
         device: torch.device,
+        dimension: int,
     ) -> None:
         """Embed all texts.
 
@@ -47,10 +48,12 @@ class CachedVectors:
             recompute: so many of the first chunks keep no graph. The last ones are held, because their graphs are freed
                 before the first recomputation starts.
             device: of the vectors; its random state is replayed beside the CPU's.
+            dimension: D.
         """
         self._embed, self._tokens, self._chunks, self._device = embed, tokens, chunks, device
         self._states: list[tuple[Tensor, Tensor | None]] = []
         self._held: list[Tensor] = []
+        self.vectors = torch.empty(0, dimension, device=device)  # what a process without texts has
         for number, places in enumerate(chunks):
             if number < recompute:
                 self._states.append(random_state(device))
@@ -58,7 +61,7 @@ class CachedVectors:
             with torch.set_grad_enabled(number >= recompute):
                 part = embed(tokens.select(places))
             if number == 0:
-                self.vectors = part.new_empty(len(tokens.lengths), part.shape[1])
+                self.vectors = part.new_empty(len(tokens), dimension)
             # One tensor from the start: many small ones between the large ones of the passes would scatter the memory.
             self.vectors[places.to(device)] = part.detach()
             if number >= recompute:

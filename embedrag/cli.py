@@ -1,17 +1,19 @@
 """The commands: `embedrag NAME …`. Parses, then imports what the command needs, then runs it.
 
-Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 130 interrupted.
+Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 70 another process ended, 75 stopped by a signal with its
+state saved, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedrag import __version__, config
-from embedrag.errors import UserError, near_miss
+from embedrag.errors import LAUNCHED, LostContactError, UserError, near_miss
 from embedrag.options import parse
 
 
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
             return 0
         return run(words[0], words[1:], f"python {words[0]}.py" if script else f"embedrag {words[0]}")
     except UserError as error:
+        if isinstance(error, LostContactError) and LAUNCHED in os.environ:
+            return error.exit_code
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code

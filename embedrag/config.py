@@ -266,6 +266,17 @@ class TrainOptions(Options):
         "auto: packed where a check on the model passes",
         group="machine",
     )
+    num_processes: int | None = option(
+        None,
+        "processes that train together on this machine; left out: one for each visible GPU, else one",
+        group="machine",
+        ge=1,
+    )
+    gather_negatives: bool = option(
+        True,
+        "with several processes: score a query against the passages of all of them; false: of its own alone",
+        group="machine",
+    )
     token_budget: int | None = option(
         None,
         "tokens whose activations are held at once; the others of a batch are recomputed, with the same gradient; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 import time
@@ -15,7 +16,7 @@ from embedrag.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one.
+    """`auto` takes a GPU where there is one; of several, the one that a launcher gave this process.
 
     Raises:
         UserError: when a device is asked for that this machine lacks.
@@ -26,6 +27,9 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         there = ", ".join(kind for kind, yes in available.items() if yes)
         raise UserError(f"--device {name}: torch finds none on this machine; available: {there}")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 

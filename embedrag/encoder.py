@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         order, chunks = self._plan(tokens)
         recompute = self._recomputed_chunks(tokens.lengths[order].tolist(), chunks)
         places = [order[start:stop] for start, stop in chunks]
-        return CachedVectors(self._embed, tokens, places, recompute, self.device)
+        return CachedVectors(self._embed, tokens, places, recompute, self.device, self.dimension)
 
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
         """Tokens that a training step computes, padding included, and those of them that it computes once more."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of processes whose end `embedrag.launch` explains
+
 
 class UserError(Exception):
     """Something the user can mend: bad flag, bad file, missing package. Exit code 2, before any expensive work."""
@@ -25,6 +27,12 @@ class StoppedError(RunError):
     """A signal asked the run to stop, and it did after saving its state. Exit code 75: the same command can go on."""
 
     exit_code = 75
+
+
+class LostContactError(RunError):
+    """Another process ended. Exit code 70; whoever started the processes knows which, and why."""
+
+    exit_code = 70
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

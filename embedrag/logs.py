@@ -22,8 +22,9 @@ NOT_FINITE = (float("inf"), float("-inf"))
 
 
 def say(line: str) -> None:
-    """A line for the user."""
-    print(line, flush=True)
+    """A line for the user; of several processes only the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def now() -> str:
@@ -42,7 +43,7 @@ class RunLog:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         training_args: dict[str, Any],
         model_info: dict[str, Any],
         earlier: dict[str, Any] | None = None,
@@ -50,7 +51,7 @@ class RunLog:
         """Start the files in `folder`, or go on with those that are there.
 
         Args:
-            folder: of the run.
+            folder: of the run; None keeps the account and writes nothing.
             training_args: written as they are.
             model_info: written as they are.
             earlier: what `state` said; rows that were written after it are cut off. A log file that is missing or
@@ -66,9 +67,12 @@ class RunLog:
         self._steps: int = earlier.get("steps", 0)
         self._best: float | None = earlier.get("best")
         self._last: float | None = earlier.get("last")
+        self._rows = 0
+        self._position: int = earlier.get("position", 0)
+        if folder is None:
+            return
         path = folder / "detailed_training_logs.json"
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
-        self._position: int = earlier.get("position", 0)
         self._rows = self._steps if 0 < self._position <= path.stat().st_size else 0
         if not self._rows:
             self._position = 0
@@ -105,7 +109,7 @@ class RunLog:
         self.epochs.append(row)
         self._append("")
         losses = [{"epoch": item["epoch"], "loss": item["avg_loss"]} for item in self.epochs]
-        write_atomic(self._folder / "training_losses.json", json.dumps(losses, indent=2))
+        self._write("training_losses.json", losses)
 
     def finish(self, completed: bool) -> dict[str, Any]:
         """Close the files; `completed` says whether the run reached its end.
@@ -124,7 +128,8 @@ class RunLog:
             "avg_step_duration": seconds / self._steps if self._steps else None,
         }
         self._append("")
-        os.close(self._file)
+        if self._folder:
+            os.close(self._file)
         report = {
             "training_completed": completed,
             "completion_time": self._end_time,
@@ -134,11 +139,16 @@ class RunLog:
             "performance_summary": self._summary,
             "loss_progression": [item["avg_loss"] for item in self.epochs],
         }
-        text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
-        write_atomic(self._folder / "training_summary_report.json", text)
+        self._write("training_summary_report.json", report)
         return self._summary
 
+    def _write(self, name: str, data: Any) -> None:
+        if self._folder:
+            write_atomic(self._folder / name, json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
     def _append(self, text: str) -> None:
+        if not self._folder:
+            return
         tail = {"epoch_logs": self.epochs, "training_end_time": self._end_time, "training_summary": self._summary}
         body = text.encode()
         os.pwrite(self._file, body + b"\n], " + json.dumps(tail).encode()[1:] + b"\n", self._position)

@@ -29,9 +29,11 @@ from embedrag.config import MergeOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
 from embedrag.errors import RunError, StoppedError
 from embedrag.files import write_atomic
+from embedrag.launch import launch, wanted_processes
 from embedrag.logs import RunLog, now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run, prepare
+from embedrag.processes import Processes
 from embedrag.resume import engine_state, is_complete
 from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
 from embedrag.signals import StopSignals
@@ -52,12 +54,13 @@ def train(options: TrainOptions) -> int:
     if options.resume == "auto" and is_complete(Path(options.output_dir, options.run_name or ""), options.epochs):
         say(f"resume: the run in {options.output_dir} is complete")
         return 0
+    if (count := wanted_processes(options)) > 1:
+        return launch(options, count)
     try:
         run = prepare(options)
-        if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
-            clear_output_dir(run.output_dir)
-        run.output_dir.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(run.output_dir)
+        with run.processes.main_first():
+            if run.processes.main:
+                _make_room(run)
         with StopSignals() as stop:
             Trainer(run, stop).train()
     except (RuntimeError, MemoryError) as error:
@@ -67,6 +70,8 @@ def train(options: TrainOptions) -> int:
             "memory ran out outside of a step's forward and backward pass: the model, its gradients and the optimizer "
             "do not fit. Try --finetune_type lora or qlora, or --optimizer adamw8bit"
         ) from error
+    if not run.processes.main:
+        return 0
     if options.merge and options.finetune_type == "full":
         say("merge: a full fine-tune has no adapter; final/ is the model")
     elif options.merge:
@@ -74,6 +79,13 @@ def train(options: TrainOptions) -> int:
         del run
         _merge(adapter, base, options.trust_remote_code)
     return 0
+
+
+def _make_room(run: Run) -> None:
+    if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
+        clear_output_dir(run.output_dir)
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(run.output_dir)
 
 
 def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
@@ -92,15 +104,24 @@ def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
 class Batches(Dataset[Batch]):
     """The micro-batches of one epoch, by number; assembled where they are asked for (here or in a worker)."""
 
-    def __init__(self, store: TokenStore, bounds: list[tuple[int, int]], neg_nums: int, seed: int) -> None:
-        """Keep what `make_batch` needs; `bounds` are positions of the row stream."""
-        self.store, self.bounds, self.neg_nums, self.seed = store, bounds, neg_nums, seed
+    def __init__(
+        self,
+        store: TokenStore,
+        bounds: list[tuple[int, int]],
+        neg_nums: int,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Keep what `make_batch` needs; `bounds` are positions of the row stream, `part` is (number, of how many)."""
+        self.store, self.bounds, self.neg_nums, self.seed, self.part = store, bounds, neg_nums, seed, part
 
     def __len__(self) -> int:
         return len(self.bounds)
 
     def __getitem__(self, index: int) -> Batch:
         picked = list(rows_between(*self.bounds[index], len(self.store), self.seed))
+        number, parts = self.part
+        picked = picked[len(picked) * number // parts : len(picked) * (number + 1) // parts]
         return make_batch(self.store, picked, self.neg_nums, self.seed)
 
 
@@ -111,6 +132,9 @@ class Trainer:
         """Build optimizer, schedule, trackers and logs around a prepared run; go on where its checkpoint stands."""
         options = run.options
         self.run, self.options, self.stop = run, options, stop
+        self.processes = run.processes
+        # Those that work on one batch; without gathering each process has rows, negatives and a loss of its own.
+        self.team = run.processes if options.gather_negatives else Processes()
         self.steps = [self._epoch_steps(epoch) for epoch in range(options.epochs)]
         self.total_steps = sum(len(steps) for steps in self.steps)
         self.accelerator = Accelerator(
@@ -130,7 +154,8 @@ class Trainer:
         self.epoch_seconds = 0.0
         self.last: dict[str, Any] = {}
         earlier = self._restore(run.checkpoint) if run.checkpoint else None
-        self.log = RunLog(run.output_dir, options.model_dump(), run.model_info, earlier)
+        folder = run.output_dir if self.processes.main else None
+        self.log = RunLog(folder, options.model_dump(), run.model_info, earlier)
         self.accelerator.init_trackers(
             options.run_name or "train",
             config=_flat(options),
@@ -138,7 +163,10 @@ class Trainer:
         )
         if run.checkpoint:
             # Last of all, so that nothing draws in between.
-            set_random_state(read_tensors(run.checkpoint)["random"], run.device)
+            states = read_tensors(run.checkpoint)["random"]
+            set_random_state(states[self.processes.rank % len(states)], run.device)
+        elif self.processes.rank:
+            torch.manual_seed(options.seed + self.processes.rank)  # other masks of dropout for other texts
 
     def train(self) -> None:
         """Run all epochs; whatever happens, the logs are closed."""
@@ -155,7 +183,7 @@ class Trainer:
             bar.close()
             summary = self.log.finish(completed)
             self.accelerator.end_training()
-        if options.save_metrics:
+        if options.save_metrics and self.processes.main:
             write_atomic(self.run.output_dir / "metrics.json", json.dumps(self._metrics(summary), indent=2))
         seconds, final = summary["total_training_time"], self.run.output_dir / "final"
         skipped = f", {self.skipped} of {self.total_steps} steps were skipped" if self.skipped else ""
@@ -211,14 +239,14 @@ class Trainer:
             saved: the checkpoint that was just written, if one was.
         """
         every = self.options.save_steps
-        stop = self.stop.name and self.epoch < self.options.epochs
+        stop = self.processes.any(self.stop.name is not None) and self.epoch < self.options.epochs
         if saved is None and (stop or every and self.global_step % every == 0):
             saved = f"checkpoint-step-{self.global_step}"
             self._save(saved, self._state())
         if stop:
             raise StoppedError(
-                f"stopped by {self.stop.name} after step {self.global_step} of {self.total_steps}; {saved} is whole, "
-                "the same command with --resume auto goes on"
+                f"stopped by {self.stop.name or 'a signal'} after step {self.global_step} of {self.total_steps}; "
+                f"{saved} is whole, the same command with --resume auto goes on"
             )
 
     def _state(self) -> dict[str, Any]:
@@ -239,7 +267,7 @@ class Trainer:
             "schedule": self.schedule.last_epoch,
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": scaler.state_dict() if scaler else None,
-            "random": random_state(self.run.device),
+            "random": self.processes.gather(random_state(self.run.device)),
         }
 
     def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -269,6 +297,7 @@ class Trainer:
         start = time.monotonic()
         rate = float(self.schedule.get_last_lr()[0])
         outputs = self._gradients(batches)
+        self.processes.sum_gradients(self.parameters)
         limit = self.options.max_grad_norm or float("inf")
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
         finite = self._check_finite(batches, outputs, norm)
@@ -311,35 +340,46 @@ class Trainer:
             )
 
     def _backward(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
-        queries = sum(len(batch.labels) for batch in batches)
+        queries = self._total(sum(len(batch.labels) for batch in batches))
         step = self.run.step.train()
-        return [step.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward) for batch in batches]
+        return [
+            step.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward, self.team)
+            for batch in batches
+        ]
+
+    def _total(self, value: float) -> float:
+        """Sum over the processes, where each has a batch of its own."""
+        return value if self.options.gather_negatives else sum(self.processes.gather(value))
 
     def _row(
         self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, rate: float, start: float
     ) -> dict[str, Any]:
-        queries = sum(len(batch.labels) for batch in batches)
-        tokens = sum(len(batch.tokens.input_ids) for batch in batches)
-        work = [self.run.step.encoder.work(batch.tokens) for batch in batches]
-        computed, again = (sum(column) for column in zip(*work, strict=True))
+        encoder, total = self.run.step.encoder, self._total
+        queries = total(sum(len(batch.labels) for batch in batches))
+        tokens = total(sum(len(batch.tokens.input_ids) for batch in batches))
+        work = [encoder.work(batch.tokens.select(self.run.step.share(batch, self.team))) for batch in batches]
+        computed, again = (sum(column) for column in zip(*self._of_all(work), strict=True))
         candidates = sum(len(batch.labels) * (len(batch.hard) - 1) - len(batch.excluded) for batch in batches)
         seconds = time.monotonic() - start
         return {
-            "loss": _finite(sum(output["loss"].sum().item() for output in outputs) / queries),
+            "loss": _finite(total(sum(output["loss"].sum().item() for output in outputs)) / queries),
             "learning_rate": rate,
             "step_duration": seconds,
             "timestamp": now(),
-            "accuracy": sum(output["correct"].sum().item() for output in outputs) / queries,
+            "accuracy": total(sum(output["correct"].sum().item() for output in outputs)) / queries,
             "grad_norm": _finite(norm),
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
             "padding_share": 1 - tokens / computed,
             "recomputed_share": again / computed,
-            "own_negatives_per_query": sum(int(batch.negatives.sum()) for batch in batches) / queries,
-            "negatives_per_query": candidates / queries,
-            "masked_pairs": sum(len(batch.excluded) for batch in batches),
+            "own_negatives_per_query": total(sum(int(batch.negatives.sum()) for batch in batches)) / queries,
+            "negatives_per_query": total(candidates) / queries,
+            "masked_pairs": total(sum(len(batch.excluded) for batch in batches)),
             "peak_memory_bytes": peak_memory_bytes(self.run.device),
         }
+
+    def _of_all(self, work: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [pair for part in self.processes.gather(work) for pair in part]
 
     def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> bool:
         """Whether losses and gradient are finite; where not, `--on_nonfinite` says what happens.
@@ -350,9 +390,11 @@ class Trainer:
         # Under float16 an infinite gradient is the loss scaler's business: it skips the step and scales less.
         gradient_ok = self.run.dtype == torch.float16 or math.isfinite(norm)
         losses = torch.cat([output["loss"] for output in outputs]).cpu()
+        rows = torch.cat([batch.rows for batch in batches])
+        if not self.options.gather_negatives:
+            losses, rows = (torch.cat(self.processes.gather(values)) for values in (losses, rows))
         if gradient_ok and bool(torch.isfinite(losses).all()):
             return True
-        rows = torch.cat([batch.rows for batch in batches])
         bad = rows[~torch.isfinite(losses)] if not torch.isfinite(losses).all() else rows
         places = ", ".join(self.run.store.place(int(row)) for row in bad[:8]) + (" …" if len(bad) > 8 else "")
         what = "gradient" if torch.isfinite(losses).all() else "loss"
@@ -375,7 +417,8 @@ class Trainer:
         """The optimizer steps of an epoch behind the first `done`, each as its micro-batches."""
         options, steps = self.options, self.steps[epoch][done:]
         bounds = [bound for step in steps for bound in step]
-        data = Batches(self.run.store, bounds, options.neg_nums, options.seed)
+        part = (0, 1) if options.gather_negatives else (self.processes.rank, self.processes.size)
+        data = Batches(self.run.store, bounds, options.neg_nums, options.seed, part)
         # A generator of its own, for the loader draws a seed, and a resumed epoch would draw it again.
         loader = iter(DataLoader(data, None, num_workers=options.num_workers, generator=torch.Generator()))
         for step in steps:
@@ -385,7 +428,7 @@ class Trainer:
         options = self.options
         return steps_of_epoch(
             len(self.run.store),
-            options.batch_size,
+            options.batch_size * self.processes.size,
             options.gradient_accumulation_steps,
             epoch,
             options.steps_per_epoch,
@@ -396,8 +439,10 @@ class Trainer:
         rows = [[row["epoch"], _shown(row["avg_loss"]), f"{row['epoch_duration']:.0f}"] for row in self.log.epochs]
         results = tabulate(rows, ["epoch", "mean loss", "seconds"], "github", disable_numparse=True)
         base = self.options.model_name_or_path
-        save_model(run.step.encoder, base, run.settings, run.probes, results, run.output_dir / name, state)
-        prune(run.output_dir, self.options.save_total_limit)
+        if self.processes.main:
+            save_model(run.step.encoder, base, run.settings, run.probes, results, run.output_dir / name, state)
+            prune(run.output_dir, self.options.save_total_limit)
+        self.processes.barrier()
 
     def _track(self, row: dict[str, Any]) -> None:
         names = ("loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")

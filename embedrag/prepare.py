@@ -41,6 +41,7 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
+from embedrag.processes import Processes, join
 from embedrag.records import local_files, read_records
 from embedrag.resume import check_data, compare_settings, engine_options, restore_budget
 from embedrag.sampling import make_batch
@@ -72,6 +73,7 @@ class Run:
         probes: (role, text) pairs that a merge is proved with.
         asked: the settings as they were asked for, before models and machine filled them in.
         checkpoint: what the run goes on from.
+        processes: this process among those that train together.
     """
 
     options: TrainOptions
@@ -85,6 +87,7 @@ class Run:
     probes: list[tuple[str, str]]
     asked: dict[str, Any]
     checkpoint: Checkpoint | None
+    processes: Processes
 
 
 def prepare(options: TrainOptions) -> Run:
@@ -107,6 +110,7 @@ def prepare(options: TrainOptions) -> Run:
     elif options.resume:
         say(f"resume: no whole checkpoint in {output_dir}, so the run starts at its beginning")
     device = pick_device(options.device)
+    processes = join(device)
     dtype = pick_dtype(options.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
@@ -114,9 +118,10 @@ def prepare(options: TrainOptions) -> Run:
     base = describe_base(options.model_name_or_path, options.trust_remote_code, options.local_files_only)
     contract, notices = settle(base, options)
     tokenizer = load_tokenizer(base, contract, options)
-    store, found = open_store(
-        options.train_dataset or [], tokenizer, tokenizer.key, _cache(options), stream=options.stream
-    )
+    with processes.main_first():  # tokenises; the others then find it in the cache
+        store, found = open_store(
+            options.train_dataset or [], tokenizer, tokenizer.key, _cache(options), stream=options.stream
+        )
     for line in [*_data_lines(store, found), *_check_negatives(store, options), *notices]:
         say(line)
     if checkpoint:
@@ -128,8 +133,8 @@ def prepare(options: TrainOptions) -> Run:
     _settle_attention(encoder, options)
     _check_gradients(encoder, store, options)
     if options.dtype == "auto" and device.type == "cpu":
-        dtype = encoder.dtype = _cpu_dtype(encoder, store)
-    memory = settle_budget(encoder, store, options.token_budget)
+        dtype = encoder.dtype = processes.gather(_cpu_dtype(encoder, store))[0]
+    memory = settle_budget(encoder, store, options.token_budget, processes)
     if checkpoint:
         memory = restore_budget(checkpoint, encoder, options.token_budget) or memory
     info = _model_info(encoder, options)
@@ -153,6 +158,7 @@ def prepare(options: TrainOptions) -> Run:
         probes=_probes(options),
         asked=asked,
         checkpoint=checkpoint,
+        processes=processes,
     )
 
 

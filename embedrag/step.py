@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from embedrag.budget import is_out_of_memory
 from embedrag.encoder import Encoder
 from embedrag.losses import info_nce
+from embedrag.processes import Processes, share_out
 from embedrag.sampling import Batch
 
 
@@ -28,34 +30,92 @@ class ContrastiveStep(nn.Module):
         self.temperature = temperature
         self.candidates = candidates
 
-    def loss(self, embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Loss [B] and whether the positive scored best [B], of the vectors [n, D] of a batch."""
+    def loss(self, embeddings: Tensor, batch: Batch, queries: slice = slice(None)) -> dict[str, Tensor]:
+        """Loss [b] and whether the positive scored best [b], of the vectors [n, D] of a batch; some queries of it."""
+        first = queries.start or 0
+        excluded = batch.excluded - torch.tensor([first, 0], device=batch.excluded.device)
+        index = batch.query_index[queries]
         loss, correct = info_nce(
-            embeddings[batch.query_index],
+            embeddings[index],
             embeddings[batch.passage_index],
-            batch.labels,
-            batch.excluded,
+            batch.labels[queries],
+            excluded[(excluded[:, 0] >= 0) & (excluded[:, 0] < len(index))],
             self.temperature,
             shared=batch.hard if self.candidates == "hard" else None,
         )
         return {"loss": loss, "correct": correct}
 
     def backward(
-        self, batch: Batch, weight: Tensor | float, backward: Callable[[Tensor], object] = torch.autograd.backward
+        self,
+        batch: Batch,
+        weight: Tensor | float,
+        backward: Callable[[Tensor], object] = torch.autograd.backward,
+        processes: Processes = Processes(),  # noqa: B008 - immutable
     ) -> dict[str, Tensor]:
         """Add the gradient of sum(weight * loss) to the parameters, within the encoder's token budget.
 
+        Several processes share the texts out by tokens, exchange the vectors, take some of the queries each, and add up
+        the gradients of the vectors: each then holds a part of the parameters' gradient, and the sum of these parts is
+        the gradient of one process with the whole batch.
+
         Args:
-            batch: B queries, on the device.
+            batch: B queries, on the device; the same in every process.
             weight: of the losses, [B] or one for all.
             backward: of the weighted sum; a loss scaler's, for example.
+            processes: that work on this batch together.
 
         Returns:
-            What `loss` says, without graphs.
+            What `loss` says of all B queries, without graphs.
         """
-        cached = self.encoder.cached(batch.tokens)
-        output = self.loss(cached.vectors, batch)
-        backward((output["loss"] * weight).sum())
-        output = {name: value.detach() for name, value in output.items()}  # lets go of the loss's graph
-        cached.backward()
+        mine = self.share(batch, processes)
+        tokens = batch.tokens if processes.size == 1 else batch.tokens.select(mine)
+        cached = processes.together(lambda: self.encoder.cached(tokens), is_out_of_memory)
+        output = self._loss_backward(cached.vectors, mine, batch, weight, backward, processes)
+        processes.together(cached.backward, is_out_of_memory)
         return output
+
+    def _loss_backward(
+        self,
+        own: Tensor,
+        mine: Tensor,
+        batch: Batch,
+        weight: Tensor | float,
+        backward: Callable[[Tensor], object],
+        processes: Processes,
+    ) -> dict[str, Tensor]:
+        """From the vectors of this process's texts to their gradient, with those of the others between."""
+        alone, count = processes.size == 1, len(batch.labels)
+        vectors = own if alone else _exchange(own, mine, len(batch.tokens), processes)
+        queries = slice(count * processes.rank // processes.size, count * (processes.rank + 1) // processes.size)
+
+        def loss() -> dict[str, Tensor]:
+            output = self.loss(vectors, batch, queries)
+            backward((output["loss"] * (weight[queries] if isinstance(weight, Tensor) else weight)).sum())
+            return {name: value.detach() for name, value in output.items()}  # lets go of the loss's graph
+
+        output = processes.together(loss, is_out_of_memory)
+        if alone or vectors.grad is None:
+            return output
+        own.grad = processes.sum_(vectors.grad)[mine.to(vectors.device)]
+        return {name: _whole(value, count, queries, processes) for name, value in output.items()}
+
+    @staticmethod
+    def share(batch: Batch, processes: Processes) -> Tensor:
+        """Places of the texts that this process embeds."""
+        if processes.size == 1:
+            return torch.arange(len(batch.tokens))
+        return torch.tensor(share_out(batch.tokens.lengths.tolist(), processes.size)[processes.rank], dtype=torch.long)
+
+
+def _exchange(own: Tensor, mine: Tensor, count: int, processes: Processes) -> Tensor:
+    """Vectors of all texts [count, D] as a leaf, from those of this process's texts."""
+    vectors = own.new_zeros(count, own.shape[1])
+    vectors[mine.to(own.device)] = own.detach()
+    return processes.sum_(vectors).requires_grad_()
+
+
+def _whole(part: Tensor, count: int, place: slice, processes: Processes) -> Tensor:
+    """[count] of all processes, from the part of this one."""
+    whole = torch.zeros(count, dtype=torch.float32 if part.dtype == torch.bool else part.dtype, device=part.device)
+    whole[place] = part.to(whole.dtype)
+    return processes.sum_(whole).to(part.dtype)

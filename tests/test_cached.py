@@ -182,7 +182,9 @@ def chunks_of_two(recompute: int, weight: Tensor, dropout: float = 0.0) -> Cache
     drop = FastDropout(dropout)
     tokens = TokenBatch.from_lists([[1], [2], [3], [4]])
     places = [torch.tensor([3, 0]), torch.tensor([1, 2])]
-    return CachedVectors(lambda part: drop(part.input_ids[:, None] * weight).exp(), tokens, places, recompute, CPU)
+    return CachedVectors(
+        lambda part: drop(part.input_ids[:, None] * weight).exp(), tokens, places, recompute, CPU, len(weight)
+    )
 
 
 def test_recomputed_chunks_keep_nothing_of_their_first_pass() -> None:

@@ -1,0 +1,142 @@
+"""Start one process for each GPU (or as many as asked for), and end them all together."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from embedrag.config import TrainOptions
+from embedrag.errors import LAUNCHED, LostContactError, UserError
+from embedrag.processes import world_size
+from embedrag.signals import SIGNALS
+
+GRACE = 10.0  # seconds in which processes may end by themselves after one has failed
+SHOWN = 15  # last lines of a process that failed without a message of its own
+
+
+def wanted_processes(options: TrainOptions) -> int:
+    """How many processes this command has to start; 1 under a launcher, which has started them.
+
+    Raises:
+        UserError: when there are fewer GPUs than asked for.
+    """
+    if world_size() > 1:
+        return 1
+    gpus = 0
+    if not options.use_cpu and options.device in ("auto", "cuda"):
+        import torch
+
+        gpus = torch.cuda.device_count()
+    if gpus and options.num_processes and options.num_processes > gpus:
+        raise UserError(
+            f"--num_processes {options.num_processes}: only {gpus} GPUs are visible; lower it, or add --use_cpu"
+        )
+    return options.num_processes or max(1, gpus)
+
+
+def launch(options: TrainOptions, count: int) -> int:
+    """Run the training in `count` processes of this machine.
+
+    Lines, logs and files come from the first. When one fails the others are ended, and there is one message.
+
+    Returns:
+        Exit code of the first process that failed, or 0.
+    """
+    with tempfile.TemporaryDirectory(prefix="embedrag-") as folder:
+        config = Path(folder, "options.json")
+        config.write_text(json.dumps(options.model_dump(exclude_none=True, exclude={"num_processes"})))
+        port = _free_port()
+        errors = [Path(folder, f"errors-{rank}") for rank in range(count)]
+        children = [_start(config, rank, count, port, errors[rank]) for rank in range(count)]
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            for child in children:
+                if child.poll() is None:
+                    child.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in SIGNALS}
+        try:
+            return _wait(children, errors)
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _start(config: Path, rank: int, count: int, port: int, errors: Path) -> subprocess.Popen[bytes]:
+    threads = max(1, (os.cpu_count() or 1) // count)
+    environment = {
+        LAUNCHED: 1,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+    }
+    with errors.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "embedrag", "train", "--config", str(config)],
+            env=os.environ | {name: str(value) for name, value in environment.items()},
+            stdout=None if rank == 0 else subprocess.DEVNULL,
+            stderr=None if rank == 0 else file,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _wait(children: list[subprocess.Popen[bytes]], errors: list[Path]) -> int:
+    """Until all have ended, or until some time after one has failed."""
+    first: int | None = None
+    deadline = float("inf")
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        failed = [rank for rank, child in enumerate(children) if child.poll() not in (None, 0)]
+        if failed and first is None:
+            first, deadline = failed[0], time.monotonic() + GRACE
+        time.sleep(0.05)
+    codes = [child.poll() for child in children]
+    if first is None:
+        first = next((rank for rank, code in enumerate(codes) if code), None)
+    if first is None:
+        return 0
+    lost = LostContactError.exit_code
+    if codes[0] and codes[0] > 0 and codes[0] != lost:
+        return codes[0]  # it has said why
+    first = next((rank for rank, code in enumerate(codes) if code not in (None, 0, lost)), first)
+    code = codes[first] or 1
+    print(f"error: process {first} of {len(children)} {_reason(code, errors[first])}", file=sys.stderr)
+    return code if code > 0 else 1
+
+
+def _reason(code: int, errors: Path) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}; the others were ended. --resume auto goes on"
+    lines = [line for line in errors.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return "failed: " + "\n".join(said or lines[-SHOWN:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: Any = probe.getsockname()[1]
+        return int(port)
+
+
+def _die_with_parent() -> None:
+    """A process whose launcher was killed must not train on alone (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -1,0 +1,161 @@
+"""Two or three processes (gloo) compute what one computes: gradients, runs, resumed runs, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from embedrag.processes import Processes, share_out
+from embedrag.state import checkpoints
+from embedrag.step import ContrastiveStep
+from tests.test_cached import batch_of_5, encoder_of, error
+
+WEIGHT = torch.arange(1.0, 6)
+
+
+def gradients(model: str, kind: str, processes: Processes, budget: int | None) -> dict[str, torch.Tensor]:
+    encoder = encoder_of(model, kind)
+    encoder.token_budget = encoder.chunk_tokens = budget or encoder.chunk_tokens
+    output = ContrastiveStep(encoder, 0.1).backward(batch_of_5(), WEIGHT, processes=processes)
+    processes.sum_gradients([p for p in encoder.parameters() if p.requires_grad])
+    found = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    return {"loss": output["loss"], "correct": output["correct"].float(), **found}
+
+
+def worker(rank: int, size: int, file: str, model: str, kind: str, budget: int | None, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
+    processes = Processes(rank, size, rank, size)
+    torch.save(gradients(model, kind, processes, budget), f"{out}-{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("size", "kind", "budget"), [(2, "full", None), (3, "lora", 41), (2, "qlora", 60)])
+def test_gradient_of_several_processes_is_that_of_one(
+    size: int, kind: str, budget: int | None, tiny_bert: str, tmp_path: Path
+) -> None:
+    """With copies, ragged negatives and an excluded pair; wrong by a factor, it would be found."""
+    expected = gradients(tiny_bert, kind, Processes(), None)
+    mp.spawn(worker, (size, str(tmp_path / "meet"), tiny_bert, kind, budget, str(tmp_path / "out")), size)
+    for rank in range(size):
+        found = torch.load(tmp_path / f"out-{rank}")
+        assert (
+            error({n: v for n, v in found.items() if n != "loss"}, {n: v for n, v in expected.items() if n != "loss"})
+            < (1e-4 if kind == "qlora" else 1e-6)  # 4-bit layers compute in bfloat16
+        )
+        torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-6, atol=1e-6)
+        halved = {name: value / size for name, value in found.items()}
+        assert error(halved, expected) > 0.1
+
+
+def test_more_processes_than_texts_to_share() -> None:
+    assert share_out([3, 1], 4) == [[0], [1], [], []]
+    loads = [sum((100 - item) for item in share) for share in share_out(list(range(100, 0, -1)), 3)]
+    assert max(loads) - min(loads) <= 100
+
+
+@pytest.fixture
+def data(write_jsonl: Callable[..., Path], rows: list[dict[str, object]]) -> Path:
+    return write_jsonl(rows)
+
+
+def command(model: str, data: Path, output: Path, *more: str) -> list[str]:
+    fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
+    words = ["--finetune_type", "lora", "--lr", "3e-3", "--temperature", "0.1", "--epochs", "2"]
+    return [sys.executable, "-m", "embedrag", "train", *fixed, *words, *more]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=240)
+
+
+def steps(output: Path) -> list[dict[str, float]]:
+    return json.loads((output / "detailed_training_logs.json").read_text())["step_logs"]
+
+
+def test_run_of_two_processes_is_the_run_of_one_with_batches_twice_as_large(
+    tiny_bert: str, data: Path, tmp_path: Path
+) -> None:
+    one = run(*command(tiny_bert, data, tmp_path / "one", "--batch_size", "4", "--lora_dropout", "0"))
+    two = run(
+        *command(tiny_bert, data, tmp_path / "two", "--batch_size", "2", "--lora_dropout", "0", "--num_processes", "2")
+    )
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stdout.count("training: ") == 1 and two.stdout.count("done: ") == 1
+    a, b = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert len(a) == len(b) == 6
+    for row, other in zip(a, b, strict=True):
+        assert abs(row["loss"] - other["loss"]) < 1e-5
+        assert abs(row["grad_norm"] / other["grad_norm"] - 1) < 1e-3
+        for name in ("tokens", "accuracy", "negatives_per_query", "masked_pairs", "own_negatives_per_query"):
+            assert row[name] == other[name]
+    weights = [load_file(tmp_path / name / "final" / "adapter_model.safetensors") for name in ("one", "two")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+def test_without_gathering_each_process_scores_its_own_rows(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    words = ["--batch_size", "2", "--num_processes", "2", "--lora_dropout", "0", "--gather_negatives", "false"]
+    result = run(*command(tiny_bert, data, tmp_path / "out", *words))
+    assert result.returncode == 0, result.stderr
+    rows = steps(tmp_path / "out")
+    gathered = run(*command(tiny_bert, data, tmp_path / "all", *words[:-2]))
+    assert gathered.returncode == 0, gathered.stderr
+    assert [row["tokens"] for row in rows] != [0] * len(rows)
+    for row, other in zip(rows, steps(tmp_path / "all"), strict=True):
+        assert row["negatives_per_query"] < other["negatives_per_query"]
+
+
+def test_two_processes_are_stopped_by_a_signal_and_go_on_bit_for_bit(
+    tiny_bert: str, data: Path, tmp_path: Path
+) -> None:
+    words = ["--batch_size", "2", "--num_processes", "2", "--epochs", "30", "--lora_dropout", "0.3"]
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert run(*command(tiny_bert, data, whole, *words)).returncode == 0
+    process = subprocess.Popen(
+        command(tiny_bert, data, output, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (
+        (output / "detailed_training_logs.json").is_file() and len(steps(output)) > 3
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and err.count("error:") == 1, err
+    assert checkpoints(output)[0].step == len(steps(output)) < len(steps(whole))
+    assert run(*command(tiny_bert, data, output, *words, "--resume", "auto")).returncode == 0
+    assert [row["loss"] for row in steps(output)] == [row["loss"] for row in steps(whole)]
+    weights = [load_file(folder / "final" / "adapter_model.safetensors") for folder in (whole, output)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_process_that_dies_ends_all_with_one_message(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = command(tiny_bert, data, output, "--batch_size", "2", "--num_processes", "2", "--epochs", "500")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not ((output / "detailed_training_logs.json").is_file() and steps(output)):
+        time.sleep(0.02)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "process 1 of 2 was killed by SIGKILL" in err and "Traceback" not in err
+    for child in children:
+        assert not Path(f"/proc/{child}").exists()
+
+
+def test_mistake_is_said_once(tiny_bert: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"query": 3}\n')
+    result = run(*command(tiny_bert, bad, tmp_path / "out", "--batch_size", "2", "--num_processes", "2"))
+    assert result.returncode == 2 and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
