@@ -1,7 +1,7 @@
 """The commands: `embedrag NAME …`. Parses, then imports what the command needs, then runs it.
 
-Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 70 another process ended, 75 stopped by a signal with its
-state saved, 130 interrupted.
+Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 70 another process ended, 75 stopped by a signal with
+its state saved, 130 interrupted.
 """
 
 from __future__ import annotations

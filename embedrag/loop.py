@@ -164,7 +164,10 @@ class Trainer:
         if run.checkpoint:
             # Last of all, so that nothing draws in between.
             states = read_tensors(run.checkpoint)["random"]
-            set_random_state(states[self.processes.rank % len(states)], run.device)
+            if self.processes.rank < len(states):
+                set_random_state(states[self.processes.rank], run.device)
+            else:
+                torch.manual_seed(options.seed + self.processes.rank + self.global_step)
         elif self.processes.rank:
             torch.manual_seed(options.seed + self.processes.rank)  # other masks of dropout for other texts
 
@@ -257,6 +260,8 @@ class Trainer:
             "epoch": self.epoch,
             "done": self.done,
             "skipped": self.skipped,
+            "processes": self.processes.size,
+            "row": self._next_row(),
             "losses": self.losses,
             "epoch_seconds": self.epoch_seconds,
             "last": self.last,
@@ -276,6 +281,8 @@ class Trainer:
         restore_weights(checkpoint, state["weights"], self.run.step.encoder.backbone)
         # Settings such as the rate are those of this run.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        if state["processes"] != self.processes.size:
+            self._take_up(state)
         for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
             group["lr"] = rate
         self.schedule = cosine_schedule(self.optimizer.optimizer, self.total_steps, self.warmup, state["schedule"])
@@ -287,6 +294,24 @@ class Trainer:
         here = checkpoint.folder.parent.resolve() == self.run.output_dir.resolve()
         log: dict[str, Any] = state["log"]
         return log if here else log | {"position": 0}
+
+    def _next_row(self) -> int:
+        """Place in the row stream behind the steps that are done."""
+        steps = [step for epoch in self.steps[: self.epoch + 1] for step in epoch]
+        behind = sum(len(epoch) for epoch in self.steps[: self.epoch]) + self.done
+        return steps[behind - 1][-1][1] if behind and steps[behind - 1] else 0
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Cut what is left of the epoch into steps of another number of processes."""
+        epoch, before, now_ = state["epoch"], state["processes"], self.processes.size
+        if state["done"]:
+            # Those that are done keep their places, so that steps and epochs are counted as ever.
+            self.steps[epoch] = [[] for _ in range(state["done"])] + self._epoch_steps(epoch, state["row"])
+        self.total_steps = state["global_step"] + sum(len(steps) for steps in self.steps[epoch:]) - state["done"]
+        say(
+            f"resume: {before} processes before, {now_} from here on, at the same row; a step has {now_}/{before} of "
+            f"the rows it had, and the rate follows the new number of steps ({self.total_steps})"
+        )
 
     def _optimizer_step(self, batches: list[Batch]) -> dict[str, Any]:
         """One optimizer step over micro-batches; returns its log row.
@@ -424,7 +449,7 @@ class Trainer:
         for step in steps:
             yield [next(loader) for _ in step]
 
-    def _epoch_steps(self, epoch: int) -> list[list[tuple[int, int]]]:
+    def _epoch_steps(self, epoch: int, first: int | None = None) -> list[list[tuple[int, int]]]:
         options = self.options
         return steps_of_epoch(
             len(self.run.store),
@@ -432,6 +457,7 @@ class Trainer:
             options.gradient_accumulation_steps,
             epoch,
             options.steps_per_epoch,
+            first,
         )
 
     def _save(self, name: str, state: dict[str, Any] | None = None) -> None:

@@ -43,7 +43,7 @@ from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
 from embedrag.processes import Processes, join
 from embedrag.records import local_files, read_records
-from embedrag.resume import check_data, compare_settings, engine_options, restore_budget
+from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
 from embedrag.sampling import make_batch
 from embedrag.selftest import left_padding_distance, self_test
 from embedrag.state import Checkpoint, open_checkpoint
@@ -125,6 +125,7 @@ def prepare(options: TrainOptions) -> Run:
     for line in [*_data_lines(store, found), *_check_negatives(store, options), *notices]:
         say(line)
     if checkpoint:
+        check_processes(checkpoint, processes.size, options.steps_per_epoch)
         check_data(checkpoint, store.checksum())
     _seed(options.seed)
     backbone = trainable_backbone(base, options, dtype, device)

@@ -56,6 +56,7 @@ FREE = (
     "trust_remote_code",
     "stream",
     "use_cpu",
+    "num_processes",
 )
 
 
@@ -96,6 +97,16 @@ def check_data(checkpoint: Checkpoint, checksum: str) -> None:
         raise UserError(
             f"--resume {checkpoint.folder}: --train_dataset has other rows or other tokens than the run had; "
             "go on with the same data, or start a new run in another --output_dir"
+        )
+
+
+def check_processes(checkpoint: Checkpoint, size: int, steps_per_epoch: int | None) -> None:
+    """Raise UserError where another number of processes would have no place to go on at."""
+    before = checkpoint.state["processes"]
+    if steps_per_epoch and before != size:
+        raise UserError(
+            f"--resume {checkpoint.folder}: {before} processes wrote it and {size} are here; with --steps_per_epoch "
+            f"the rows of an epoch would be others, so go on with --num_processes {before}"
         )
 
 

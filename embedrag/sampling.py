@@ -77,25 +77,30 @@ def draw(store: TokenStore, row: int, neg_nums: int, seed: int, data_pass: int) 
 
 
 def steps_of_epoch(
-    rows: int, batch_size: int, accumulation: int, epoch: int, steps_per_epoch: int | None = None
+    rows: int,
+    batch_size: int,
+    accumulation: int,
+    epoch: int,
+    steps_per_epoch: int | None = None,
+    first: int | None = None,
 ) -> list[list[tuple[int, int]]]:
     """The optimizer steps of one epoch, each a list of micro-batches [start, stop) of the endless row stream.
 
     Position p of the stream is place `p % rows` of pass `p // rows`. Without `steps_per_epoch` an epoch is one pass and
     its last batch may be short; a last batch of a single row joins the one before it, for alone it has no in-batch
-    negatives.
+    negatives. `first` is the position at which such an epoch is taken up, left out: its beginning.
 
     >>> steps_of_epoch(rows=5, batch_size=2, accumulation=2, epoch=0)
     [[(0, 2), (2, 5)]]
     """
     if steps_per_epoch:
-        first = epoch * steps_per_epoch * accumulation
-        bounds = [(first + i) * batch_size for i in range(steps_per_epoch * accumulation + 1)]
+        before = epoch * steps_per_epoch * accumulation
+        bounds = [(before + i) * batch_size for i in range(steps_per_epoch * accumulation + 1)]
     else:
-        bounds = [*range(0, rows, batch_size), rows]
+        end = (epoch + 1) * rows
+        bounds = [*range(epoch * rows if first is None else first, end, batch_size), end]
         if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1 < batch_size:
             del bounds[-2]
-        bounds = [epoch * rows + bound for bound in bounds]
     batches = list(zip(bounds[:-1], bounds[1:], strict=True))
     return [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
 

@@ -129,18 +129,19 @@ def damage(folder: Path) -> list[str]:
     """What of a checkpoint is not as it was written."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        sums = {str(name): (int(size), str(digest)) for name, (size, digest) in sums.items()}
         _read(folder)
-    except (OSError, ValueError, UserError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
         return [f"{CHECKSUMS} or {STATE}: {type(error).__name__}"]
     problems = []
-    for name, expected in sums.items():
+    for name, (size, digest) in sums.items():
         path = folder / name
         if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}")
-        elif _fingerprint(path) != expected:
-            problems.append(f"{name} has another checksum than when it was written")
+            problems.append(f"{name}, named in {CHECKSUMS}, is missing")
+        elif path.stat().st_size != size:
+            problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
+        elif _fingerprint(path)[1] != digest:
+            problems.append(f"{name} has another checksum than {CHECKSUMS} says")
     return problems
 
 
@@ -184,12 +185,13 @@ def _read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, state)
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return path.stat().st_size, digest.hexdigest()
 
 
 def _model_tensors(folder: Path) -> dict[str, Path]:

@@ -16,10 +16,12 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+from embedrag.cli import main
 from embedrag.processes import Processes, share_out
 from embedrag.state import checkpoints
 from embedrag.step import ContrastiveStep
 from tests.test_cached import batch_of_5, encoder_of, error
+from tests.test_resume import cut
 
 WEIGHT = torch.arange(1.0, 6)
 
@@ -87,11 +89,11 @@ def steps(output: Path) -> list[dict[str, float]]:
 def test_run_of_two_processes_is_the_run_of_one_with_batches_twice_as_large(
     tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
-    one = run(*command(tiny_bert, data, tmp_path / "one", "--batch_size", "4", "--lora_dropout", "0"))
+    assert main(command(tiny_bert, data, tmp_path / "one", "--batch_size", "4", "--lora_dropout", "0")[3:]) == 0
     two = run(
         *command(tiny_bert, data, tmp_path / "two", "--batch_size", "2", "--lora_dropout", "0", "--num_processes", "2")
     )
-    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.returncode == 0, two.stderr
     assert two.stdout.count("training: ") == 1 and two.stdout.count("done: ") == 1
     a, b = steps(tmp_path / "one"), steps(tmp_path / "two")
     assert len(a) == len(b) == 6
@@ -105,21 +107,23 @@ def test_run_of_two_processes_is_the_run_of_one_with_batches_twice_as_large(
 
 
 def test_without_gathering_each_process_scores_its_own_rows(tiny_bert: str, data: Path, tmp_path: Path) -> None:
-    words = ["--batch_size", "2", "--num_processes", "2", "--lora_dropout", "0", "--gather_negatives", "false"]
+    words = ["--lora_dropout", "0", "--num_processes", "2", "--batch_size", "2", "--gather_negatives", "false"]
     result = run(*command(tiny_bert, data, tmp_path / "out", *words))
     assert result.returncode == 0, result.stderr
-    rows = steps(tmp_path / "out")
-    gathered = run(*command(tiny_bert, data, tmp_path / "all", *words[:-2]))
-    assert gathered.returncode == 0, gathered.stderr
-    assert [row["tokens"] for row in rows] != [0] * len(rows)
-    for row, other in zip(rows, steps(tmp_path / "all"), strict=True):
+    assert main(command(tiny_bert, data, tmp_path / "all", *words[:2], "--batch_size", "4")[3:]) == 0
+    # The same rows in each step; the loss of the first is the mean of two batches of two, before anything was learnt.
+    for row, other in zip(steps(tmp_path / "out"), steps(tmp_path / "all"), strict=True):
+        assert row["own_negatives_per_query"] == other["own_negatives_per_query"] and row["tokens"] >= other["tokens"]
         assert row["negatives_per_query"] < other["negatives_per_query"]
+    assert main(command(tiny_bert, data, tmp_path / "small", *words[:2], "--batch_size", "2", "--lr", "1e-30")[3:]) == 0
+    small = [row["loss"] for row in steps(tmp_path / "small")]
+    assert abs(steps(tmp_path / "out")[0]["loss"] - (small[0] + small[1]) / 2) < 1e-5
 
 
 def test_two_processes_are_stopped_by_a_signal_and_go_on_bit_for_bit(
     tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
-    words = ["--batch_size", "2", "--num_processes", "2", "--epochs", "30", "--lora_dropout", "0.3"]
+    words = ["--batch_size", "2", "--num_processes", "2", "--epochs", "10", "--lora_dropout", "0.3"]
     whole, output = tmp_path / "whole", tmp_path / "out"
     assert run(*command(tiny_bert, data, whole, *words)).returncode == 0
     process = subprocess.Popen(
@@ -137,6 +141,24 @@ def test_two_processes_are_stopped_by_a_signal_and_go_on_bit_for_bit(
     assert [row["loss"] for row in steps(output)] == [row["loss"] for row in steps(whole)]
     weights = [load_file(folder / "final" / "adapter_model.safetensors") for folder in (whole, output)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_run_goes_on_with_another_number_of_processes_at_the_same_row(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--batch_size", "2", "--save_steps", "1", "--save_total_limit", "99"]
+    whole = tmp_path / "whole"
+    assert run(*command(tiny_bert, data, whole, *words, "--num_processes", "2")).returncode == 0
+    assert len(steps(whole)) == 6
+    part = cut(whole, tmp_path / "part", 1)
+    assert main(command(tiny_bert, data, part, *words, "--resume", "auto")[3:]) == 0
+    assert "2 processes before, 1 from here on" in capsys.readouterr().out
+    # 12 rows: one step of 4, then 4 steps of 2 in the first epoch and 6 in the second
+    assert [(row["epoch"], row["step"]) for row in steps(part)] == [(1, i) for i in range(1, 6)] + [
+        (2, i) for i in range(1, 7)
+    ]
+    assert all(row["loss"] is not None for row in steps(part))
+    assert steps(part)[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in steps(part))
 
 
 def test_process_that_dies_ends_all_with_one_message(tiny_bert: str, data: Path, tmp_path: Path) -> None:

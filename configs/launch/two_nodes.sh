@@ -1,0 +1,6 @@
+#!/bin/sh
+# Run it on both machines; output_dir and the data lie on a disk that both see.
+#   machine 0:  NODE=0 MASTER=10.0.0.1 GPUS=8 sh configs/launch/two_nodes.sh --finetune_type lora …
+#   machine 1:  NODE=1 MASTER=10.0.0.1 GPUS=8 sh configs/launch/two_nodes.sh --finetune_type lora …
+exec torchrun --nnodes "${NODES:-2}" --node_rank "$NODE" --nproc_per_node "${GPUS:-8}" \
+    --master_addr "$MASTER" --master_port "${PORT:-29500}" train.py --resume auto --save_steps 200 "$@"

@@ -1,0 +1,78 @@
+"""How processes are started, and the scripts of `configs/launch/`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from embedrag.config import TrainOptions
+from embedrag.errors import UserError
+from embedrag.launch import wanted_processes
+
+SCRIPTS = Path(__file__).parent.parent / "configs" / "launch"
+
+
+def options(**more: object) -> TrainOptions:
+    return TrainOptions(output_dir="x", batch_size=2, **more)
+
+
+def test_one_process_for_each_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert wanted_processes(options()) == 2
+    assert wanted_processes(options(num_processes=1)) == 1
+    assert wanted_processes(options(use_cpu=True)) == 1
+    assert wanted_processes(options(use_cpu=True, num_processes=3)) == 3
+    with pytest.raises(UserError, match="only 2 GPUs are visible"):
+        wanted_processes(options(num_processes=3))
+    monkeypatch.setenv("WORLD_SIZE", "4")  # a launcher has started them
+    assert wanted_processes(options()) == 1
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert wanted_processes(options()) == 1
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
+def test_launch_scripts_are_sound_shell_and_name_real_flags(script: str) -> None:
+    path = SCRIPTS / script
+    assert subprocess.run(["sh", "-n", str(path)], capture_output=True).returncode == 0
+    flags = {word for word in path.read_text().split("train.py")[-1].split() if word.startswith("--")}
+    assert {flag.removeprefix("--") for flag in flags} <= set(TrainOptions.model_fields)
+
+
+def test_script_of_two_nodes_trains_with_two_launchers_on_this_machine(
+    tiny_bert: str, write_jsonl: Callable[..., Path], rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    """torchrun twice, one process each, as two machines would."""
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(write_jsonl(rows)), "--batch_size", "2"]
+    words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--epochs", "1", "--finetune_type", "lora"]
+    nodes = []
+    for node in ("0", "1"):
+        environment = {
+            "NODE": node,
+            "MASTER": "127.0.0.1",
+            "GPUS": "1",
+            "PORT": "29611",
+            "HF_HUB_OFFLINE": "1",
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "EMBEDRAG_CACHE": str(tmp_path / "cache"),
+            "HOME": str(tmp_path),
+        }
+        nodes.append(
+            subprocess.Popen(
+                ["sh", str(SCRIPTS / "two_nodes.sh"), *words],
+                env=environment,
+                cwd=SCRIPTS.parent.parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    results = [node.communicate(timeout=200) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], results
+    assert "done: " in results[0][0] and "done: " not in results[1][0]
+    assert len(json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())["step_logs"]) == 3
