@@ -41,11 +41,11 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
-from embedrag.processes import Processes, join
+from embedrag.processes import Processes, check_launcher, join
 from embedrag.records import local_files, read_records
 from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
 from embedrag.sampling import make_batch
-from embedrag.selftest import left_padding_distance, self_test
+from embedrag.selftest import left_padding_distance, processes_distance, self_test
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
@@ -139,8 +139,13 @@ def prepare(options: TrainOptions) -> Run:
     if checkpoint:
         memory = restore_budget(checkpoint, encoder, options.token_budget) or memory
     info = _model_info(encoder, options)
+    step = ContrastiveStep(encoder, options.temperature, options.candidates)
     if not options.no_self_test:
-        info["self_tests"] = {"left_equals_right_padding": left, **self_test(encoder, store)}
+        info["self_tests"] = {
+            **self_test(encoder, store),
+            "left_equals_right_padding": left,
+            "processes_equal_one": processes_distance(step, store, options.neg_nums, processes),
+        }
         say(
             f"self-test: passed ({', '.join(f'{name} {_figure(value)}' for name, value in info['self_tests'].items())})"
         )
@@ -151,7 +156,7 @@ def prepare(options: TrainOptions) -> Run:
         options=options,
         output_dir=output_dir,
         store=store,
-        step=ContrastiveStep(encoder, options.temperature, options.candidates),
+        step=step,
         device=device,
         dtype=dtype,
         model_info=info,
@@ -173,6 +178,7 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
         sources = [options.model_name_or_path, options.tokenizer_id or "", *(options.train_dataset or [])]
         sources += [str(checkpoint.folder)] if checkpoint else []
         checks.append(partial(check_sources, output_dir, sources))
+    checks.append(check_launcher)
     checks.append(partial(check_optimizer, options.optimizer))
     checks.append(partial(check_tracker, options.log_with))
     if options.finetune_type == "qlora":

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embedrag.errors import LostContactError
+from embedrag.errors import LostContactError, UserError
 
 T = TypeVar("T")
 BUCKET = 1 << 25  # elements that are reduced at once
@@ -133,6 +133,16 @@ def _speaking() -> Iterator[None]:
 def world_size() -> int:
     """Number of processes that a launcher announced."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_launcher() -> None:
+    """Raise UserError when a launcher asks for an engine that is not here, for the run would silently go without."""
+    for name, engine in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate asks for {engine}, which is not supported yet; launch with MULTI_GPU, and use "
+                "--finetune_type lora or qlora where the whole model does not fit one device"
+            )
 
 
 def join(device: torch.device) -> Processes:

@@ -14,10 +14,14 @@ from torch.nn import functional as F
 
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.processes import Processes
+from embedrag.sampling import make_batch
+from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore
 
 # 1 - cosine; rounding of half precision moves vectors that far, a wrong position or a leak ten times farther.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 LONGEST = 512
 LONG_TEXT = "word " * 20_000
 
@@ -68,6 +72,39 @@ def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
     distance = _distance(hidden, encoder(tokens))
     encoder.train(was_training)
     return distance
+
+
+def processes_distance(step: ContrastiveStep, store: TokenStore, neg_nums: int, processes: Processes) -> float | None:
+    """Difference of the gradient of all processes from that of one, relative to its norm; None for one process.
+
+    Dropout is off. The gradients are cleared afterwards.
+
+    Raises:
+        UserError: when they are not the same, for the run would then learn something else.
+    """
+    if processes.size == 1:
+        return None
+    batch = make_batch(store, [(0, row) for row in range(min(4, len(store)))], neg_nums, 0)
+    parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    was_training = step.training
+    step.eval()
+    found = []
+    for team in (Processes(), processes):
+        step.backward(batch.to(step.encoder.device), 1.0, processes=team)
+        team.sum_gradients(parameters)
+        found.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+        step.zero_grad(set_to_none=True)
+    step.train(was_training)
+    one, all_ = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in found)
+    difference, norm = float((all_ - one).norm()), float(one.norm())
+    quantised = any(parameter.dtype in (torch.uint8, torch.int8) for parameter in step.parameters())
+    tolerance = GRADIENT_TOLERANCE[torch.bfloat16 if quantised else step.encoder.dtype]
+    if difference > tolerance * norm:
+        raise UserError(
+            f"self-test: the gradient of {processes.size} processes is not that of one (relative difference "
+            f"{difference / norm:.1e}); please report it, and train with --num_processes 1"
+        )
+    return difference / norm if norm else 0.0
 
 
 def _texts(store: TokenStore) -> TokenBatch:

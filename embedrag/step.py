@@ -86,7 +86,7 @@ class ContrastiveStep(nn.Module):
         """From the vectors of this process's texts to their gradient, with those of the others between."""
         alone, count = processes.size == 1, len(batch.labels)
         vectors = own if alone else _exchange(own, mine, len(batch.tokens), processes)
-        queries = slice(count * processes.rank // processes.size, count * (processes.rank + 1) // processes.size)
+        queries = self.queries(count, processes)
 
         def loss() -> dict[str, Tensor]:
             output = self.loss(vectors, batch, queries)
@@ -98,6 +98,11 @@ class ContrastiveStep(nn.Module):
             return output
         own.grad = processes.sum_(vectors.grad)[mine.to(vectors.device)]
         return {name: _whole(value, count, queries, processes) for name, value in output.items()}
+
+    @staticmethod
+    def queries(count: int, processes: Processes) -> slice:
+        """Those of `count` queries that this process scores."""
+        return slice(count * processes.rank // processes.size, count * (processes.rank + 1) // processes.size)
 
     @staticmethod
     def share(batch: Batch, processes: Processes) -> Tensor:

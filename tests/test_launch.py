@@ -13,6 +13,7 @@ import pytest
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.launch import wanted_processes
+from embedrag.processes import check_launcher
 
 SCRIPTS = Path(__file__).parent.parent / "configs" / "launch"
 
@@ -34,6 +35,16 @@ def test_one_process_for_each_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert wanted_processes(options()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_engine_that_is_not_there_is_refused(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_launcher()
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(UserError, match=engine):
+        check_launcher()
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))

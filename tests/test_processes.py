@@ -17,9 +17,12 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from embedrag.cli import main
+from embedrag.errors import UserError
 from embedrag.processes import Processes, share_out
+from embedrag.selftest import processes_distance
 from embedrag.state import checkpoints
 from embedrag.step import ContrastiveStep
+from embedrag.tokens import open_store
 from tests.test_cached import batch_of_5, encoder_of, error
 from tests.test_resume import cut
 
@@ -61,6 +64,32 @@ def test_gradient_of_several_processes_is_that_of_one(
         assert error(halved, expected) > 0.1
 
 
+def test_gradient_of_a_wrong_scale_is_found_at_the_start(
+    tiny_bert: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process plays two that have nothing to add, and sums come out too small."""
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.size)
+    step = ContrastiveStep(encoder_of(tiny_bert, "lora"), 0.1)
+    tokenizer = step.encoder.tokenizer
+    store = open_store([str(data)], tokenizer, tokenizer.key, data.parent / "cache")[0]
+    for factor, message in ((1.0, None), (0.5, "is not that of one")):
+        # The whole batch is this process's share, so the sum over both is what it has itself.
+        monkeypatch.setattr("embedrag.step.share_out", lambda costs, size: [list(range(len(costs))), []])
+        monkeypatch.setattr(Processes, "sum_", lambda self, tensor: tensor)
+        monkeypatch.setattr(
+            Processes,
+            "sum_gradients",
+            lambda self, parameters, factor=factor: [p.grad.mul_(factor if self.size > 1 else 1) for p in parameters],
+        )
+        monkeypatch.setattr(ContrastiveStep, "queries", staticmethod(lambda count, processes: slice(0, count)))
+        if message:
+            with pytest.raises(UserError, match=message):
+                processes_distance(step, store, 2, Processes(0, 2))
+        else:
+            assert (processes_distance(step, store, 2, Processes(0, 2)) or 0) < 1e-5
+    assert processes_distance(step, store, 2, Processes()) is None
+
+
 def test_more_processes_than_texts_to_share() -> None:
     assert share_out([3, 1], 4) == [[0], [1], [], []]
     loads = [sum((100 - item) for item in share) for share in share_out(list(range(100, 0, -1)), 3)]
@@ -94,6 +123,8 @@ def test_run_of_two_processes_is_the_run_of_one_with_batches_twice_as_large(
         *command(tiny_bert, data, tmp_path / "two", "--batch_size", "2", "--lora_dropout", "0", "--num_processes", "2")
     )
     assert two.returncode == 0, two.stderr
+    info = json.loads((tmp_path / "two" / "detailed_training_logs.json").read_text())["model_info"]
+    assert 0 <= info["self_tests"]["processes_equal_one"] < 1e-5
     assert two.stdout.count("training: ") == 1 and two.stdout.count("done: ") == 1
     a, b = steps(tmp_path / "one"), steps(tmp_path / "two")
     assert len(a) == len(b) == 6
