@@ -21,9 +21,14 @@ from embedrag.files import write_atomic
 NOT_FINITE = (float("inf"), float("-inf"))
 
 
+def is_speaker() -> bool:
+    """Whether this process is the one that speaks to the user: the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
-    """A line for the user; of several processes only the first speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    """A line for the user."""
+    if is_speaker():
         print(line, flush=True)
 
 

@@ -176,7 +176,14 @@ class Trainer:
         options = self.options
         say(f"training: {options.epochs} epochs, {self.total_steps} optimizer steps, output in {self.run.output_dir}")
         completed = False
-        bar = tqdm(total=self.total_steps, initial=self.global_step, unit="step", dynamic_ncols=True, mininterval=0.5)
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.global_step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not self.processes.main,
+        )
         try:
             while self.epoch < options.epochs:
                 self._epoch(bar)
@@ -267,7 +274,7 @@ class Trainer:
             "last": self.last,
             "log": self.log.state(),
             "options": self.run.asked,
-            "data": self.run.store.checksum(),
+            "data": self.run.store.checksum,
             "engine": engine_state(self.run.step.encoder),
             "schedule": self.schedule.last_epoch,
             "optimizer": self.optimizer.state_dict()["state"],
@@ -458,6 +465,7 @@ class Trainer:
             epoch,
             options.steps_per_epoch,
             first,
+            least=2 if options.gather_negatives else 2 * self.processes.size,
         )
 
     def _save(self, name: str, state: dict[str, Any] | None = None) -> None:

@@ -126,7 +126,7 @@ def prepare(options: TrainOptions) -> Run:
         say(line)
     if checkpoint:
         check_processes(checkpoint, processes.size, options.steps_per_epoch)
-        check_data(checkpoint, store.checksum())
+        check_data(checkpoint, store.checksum)
     _seed(options.seed)
     backbone = trainable_backbone(base, options, dtype, device)
     encoder = Encoder(backbone, tokenizer, contract, dtype, options.pad_to_multiple_of)

@@ -83,12 +83,13 @@ def steps_of_epoch(
     epoch: int,
     steps_per_epoch: int | None = None,
     first: int | None = None,
+    least: int = 2,
 ) -> list[list[tuple[int, int]]]:
     """The optimizer steps of one epoch, each a list of micro-batches [start, stop) of the endless row stream.
 
     Position p of the stream is place `p % rows` of pass `p // rows`. Without `steps_per_epoch` an epoch is one pass and
-    its last batch may be short; a last batch of a single row joins the one before it, for alone it has no in-batch
-    negatives. `first` is the position at which such an epoch is taken up, left out: its beginning.
+    its last batch may be short; one of fewer rows than `least` joins the one before it, for a single row has no
+    in-batch negatives. `first` is the position at which such an epoch is taken up, left out: its beginning.
 
     >>> steps_of_epoch(rows=5, batch_size=2, accumulation=2, epoch=0)
     [[(0, 2), (2, 5)]]
@@ -99,7 +100,7 @@ def steps_of_epoch(
     else:
         end = (epoch + 1) * rows
         bounds = [*range(epoch * rows if first is None else first, end, batch_size), end]
-        if len(bounds) > 2 and bounds[-1] - bounds[-2] == 1 < batch_size:
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] < min(least, batch_size):
             del bounds[-2]
     batches = list(zip(bounds[:-1], bounds[1:], strict=True))
     return [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from embedrag.logs import say
+from embedrag.logs import is_speaker
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -32,4 +33,6 @@ class StopSignals:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        say(f"{self.name}: the step is finished and the state saved; a second signal ends the run at once")
+        if is_speaker():  # not by print, which may be at work just now
+            line = f"{self.name}: the step is finished and the state saved; a second signal ends the run at once\n"
+            os.write(1, line.encode())

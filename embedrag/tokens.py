@@ -21,6 +21,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ class TokenStore:
         """All labelled positives of a query text, over all rows."""
         return self.known_positives[self.known_offsets[query] : self.known_offsets[query + 1]]
 
+    @cached_property
     def checksum(self) -> str:
         """Of tokens and rows, to know the data again (CRC-32: against mistakes, not against malice)."""
         value = 0
