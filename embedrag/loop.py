@@ -33,7 +33,7 @@ from embedrag.launch import launch, wanted_processes
 from embedrag.logs import RunLog, now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run, prepare
-from embedrag.processes import Processes
+from embedrag.processes import Processes, leave
 from embedrag.resume import engine_state, is_complete
 from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
 from embedrag.signals import StopSignals
@@ -70,6 +70,8 @@ def train(options: TrainOptions) -> int:
             "memory ran out outside of a step's forward and backward pass: the model, its gradients and the optimizer "
             "do not fit. Try --finetune_type lora or qlora, or --optimizer adamw8bit"
         ) from error
+    finally:
+        leave()
     if not run.processes.main:
         return 0
     if options.merge and options.finetune_type == "full":

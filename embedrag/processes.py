@@ -156,6 +156,12 @@ def join(device: torch.device) -> Processes:
     return Processes(rank, dist.get_world_size(), local, int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
 
 
+def leave() -> None:
+    """Take leave of the others; a process that just ends may be aborted by the threads of its connections."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def share_out(costs: list[int], size: int) -> list[list[int]]:
     """Deal items to processes so that all have about the same to do: the longest first, each to who has least.
 

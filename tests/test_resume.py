@@ -48,7 +48,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(output: Path) -> list[tuple[int, int, int, float]]:
-    rows = json.loads((output / "detailed_training_logs.json").read_text())["step_logs"]
+    text = (output / "detailed_training_logs.json").read_text()
+    rows = json.loads(text)["step_logs"] if text else []  # it may be looked at the moment it is made
     return [(row["epoch"], row["step"], row["global_step"], row["loss"]) for row in rows]
 
 
