@@ -16,6 +16,14 @@ from embedrag.saved import SETTINGS
 from embedrag.state import write_state
 from embedrag.verify import PROBES
 
+LEFTOVERS = (  # of a save or a removal that was killed
+    ".final.tmp-*",
+    ".merged.tmp-*",
+    ".checkpoint-epoch-*.tmp-*",
+    ".checkpoint-step-*.tmp-*",
+    "checkpoint-epoch-*/.training_state.tmp-*",
+    "checkpoint-step-*/.training_state.tmp-*",
+)
 RUN_FILES = (
     "final",
     "merged",
@@ -26,10 +34,9 @@ RUN_FILES = (
     "training_summary_report.json",
     "metrics.json",
     "runs",
-    ".*.tmp-*",
+    *LEFTOVERS,
 )
 MODELS = ("final", "merged", "checkpoint-")
-LEFTOVERS = ".*.tmp-*"  # of a save or removal that was killed
 
 
 def save_model(
@@ -107,13 +114,14 @@ def check_sources(folder: Path, sources: list[str]) -> None:
 
 def clear_output_dir(folder: Path) -> None:
     """Remove an earlier run (and nothing else) from its folder."""
+    clear_leftovers(folder)
     for path in run_files(folder):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a killed run had begun to write."""
-    for path in folder.glob(LEFTOVERS):
+    for path in [path for pattern in LEFTOVERS for path in folder.glob(pattern)]:
         shutil.rmtree(path)
 
 

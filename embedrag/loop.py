@@ -37,7 +37,7 @@ from embedrag.processes import Processes, leave
 from embedrag.resume import engine_state, is_complete
 from embedrag.sampling import Batch, make_batch, rows_between, steps_of_epoch
 from embedrag.signals import StopSignals
-from embedrag.state import Checkpoint, checkpoints, prune, read_tensors, restore_weights
+from embedrag.state import Checkpoint, checkpoints, forget_later, prune, read_tensors, restore_weights
 from embedrag.tokens import TokenStore
 
 
@@ -86,6 +86,8 @@ def train(options: TrainOptions) -> int:
 def _make_room(run: Run) -> None:
     if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
         clear_output_dir(run.output_dir)
+    elif later := forget_later(run.output_dir, run.checkpoint):
+        say(f"resume: {', '.join(later)} keep their model, but the run goes on from {run.checkpoint.folder.name}")
     run.output_dir.mkdir(parents=True, exist_ok=True)
     clear_leftovers(run.output_dir)
 
@@ -155,7 +157,8 @@ class Trainer:
         self.losses: list[float | None] = []
         self.epoch_seconds = 0.0
         self.last: dict[str, Any] = {}
-        earlier = self._restore(run.checkpoint) if run.checkpoint else None
+        state = read_tensors(run.checkpoint) if run.checkpoint else None
+        earlier = self._restore(run.checkpoint, state) if run.checkpoint and state else None
         folder = run.output_dir if self.processes.main else None
         self.log = RunLog(folder, options.model_dump(), run.model_info, earlier)
         self.accelerator.init_trackers(
@@ -163,9 +166,9 @@ class Trainer:
             config=_flat(options),
             init_kwargs={"tensorboard": {"purge_step": self.global_step + 1}} if earlier else {},
         )
-        if run.checkpoint:
+        if state:
             # Last of all, so that nothing draws in between.
-            states = read_tensors(run.checkpoint)["random"]
+            states = state["random"]
             if self.processes.rank < len(states):
                 set_random_state(states[self.processes.rank], run.device)
             else:
@@ -284,9 +287,8 @@ class Trainer:
             "random": self.processes.gather(random_state(self.run.device)),
         }
 
-    def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> dict[str, Any]:
         """Take back weights, optimizer, schedule and place; returns where the log stood."""
-        state = read_tensors(checkpoint)
         restore_weights(checkpoint, state["weights"], self.run.step.encoder.backbone)
         # Settings such as the rate are those of this run.
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})

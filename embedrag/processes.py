@@ -125,6 +125,8 @@ class Processes:
 def _speaking() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise LostContactError(f"another process has ended, so this one can't go on ({reason})") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embedrag.attention import TOLERANCE
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.processes import Processes
@@ -19,8 +20,6 @@ from embedrag.sampling import make_batch
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore
 
-# 1 - cosine; rounding of half precision moves vectors that far, a wrong position or a leak ten times farther.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 LONGEST = 512
 LONG_TEXT = "word " * 20_000

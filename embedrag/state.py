@@ -151,6 +151,18 @@ def prune(folder: Path, limit: int) -> None:
         _remove(old.folder if old.folder.name.startswith("checkpoint-step-") else old.folder / FOLDER)
 
 
+def forget_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
+    """Remove the state (not the model) of newer checkpoints, for a run that goes on from here leaves their way.
+
+    Returns:
+        Their names. Left there, `auto` would one day take one of them for the newest of this run.
+    """
+    later = [item.folder for item in checkpoints(folder) if item.step > checkpoint.step]
+    for path in later:
+        _remove(path / FOLDER)
+    return [path.name for path in later]
+
+
 def _state_folders(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if (path / FOLDER).is_dir()]
 

@@ -262,6 +262,46 @@ def test_auto_starts_where_there_is_nothing_and_leaves_a_complete_run_alone(
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == times
 
 
+def test_states_behind_the_one_that_is_gone_on_from_are_forgotten_and_foreign_files_stay(
+    killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Else `auto` would take the newest state of a way that was left."""
+    foreign = killed / ".mine.tmp-1"
+    foreign.mkdir()
+    (killed / ".checkpoint-step-9.tmp-x").mkdir()
+    first = killed / "checkpoint-step-1"
+    settings = ["--finetune_type", "lora", "--lr", "1e-3", "--save_on_epoch_end", "0"]
+    assert train(tiny_bert, data, killed, *settings, "--resume", str(first)) == 0
+    assert "checkpoint-step-2 keep their model" in capsys.readouterr().out
+    assert [checkpoint.step for checkpoint in checkpoints(killed)] == [1]
+    assert (killed / "checkpoint-step-3" / "adapter_model.safetensors").is_file()
+    assert foreign.is_dir() and not (killed / ".checkpoint-step-9.tmp-x").exists()
+
+
+def test_step_that_is_not_finite_is_skipped_and_counted_on_request(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from embedrag.step import ContrastiveStep
+
+    whole, calls = ContrastiveStep.loss, []
+
+    def once(self: ContrastiveStep, *rest: Any) -> dict[str, torch.Tensor]:
+        output = whole(self, *rest)
+        calls.append(1)
+        return output | {"loss": output["loss"] * float("nan")} if len(calls) == 3 else output
+
+    monkeypatch.setattr(ContrastiveStep, "loss", once)
+    assert train(tiny_bert, data, tmp_path / "stop", *KINDS["lora"]) == 1
+    assert "--on_nonfinite skip" in capsys.readouterr().err
+    calls.clear()
+    assert train(tiny_bert, data, tmp_path / "skip", *KINDS["lora"], "--on_nonfinite", "skip") == 0
+    said = capsys.readouterr().out
+    assert f"not finite in step 3 (rows {data}:" in said and "1 of 8 steps were skipped" in said
+    found = losses(tmp_path / "skip")
+    assert [row[3] is None for row in found] == [number == 3 for number in range(1, 9)]
+    assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "skip").values())
+
+
 def test_missing_checkpoint_is_named_with_what_there_is(
     killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
