@@ -60,8 +60,8 @@ def test_commands_that_need_a_gpu_or_a_hub_have_right_flags(monkeypatch: pytest.
     checked = 0
     for line in "".join(blocks("console")).splitlines():
         words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
-        if words[:2] == ["python", "train.py"]:
-            name, words = "train", words[2:]
+        if "train.py" in words:  # of python or of a launcher
+            name, words = "train", words[words.index("train.py") + 1 :]
         elif words[:3] == ["python", "-m", "embedrag"]:
             name, words = words[3], words[4:]
         else:
