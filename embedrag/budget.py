@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
@@ -59,6 +59,7 @@ def settle_budget(
             "the others of a larger batch are recomputed"
         )
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+    trained //= processes.size if encoder.sharded else 1
     free = free_memory(encoder.device) // (processes.local_size if encoder.device.type == "cpu" else 1)
     room = SHARE.get(encoder.device.type, 0.6) * free - STATE_BYTES * trained
     encoder.token_budget = min(processes.gather(max(longest[1], int(room / each))))
@@ -84,12 +85,12 @@ def longest_texts(store: TokenStore, tokens: int) -> np.ndarray:
 
 def graph_bytes(encoder: Encoder, tokens: TokenBatch) -> int:
     """Bytes that autograd keeps for the backward pass of these texts, parameters apart."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        # A weight may be gathered for the moment (`embedrag.shard`), so it is known by its kind, not by its address.
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

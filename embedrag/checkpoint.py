@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from embedrag.backbone import quiet
 from embedrag.card import write_card
 from embedrag.encoder import Encoder
@@ -47,6 +49,7 @@ def save_model(
     results: str,
     target: Path,
     state: dict[str, Any] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the trained model (full) or adapter (LoRA, QLoRA) with tokenizer, contract and settings.
 
@@ -58,19 +61,20 @@ def save_model(
         results: figures for the model card, as Markdown.
         target: folder that appears when all is written.
         state: what a run needs to go on from here; left out: a model and no more.
+        weights: of the backbone by name, where this process holds but a part of them.
     """
     with atomic_folder(target) as folder:
         # peft would ask the hub whether the vocabulary grew; it never does here.
         extra = {"save_embedding_layers": False} if hasattr(encoder.backbone, "peft_config") else {}
         with quiet():
-            encoder.backbone.save_pretrained(folder, **extra)  # type: ignore[operator]
+            encoder.backbone.save_pretrained(folder, state_dict=weights, **extra)  # type: ignore[operator]
         encoder.tokenizer.save(folder)
         encoder.contract.write(folder, encoder.dimension)
         write_json(folder / SETTINGS, settings)
         write_json(folder / PROBES, probes)
         write_card(folder, base, settings, results=results)
         if state is not None:
-            write_state(folder, encoder.backbone, state)
+            write_state(folder, encoder.backbone, state, weights)
 
 
 def check_output_dir(folder: Path, overwrite: bool, only_logs: bool = False) -> None:

@@ -28,7 +28,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command(config.TrainOptions, "embedrag.loop:train", "fine-tune an embedding model", config_file=True),
+    "train": Command(config.TrainOptions, "embedrag.train:train", "fine-tune an embedding model", config_file=True),
     "merge": Command(config.MergeOptions, "embedrag.merge:run", "merge an adapter into its base, with proof"),
     "encode": Command(config.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
     "evaluate": Command(config.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),

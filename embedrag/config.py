@@ -9,6 +9,7 @@ Adding an option: one field below, one builder line in `embedrag.loop`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -277,6 +278,12 @@ class TrainOptions(Options):
         "with several processes: score a query against the passages of all of them; false: of its own alone",
         group="machine",
     )
+    shard_weights: bool = option(
+        False,
+        "with several processes: each keeps a part of weights, gradients and optimizer state (FSDP2), for full "
+        "fine-tunes that do not fit one device",
+        group="machine",
+    )
     token_budget: int | None = option(
         None,
         "tokens whose activations are held at once; the others of a batch are recomputed, with the same gradient; "
@@ -311,9 +318,21 @@ class TrainOptions(Options):
             problems.append("--candidates hard with --neg_nums 0 leaves no negatives; set --neg_nums 1 or more")
         if self.use_cpu and self.dtype == "float16" or self.device == "cpu" and self.dtype == "float16":
             problems.append("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
+        if self.shard_weights:
+            problems += self._against_sharding()
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _against_sharding(self) -> Iterator[str]:
+        if self.finetune_type != "full":
+            yield f"--shard_weights is for --finetune_type full; {self.finetune_type} keeps a whole base on each device"
+        if self.optimizer == "adafactor" or self.optimizer.endswith("8bit"):
+            yield f"--shard_weights can't cut the state of --optimizer {self.optimizer}; use adamw"
+        if not self.gather_negatives:
+            yield "--shard_weights needs --gather_negatives true"
+        if self.dtype == "float16":
+            yield "--shard_weights computes in float32 or bfloat16, not in float16"
 
     def resolved(self) -> TrainOptions:
         """The options with everything filled in that follows from other options (rate, lengths, device, folder)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,8 @@ from embedrag.attention import Packing, pack, packed_states
 from embedrag.cached import CachedVectors
 from embedrag.contract import Contract, TextTokenizer
 from embedrag.pooling import POOLING
+from embedrag.processes import Processes
+from embedrag.shard import is_sharded
 from embedrag.tokens import TokenBatch
 
 CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}  # larger ones leave the caches of a CPU; a GPU wants few launches
@@ -123,6 +126,11 @@ class Encoder(nn.Module):
         """Where the weights are."""
         return next(self.backbone.parameters()).device
 
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights; all must then compute at the same time."""
+        return is_sharded(self.backbone)
+
     @property
     def dimension(self) -> int:
         """D, length of a vector."""
@@ -141,11 +149,21 @@ class Encoder(nn.Module):
         parts = [self._embed(tokens.select(order[start:stop])) for start, stop in chunks]
         return torch.cat(parts)[order.argsort().to(self.device)]
 
-    def cached(self, tokens: TokenBatch) -> CachedVectors:
-        """Embed n texts for a loss, within the token budget."""
+    def cached(self, tokens: TokenBatch, processes: Processes = Processes()) -> CachedVectors:  # noqa: B008 - immutable
+        """Embed n texts for a loss, within the token budget.
+
+        Args:
+            tokens: the texts.
+            processes: that embed texts of their own now. With weights in parts all of them go through as many chunks,
+                some of them empty, and recompute as many.
+        """
         order, chunks = self._plan(tokens)
         recompute = self._recomputed_chunks(tokens.lengths[order].tolist(), chunks)
         places = [order[start:stop] for start, stop in chunks]
+        if self.sharded:
+            counts = processes.gather((len(places), recompute))
+            most, recompute = (max(column) for column in zip(*counts, strict=True))
+            places += [order[:0]] * (most - len(places))
         return CachedVectors(self._embed, tokens, places, recompute, self.device, self.dimension)
 
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
@@ -221,6 +239,9 @@ class Encoder(nn.Module):
 
     def _embed(self, tokens: TokenBatch) -> Tensor:
         """[m, D] of the texts of a chunk, in its order."""
+        if not len(tokens):
+            # Others wait for this process's part of the weights, and for its part of the gradient, which is zero.
+            return self._embed(TokenBatch.from_lists([[self.pad_id]]))[:0]
         cu_seqlens = tokens.cu_seqlens.to(self.device, non_blocking=True)
         with self._autocast():
             hidden = self._padded(tokens) if self.position_offset is None else self._packed(tokens, cu_seqlens)

@@ -41,11 +41,12 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
-from embedrag.processes import Processes, check_launcher, join
+from embedrag.processes import Processes, join, wants_sharding
 from embedrag.records import local_files, read_records
 from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
 from embedrag.sampling import make_batch
 from embedrag.selftest import left_padding_distance, processes_distance, self_test
+from embedrag.shard import shard
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
@@ -96,7 +97,7 @@ def prepare(options: TrainOptions) -> Run:
     Raises:
         UserError: for anything the user can mend.
     """
-    options = options.resolved()
+    options = with_engine(options).resolved()
     output_dir = Path(options.output_dir, options.run_name or "")
     checkpoint, lines = open_checkpoint(options.resume, output_dir)
     for line in lines:
@@ -111,6 +112,8 @@ def prepare(options: TrainOptions) -> Run:
         say(f"resume: no whole checkpoint in {output_dir}, so the run starts at its beginning")
     device = pick_device(options.device)
     processes = join(device)
+    if options.shard_weights and processes.size == 1:
+        raise UserError("--shard_weights: there is one process, so nothing can be cut; give --num_processes 2 or more")
     dtype = pick_dtype(options.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
@@ -128,12 +131,14 @@ def prepare(options: TrainOptions) -> Run:
         check_processes(checkpoint, processes.size, options.steps_per_epoch)
         check_data(checkpoint, store.checksum)
     _seed(options.seed)
-    backbone = trainable_backbone(base, options, dtype, device)
+    backbone = trainable_backbone(base, options, dtype, torch.device("cpu") if options.shard_weights else device)
+    if options.shard_weights:
+        shard(backbone, device, processes.size)
     encoder = Encoder(backbone, tokenizer, contract, dtype, options.pad_to_multiple_of)
     left = None if options.no_self_test else left_padding_distance(encoder, store)
     _settle_attention(encoder, options)
     _check_gradients(encoder, store, options)
-    if options.dtype == "auto" and device.type == "cpu":
+    if options.dtype == "auto" and device.type == "cpu" and not encoder.sharded:
         dtype = encoder.dtype = processes.gather(_cpu_dtype(encoder, store))[0]
     memory = settle_budget(encoder, store, options.token_budget, processes)
     if checkpoint:
@@ -178,7 +183,6 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
         sources = [options.model_name_or_path, options.tokenizer_id or "", *(options.train_dataset or [])]
         sources += [str(checkpoint.folder)] if checkpoint else []
         checks.append(partial(check_sources, output_dir, sources))
-    checks.append(check_launcher)
     checks.append(partial(check_optimizer, options.optimizer))
     checks.append(partial(check_tracker, options.log_with))
     if options.finetune_type == "qlora":
@@ -191,6 +195,24 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def with_engine(options: TrainOptions) -> TrainOptions:
+    """What `accelerate launch` asks for, as our own option.
+
+    Raises:
+        UserError: when it asks for parts of what has to be whole.
+    """
+    engine = wants_sharding()
+    if engine is None or options.shard_weights:
+        return options
+    if options.finetune_type != "full":
+        raise UserError(
+            f"accelerate asks for {engine}, which is for --finetune_type full; launch {options.finetune_type} with "
+            "MULTI_GPU"
+        )
+    say(f"processes: accelerate asks for {engine}; weights, gradients and optimizer state are cut by torch's FSDP2")
+    return TrainOptions.model_validate(options.model_dump() | {"shard_weights": True})
 
 
 def _cache(options: TrainOptions) -> Path:

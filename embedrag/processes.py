@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from embedrag.errors import LostContactError, UserError
+from embedrag.errors import LostContactError
 
 T = TypeVar("T")
 BUCKET = 1 << 25  # elements that are reduced at once
@@ -58,10 +59,13 @@ class Processes:
         return tensor
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of parameters over all processes; one that has none counts as zero."""
+        """Add up the gradients of parameters over all processes; one that has none counts as zero.
+
+        Those of parameters in parts were added up when they arose.
+        """
         if self.size == 1:
             return
-        for group in _buckets(list(parameters)):
+        for group in _buckets([parameter for parameter in parameters if not isinstance(parameter, DTensor)]):
             for parameter in group:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -137,14 +141,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_launcher() -> None:
-    """Raise UserError when a launcher asks for an engine that is not here, for the run would silently go without."""
-    for name, engine in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(name, "false").lower() in ("true", "1"):
-            raise UserError(
-                f"accelerate asks for {engine}, which is not supported yet; launch with MULTI_GPU, and use "
-                "--finetune_type lora or qlora where the whole model does not fit one device"
-            )
+def wants_sharding() -> str | None:
+    """The engine that `accelerate launch` asks for, FSDP or DeepSpeed, both of which mean weights in parts here.
+
+    It is asked for once: accelerate itself would wrap the optimizer for an engine that is not its own.
+    """
+    engines = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+    asked = [engine for name, engine in engines.items() if os.environ.pop(name, "false").lower() in ("true", "1")]
+    return asked[0] if asked else None
 
 
 def join(device: torch.device) -> Processes:

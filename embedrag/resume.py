@@ -57,6 +57,7 @@ FREE = (
     "stream",
     "use_cpu",
     "num_processes",
+    "shard_weights",
 )
 
 

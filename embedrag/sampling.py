@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from embedrag.tokens import TokenBatch, TokenStore
 
@@ -158,3 +159,27 @@ def _excluded(
     for number, query in enumerate(queries):
         for text in store.known(query):
             yield from ((number, column) for column in columns.get(int(text), ()) if column != labels[number])
+
+
+class Batches(Dataset[Batch]):
+    """The micro-batches of one epoch, by number; assembled where they are asked for (here or in a worker)."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        bounds: list[tuple[int, int]],
+        neg_nums: int,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Keep what `make_batch` needs; `bounds` are positions of the row stream, `part` is (number, of how many)."""
+        self.store, self.bounds, self.neg_nums, self.seed, self.part = store, bounds, neg_nums, seed, part
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, index: int) -> Batch:
+        picked = list(rows_between(*self.bounds[index], len(self.store), self.seed))
+        number, parts = self.part
+        picked = picked[len(picked) * number // parts : len(picked) * (number + 1) // parts]
+        return make_batch(self.store, picked, self.neg_nums, self.seed)

@@ -17,6 +17,7 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.processes import Processes
 from embedrag.sampling import make_batch
+from embedrag.shard import whole
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore
 
@@ -91,7 +92,9 @@ def processes_distance(step: ContrastiveStep, store: TokenStore, neg_nums: int, 
     for team in (Processes(), processes):
         step.backward(batch.to(step.encoder.device), 1.0, processes=team)
         team.sum_gradients(parameters)
-        found.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+        # With weights in parts each of them was summed over all processes, whoever computed it.
+        times = processes.size if step.encoder.sharded and team.size == 1 else 1
+        found.append([whole(torch.zeros_like(p) if p.grad is None else p.grad / times) for p in parameters])
         step.zero_grad(set_to_none=True)
     step.train(was_training)
     one, all_ = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in found)

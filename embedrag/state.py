@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from embedrag.errors import UserError
 from embedrag.files import write_json
+from embedrag.shard import part_of
 
 FOLDER = "training_state"
 STATE = f"{FOLDER}/state.json"
@@ -45,15 +46,20 @@ class Checkpoint:
         return int(self.state["global_step"])
 
 
-def write_state(folder: Path, model: nn.Module, state: dict[str, Any]) -> None:
+def write_state(folder: Path, model: nn.Module, state: dict[str, Any], whole: dict[str, Tensor] | None = None) -> None:
     """Add the state to a model folder that is still temporary.
 
     Args:
         folder: holds the model's own files.
         model: whose trained weights are kept.
         state: what else is to be found again: nested dicts and lists of JSON values and tensors.
+        whole: weights by name, where this process holds but a part of them.
     """
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: whole[name] if whole else parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     held = _held_as_they_are(folder, trained)
     weights = {name: parameter for name, parameter in trained.items() if name not in held}
     tensors: dict[str, Tensor] = {}
@@ -92,7 +98,7 @@ def restore_weights(checkpoint: Checkpoint, weights: dict[str, Tensor], model: n
             raise UserError(
                 f"--resume {checkpoint.folder}: {name} has shape {list(saved.shape)}, here {list(parameter.shape)}"
             )
-        parameter.copy_(saved)
+        parameter.copy_(part_of(parameter, saved))
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:

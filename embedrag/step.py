@@ -69,9 +69,11 @@ class ContrastiveStep(nn.Module):
         """
         mine = self.share(batch, processes)
         tokens = batch.tokens if processes.size == 1 else batch.tokens.select(mine)
-        cached = processes.together(lambda: self.encoder.cached(tokens), is_out_of_memory)
+        # Where weights are in parts the processes compute hand in hand, and can't agree on an end halfway.
+        team = Processes() if self.encoder.sharded else processes
+        cached = team.together(lambda: self.encoder.cached(tokens, processes), is_out_of_memory)
         output = self._loss_backward(cached.vectors, mine, batch, weight, backward, processes)
-        processes.together(cached.backward, is_out_of_memory)
+        team.together(cached.backward, is_out_of_memory)
         return output
 
     def _loss_backward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.launch import wanted_processes
-from embedrag.processes import check_launcher
+from embedrag.prepare import with_engine
 
 SCRIPTS = Path(__file__).parent.parent / "configs" / "launch"
 
@@ -40,11 +41,51 @@ def test_one_process_for_each_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "engine"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
 )
-def test_engine_that_is_not_there_is_refused(name: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_launcher()
+def test_engine_that_accelerate_asks_for_means_weights_in_parts(
+    name: str, engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not with_engine(options(finetune_type="full")).shard_weights
     monkeypatch.setenv(name, "true")
-    with pytest.raises(UserError, match=engine):
-        check_launcher()
+    assert with_engine(options(finetune_type="full")).shard_weights
+    assert f"accelerate asks for {engine}" in capsys.readouterr().out
+    assert name not in os.environ  # accelerate itself would wrap the optimizer for it
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(UserError, match=f"{engine}, which is for --finetune_type full"):
+        with_engine(options(finetune_type="lora"))
+
+
+def test_accelerate_launches_the_sharded_engine(
+    tiny_bert: str, write_jsonl: Callable[..., Path], rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    """The file as shipped, on two CPU processes."""
+    config = (SCRIPTS / "fsdp.yaml").read_text().replace("num_processes: 8", "num_processes: 2\nuse_cpu: true")
+    (tmp_path / "fsdp.yaml").write_text(config)
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(write_jsonl(rows)), "--batch_size", "2"]
+    words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--epochs", "1", "--finetune_type", "full"]
+    accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+    result = subprocess.run(
+        [*accelerate, "--config_file", str(tmp_path / "fsdp.yaml"), "train.py", *words],
+        cwd=SCRIPTS.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "accelerate asks for FSDP" in result.stdout
+    assert len(json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())["step_logs"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"finetune_type": "lora"}, "--shard_weights is for --finetune_type full"),
+        ({"finetune_type": "full", "optimizer": "adamw8bit"}, "--shard_weights can't cut the state of"),
+        ({"finetune_type": "full", "gather_negatives": False}, "--shard_weights needs --gather_negatives true"),
+        ({"finetune_type": "full", "dtype": "float16"}, "not in float16"),
+    ],
+)
+def test_what_cannot_be_in_parts_is_refused_by_flag(words: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        options(shard_weights=True, **words)
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))

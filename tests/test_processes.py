@@ -20,6 +20,7 @@ from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.processes import Processes, share_out
 from embedrag.selftest import processes_distance
+from embedrag.shard import shard, whole
 from embedrag.state import checkpoints
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import open_store
@@ -30,11 +31,13 @@ WEIGHT = torch.arange(1.0, 6)
 
 
 def gradients(model: str, kind: str, processes: Processes, budget: int | None) -> dict[str, torch.Tensor]:
-    encoder = encoder_of(model, kind)
+    encoder = encoder_of(model, kind.removeprefix("sharded "))
+    if kind.startswith("sharded") and processes.size > 1:
+        shard(encoder.backbone, torch.device("cpu"), processes.size)
     encoder.token_budget = encoder.chunk_tokens = budget or encoder.chunk_tokens
     output = ContrastiveStep(encoder, 0.1).backward(batch_of_5(), WEIGHT, processes=processes)
     processes.sum_gradients([p for p in encoder.parameters() if p.requires_grad])
-    found = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    found = {name: whole(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
     return {"loss": output["loss"], "correct": output["correct"].float(), **found}
 
 
@@ -46,7 +49,9 @@ def worker(rank: int, size: int, file: str, model: str, kind: str, budget: int |
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("size", "kind", "budget"), [(2, "full", None), (3, "lora", 41), (2, "qlora", 60)])
+@pytest.mark.parametrize(
+    ("size", "kind", "budget"), [(2, "full", None), (3, "lora", 41), (2, "qlora", 60), (3, "sharded full", 41)]
+)
 def test_gradient_of_several_processes_is_that_of_one(
     size: int, kind: str, budget: int | None, tiny_bert: str, tmp_path: Path
 ) -> None:
@@ -136,6 +141,28 @@ def test_run_of_two_processes_is_the_run_of_one_with_batches_twice_as_large(
             assert row[name] == other[name]
     weights = [load_file(tmp_path / name / "final" / "adapter_model.safetensors") for name in ("one", "two")]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+def test_weights_in_parts_train_as_whole_ones_and_go_on_bit_for_bit(
+    tiny_qwen3: str, data: Path, tmp_path: Path
+) -> None:
+    words = ["--finetune_type", "full", "--lr", "1e-3", "--save_steps", "1", "--save_total_limit", "99"]
+    assert main(command(tiny_qwen3, data, tmp_path / "one", *words, "--batch_size", "4")[3:]) == 0
+    words += ["--batch_size", "2", "--num_processes", "2", "--shard_weights", "--gradient_checkpointing"]
+    two = run(*command(tiny_qwen3, data, tmp_path / "two", *words, "--token_budget", "16"))
+    assert two.returncode == 0, two.stderr
+    a, b = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert any(row["recomputed_share"] for row in b)
+    assert max(abs(row["loss"] - other["loss"]) for row, other in zip(a, b, strict=True)) < 1e-4
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
+    assert json.loads((tmp_path / "two" / "final" / "config.json").read_text())["architectures"] == ["Qwen3Model"]
+    part = cut(tmp_path / "two", tmp_path / "part", 3)
+    again = run(*command(tiny_qwen3, data, part, *words, "--token_budget", "16", "--resume", "auto"))
+    assert again.returncode == 0, again.stderr
+    assert [row["loss"] for row in steps(part)] == [row["loss"] for row in b]
+    continued = load_file(part / "final" / "model.safetensors")
+    assert all(torch.equal(weights[1][name], continued[name]) for name in continued)
 
 
 def test_without_gathering_each_process_scores_its_own_rows(tiny_bert: str, data: Path, tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def flat(batch: Batch) -> list[torch.Tensor]:
 def test_workers_give_the_same_batches_as_none(store) -> None:
     from torch.utils.data import DataLoader
 
-    from embedrag.loop import Batches
+    from embedrag.sampling import Batches
 
     bounds = [bound for epoch in range(2) for step in steps_of_epoch(12, 5, 2, epoch) for bound in step]
     results = [

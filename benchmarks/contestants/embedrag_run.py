@@ -9,6 +9,7 @@ from benchmarks.contestants.common import Meter, Task, load_adapter
 from embedrag.config import TrainOptions
 from embedrag.loop import Trainer
 from embedrag.prepare import prepare
+from embedrag.signals import StopSignals
 
 
 def main(task_path: str, result_path: str) -> None:
@@ -46,7 +47,8 @@ def main(task_path: str, result_path: str) -> None:
     if task.adapter:
         load_adapter(run.step, task.adapter)
     meter.watch(run.step)
-    Trainer(run).train()
+    with StopSignals() as stop:
+        Trainer(run, stop).train()
     logs = json.loads((run.output_dir / "detailed_training_logs.json").read_text(encoding="utf-8"))["step_logs"]
     if any(row["masked_pairs"] for row in logs):
         raise SystemExit("the data has equal texts, so the others would see other negatives")

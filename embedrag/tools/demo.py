@@ -19,9 +19,9 @@ from embedrag.errors import UserError
 from embedrag.evaluate import comparison, load_beir, score, table
 from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
-from embedrag.loop import train
 from embedrag.saved import load_encoder
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
+from embedrag.train import train
 
 PAIRS = 3000
 HELD_OUT = 0.12

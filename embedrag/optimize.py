@@ -1,0 +1,224 @@
+"""An optimizer step: micro-batches -> gradients -> new weights -> a row of the log."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from embedrag.budget import halve_budget, is_out_of_memory, longest_text
+from embedrag.cached import random_state, set_random_state
+from embedrag.device import peak_memory_bytes
+from embedrag.errors import RunError
+from embedrag.logs import now, say
+from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
+from embedrag.prepare import Run
+from embedrag.processes import Processes
+from embedrag.sampling import Batch
+from embedrag.shard import part_of, whole
+from embedrag.state import checkpoints
+
+
+class Optimization:
+    """Optimizer, schedule and what a step says of itself.
+
+    Attributes:
+        skipped: steps whose loss or gradient was not finite.
+    """
+
+    def __init__(self, run: Run, accelerator: Accelerator, total_steps: int) -> None:
+        """Build optimizer and schedule.
+
+        Args:
+            run: model, data and settings.
+            accelerator: scales the loss where float16 needs it.
+            total_steps: of the schedule.
+        """
+        options = run.options
+        self.run, self.accelerator, self.total_steps = run, accelerator, total_steps
+        self.parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
+        self.optimizer = accelerator.prepare(
+            build_optimizer(options.optimizer, run.step, options.lr or 0.0, options.weight_decay)
+        )
+        self.skipped = 0
+        # Those that work on one batch; without gathering each process has rows, negatives and a loss of its own.
+        self._team = run.processes if options.gather_negatives else Processes()
+        self._start_schedule(0)
+
+    def _start_schedule(self, done: int) -> None:
+        warmup = warmup_steps(self.total_steps, self.run.options.warmup_proportion)
+        self.schedule = cosine_schedule(self.optimizer.optimizer, self.total_steps, warmup, done)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` takes back; whole, and in the main process alone where weights are in parts."""
+        scaler = self.accelerator.scaler
+        return {
+            "schedule": self.schedule.last_epoch,
+            "optimizer": whole(self.optimizer.state_dict()["state"], keep=self.run.processes.main),
+            "scaler": scaler.state_dict() if scaler else None,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: dict[str, Any], total_steps: int) -> None:
+        """Go on from what `state` gave; the settings, such as the rate, are those of this run.
+
+        Args:
+            state: of the optimizer, schedule and scaler.
+            total_steps: of the schedule, those that are done included.
+        """
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        kept = {
+            number: {
+                name: part_of(parameters[number], value) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+            for number, values in state["optimizer"].items()
+        }
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": kept})
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = rate
+        self.total_steps, self.skipped = total_steps, state["skipped"]
+        self._start_schedule(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def step(self, batches: list[Batch], number: int) -> dict[str, Any]:
+        """One optimizer step over micro-batches.
+
+        Args:
+            batches: of the step; the loss is the mean over all their queries.
+            number: of the step, for messages.
+
+        Returns:
+            What the log says of it.
+
+        Raises:
+            RunError: when a loss or the gradient is not finite, or memory runs out; the weights are then untouched.
+        """
+        start = time.monotonic()
+        rate = float(self.schedule.get_last_lr()[0])
+        outputs = self._gradients(batches, number)
+        self.run.processes.sum_gradients(self.parameters)
+        limit = self.run.options.max_grad_norm or float("inf")
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, limit)))
+        finite = self._check_finite(batches, outputs, norm, number)
+        if finite:
+            self.optimizer.step()
+        if not finite or not self.optimizer.step_was_skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        row = self._row(batches, outputs, norm) | {"learning_rate": rate, "step_duration": time.monotonic() - start}
+        return row | {"tokens_per_second": row["tokens"] / row["step_duration"]} | ({} if finite else {"skipped": True})
+
+    def _gradients(self, batches: list[Batch], number: int) -> list[dict[str, Tensor]]:
+        """Forward and backward of a step; when memory runs out, the same again with half the token budget.
+
+        Raises:
+            RunError: when memory runs out with the smallest budget.
+        """
+        state = random_state(self.run.device)
+        while True:
+            try:
+                return self._backward(batches)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.run.step.encoder.sharded:
+                    raise self._too_large(
+                        number, "the others wait in the middle of it, so it is not repeated"
+                    ) from error
+            # Out of the except block, for the error holds the tensors of the failed try.
+            self.optimizer.zero_grad(set_to_none=True)
+            set_random_state(state, self.run.device)
+            encoder = self.run.step.encoder
+            largest = max(encoder.work(batch.tokens)[0] for batch in batches)
+            if not halve_budget(encoder, largest, longest_text(self.run.store)[1]):
+                raise self._too_large(number, "though only one text's activations were held at once")
+            if self.run.device.type == "cuda":
+                torch.cuda.empty_cache()
+            say(
+                f"memory ran out in step {number}; it is repeated, and from now on the graphs of "
+                f"{encoder.token_budget:,} tokens are held at once"
+            )
+
+    def _too_large(self, number: int, why: str) -> RunError:
+        return RunError(
+            f"memory ran out in step {number}, {why}; the weights are as they were before it{self._kept()}. Try a "
+            "smaller --token_budget, --gradient_checkpointing, a smaller --passage_max_len, or --finetune_type qlora"
+        )
+
+    def _backward(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
+        queries = self._total(sum(len(batch.labels) for batch in batches))
+        step = self.run.step.train()
+        return [
+            step.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward, self._team)
+            for batch in batches
+        ]
+
+    def _total(self, value: float) -> float:
+        """Sum over the processes, where each has a batch of its own."""
+        return value if self.run.options.gather_negatives else sum(self.run.processes.gather(value))
+
+    def _row(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> dict[str, Any]:
+        encoder, total = self.run.step.encoder, self._total
+        queries = total(sum(len(batch.labels) for batch in batches))
+        tokens = total(sum(len(batch.tokens.input_ids) for batch in batches))
+        work = [encoder.work(batch.tokens.select(self.run.step.share(batch, self._team))) for batch in batches]
+        computed, again = (sum(column) for column in zip(*self._of_all(work), strict=True))
+        candidates = sum(len(batch.labels) * (len(batch.hard) - 1) - len(batch.excluded) for batch in batches)
+        return {
+            "loss": _finite(total(sum(output["loss"].sum().item() for output in outputs)) / queries),
+            "timestamp": now(),
+            "accuracy": total(sum(output["correct"].sum().item() for output in outputs)) / queries,
+            "grad_norm": _finite(norm),
+            "tokens": tokens,
+            "padding_share": 1 - tokens / computed,
+            "recomputed_share": again / computed,
+            "own_negatives_per_query": total(sum(int(batch.negatives.sum()) for batch in batches)) / queries,
+            "negatives_per_query": total(candidates) / queries,
+            "masked_pairs": total(sum(len(batch.excluded) for batch in batches)),
+            "peak_memory_bytes": peak_memory_bytes(self.run.device),
+        }
+
+    def _of_all(self, work: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [pair for part in self.run.processes.gather(work) for pair in part]
+
+    def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, number: int) -> bool:
+        """Whether losses and gradient are finite; where not, `--on_nonfinite` says what happens.
+
+        Raises:
+            RunError: naming the rows, when the run should stop.
+        """
+        # Under float16 an infinite gradient is the loss scaler's business: it skips the step and scales less.
+        gradient_ok = self.run.dtype == torch.float16 or math.isfinite(norm)
+        losses = torch.cat([output["loss"] for output in outputs]).cpu()
+        rows = torch.cat([batch.rows for batch in batches])
+        if not self.run.options.gather_negatives:
+            losses, rows = (torch.cat(self.run.processes.gather(values)) for values in (losses, rows))
+        if gradient_ok and bool(torch.isfinite(losses).all()):
+            return True
+        bad = rows[~torch.isfinite(losses)] if not torch.isfinite(losses).all() else rows
+        places = ", ".join(self.run.store.place(int(row)) for row in bad[:8]) + (" …" if len(bad) > 8 else "")
+        what = "gradient" if torch.isfinite(losses).all() else "loss"
+        if self.run.options.on_nonfinite == "skip":
+            self.skipped += 1
+            say(f"the {what} is not finite in step {number} (rows {places}); the step is skipped")
+            return False
+        raise RunError(
+            f"the {what} is not finite in step {number} (rows {places}); the run was stopped before the "
+            f"weights changed{self._kept()}. Try a smaller --lr, a larger --temperature, --dtype float32, or "
+            "--on_nonfinite skip"
+        )
+
+    def _kept(self) -> str:
+        """What of the run can be had, for messages."""
+        saved = checkpoints(self.run.output_dir)
+        return f", the last checkpoint is {saved[0].folder}" if saved else ", no checkpoint had been written yet"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

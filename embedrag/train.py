@@ -1,0 +1,82 @@
+"""A run from its options to its last file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedrag.budget import is_out_of_memory
+from embedrag.checkpoint import clear_leftovers, clear_output_dir
+from embedrag.config import MergeOptions, TrainOptions
+from embedrag.errors import RunError
+from embedrag.launch import launch, wanted_processes
+from embedrag.logs import say
+from embedrag.loop import Trainer
+from embedrag.prepare import Run, prepare
+from embedrag.processes import leave
+from embedrag.resume import is_complete
+from embedrag.signals import StopSignals
+from embedrag.state import forget_later
+
+
+def train(options: TrainOptions) -> int:
+    """Fine-tune as the options say and leave the promised files in `--output_dir`.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UserError: the user can mend it; nothing was written.
+        RunError: the run went wrong; earlier checkpoints are whole.
+    """
+    if options.resume == "auto" and is_complete(Path(options.output_dir, options.run_name or ""), options.epochs):
+        say(f"resume: the run in {options.output_dir} is complete")
+        return 0
+    if (count := wanted_processes(options)) > 1:
+        return launch(options, count)
+    try:
+        run = prepare(options)
+        with run.processes.main_first():
+            if run.processes.main:
+                _make_room(run)
+        with StopSignals() as stop:
+            Trainer(run, stop).train()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            "memory ran out outside of a step's forward and backward pass: the model, its gradients and the optimizer "
+            "do not fit. Try --finetune_type lora or qlora, or --optimizer adamw8bit"
+        ) from error
+    finally:
+        leave()
+    if not run.processes.main:
+        return 0
+    if options.merge and options.finetune_type == "full":
+        say("merge: a full fine-tune has no adapter; final/ is the model")
+    elif options.merge:
+        adapter, base = run.output_dir / "final", run.options.model_name_or_path
+        del run
+        _merge(adapter, base, options.trust_remote_code)
+    return 0
+
+
+def _make_room(run: Run) -> None:
+    if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
+        clear_output_dir(run.output_dir)
+    elif later := forget_later(run.output_dir, run.checkpoint):
+        say(f"resume: {', '.join(later)} keep their model, but the run goes on from {run.checkpoint.folder.name}")
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(run.output_dir)
+
+
+def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
+    from embedrag.merge import run
+
+    run(
+        MergeOptions(
+            base_model_path=base,
+            lora_adapter_path=str(adapter),
+            output_path=str(adapter.with_name("merged")),
+            trust_remote_code=trust_remote_code,
+        )
+    )
