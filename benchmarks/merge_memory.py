@@ -87,7 +87,7 @@ def make_model(folder: Path, layers: int, hidden: int) -> int:
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     adapted = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False))
     adapted.save_pretrained(folder / "adapter")
-    return size
+    return int(size)
 
 
 def run(code: str) -> tuple[int, float]:

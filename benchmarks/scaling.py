@@ -63,7 +63,7 @@ def rate(data: Path, output: Path, finetune: str, count: int, options: argparse.
         stderr=subprocess.DEVNULL,
     )
     steps = json.loads((output / "detailed_training_logs.json").read_text(encoding="utf-8"))["step_logs"]
-    return statistics.median(row["tokens_per_second"] for row in steps[WARMUP:])
+    return float(statistics.median(row["tokens_per_second"] for row in steps[WARMUP:]))
 
 
 def write_rows(folder: Path, count: int) -> Path:
