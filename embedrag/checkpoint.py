@@ -23,6 +23,7 @@ LEFTOVERS = (  # of a save or a removal that was killed
     ".merged.tmp-*",
     ".checkpoint-epoch-*.tmp-*",
     ".checkpoint-step-*.tmp-*",
+    ".best-step-*.tmp-*",
     "checkpoint-epoch-*/.training_state.tmp-*",
     "checkpoint-step-*/.training_state.tmp-*",
 )
@@ -31,6 +32,9 @@ RUN_FILES = (
     "merged",
     "checkpoint-epoch-*",
     "checkpoint-step-*",
+    "best-step-*",
+    "evaluation.json",
+    "evaluation.html",
     "detailed_training_logs.json",
     "training_losses.json",
     "training_summary_report.json",
@@ -38,7 +42,7 @@ RUN_FILES = (
     "runs",
     *LEFTOVERS,
 )
-MODELS = ("final", "merged", "checkpoint-")
+MODELS = ("final", "merged", "checkpoint-", "best-step-")
 
 
 def save_model(

@@ -32,6 +32,8 @@ COMMANDS = {
     "merge": Command(config.MergeOptions, "embedrag.merge:run", "merge an adapter into its base, with proof"),
     "encode": Command(config.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
     "evaluate": Command(config.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
+    "mteb": Command(config.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
+    "check": Command(config.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
     "docstrings": Command(
         config.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
     ),

@@ -28,7 +28,14 @@ LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
 
 
 def option(
-    default: Any, text: str, *, group: str, nested: str = "", aliases: tuple[str, ...] = (), **checks: Any
+    default: Any,
+    text: str,
+    *,
+    group: str,
+    nested: str = "",
+    aliases: tuple[str, ...] = (),
+    positional: bool = False,
+    **checks: Any,
 ) -> Any:
     """One option.
 
@@ -38,12 +45,13 @@ def option(
         group: heading under which `--help` lists it.
         nested: its key in the nested config file, e.g. `train.batch_size`.
         aliases: further flag names (and flat keys) that mean the same.
+        positional: words that follow no flag are its values; a list, at most one a command.
         **checks: pydantic constraints such as `ge=1`.
     """
     return Field(
         default,
         description=text,
-        json_schema_extra={"group": group, "nested": nested, "aliases": list(aliases)},
+        json_schema_extra={"group": group, "nested": nested, "aliases": list(aliases), "positional": positional},
         **checks,
     )
 
@@ -301,6 +309,30 @@ class TrainOptions(Options):
         1, "padded widths are rounded up to it", group="machine", nested="train.pad_to_multiple_of", ge=1
     )
 
+    # Evaluation
+    eval_dataset: str | None = option(
+        None,
+        "scored before, during and after the training: a folder in the BEIR layout, or rows in any accepted shape",
+        group="evaluation",
+        min_length=1,
+    )
+    eval_split: float | None = option(
+        None, "hold out this share of the rows (whole queries) and score on them", group="evaluation", gt=0, lt=1
+    )
+    eval_steps: int | None = option(None, "score every so many optimizer steps", group="evaluation", ge=1)
+    eval_epochs: int = option(
+        1, "score at the end of every so many epochs, where eval_steps is left out", group="evaluation", ge=1
+    )
+    metric_for_best: str = option(
+        "ndcg@10",
+        "what decides which state becomes final/: ndcg, recall, mrr, map or precision at a cut-off",
+        group="evaluation",
+        pattern=r"^(ndcg|recall|mrr|map|precision)@[1-9]\d*$",
+    )
+    early_stopping_patience: int | None = option(
+        None, "end the training after so many evaluations without a better one", group="evaluation", ge=1
+    )
+
     # Logs
     log_with: Annotated[Literal["tensorboard", "wandb", "all"], BeforeValidator(_lower)] = option(
         "tensorboard", "tracker of the curves (runs/)", group="logs"
@@ -318,6 +350,11 @@ class TrainOptions(Options):
             problems.append("--candidates hard with --neg_nums 0 leaves no negatives; set --neg_nums 1 or more")
         if self.use_cpu and self.dtype == "float16" or self.device == "cpu" and self.dtype == "float16":
             problems.append("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
+        if self.eval_dataset and self.eval_split:
+            problems.append("--eval_split contradicts --eval_dataset; drop one of them")
+        if not self.eval_dataset and not self.eval_split:
+            idle = [name for name in ("eval_steps", "early_stopping_patience") if getattr(self, name)]
+            problems += [f"--{name} needs --eval_dataset or --eval_split" for name in idle]
         if self.shard_weights:
             problems += self._against_sharding()
         if problems:
@@ -390,6 +427,34 @@ class EncodeOptions(Options):
     trust_remote_code: bool = option(False, "run Python code that comes with the model", group="encode")
 
 
+class CheckOptions(Options):
+    """Options of `embedrag check`."""
+
+    train_dataset: TextList = option(
+        ...,
+        "training data, as in training; the flag may be left out: embedrag check FILE",
+        group="check",
+        positional=True,
+        min_length=1,
+    )
+    eval: str | None = option(
+        None,
+        "evaluation set that must not occur in the training data: a folder in the BEIR layout, or a file of rows",
+        group="check",
+        min_length=1,
+    )
+    model: str | None = option(
+        None, "model whose tokenizer measures the texts; its weights are not read", group="check", min_length=1
+    )
+    query_max_len: int = option(256, "longest query, in tokens (with --model)", group="check", ge=2)
+    passage_max_len: int = option(1024, "longest passage, in tokens (with --model)", group="check", ge=2)
+    fix: str | None = option(None, "JSONL file for the rows without their faults", group="check", min_length=1)
+    output: str | None = option(None, "JSON file for the report", group="check", min_length=1)
+    overwrite: bool = option(False, "replace the files that --fix and --output name", group="check")
+    stream: bool = option(False, "read a hub dataset as a stream instead of downloading it whole", group="check")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model", group="check")
+
+
 class DocstringsOptions(Options):
     """Options of `embedrag docstrings`."""
 
@@ -409,13 +474,53 @@ class EvaluateOptions(Options):
     base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="evaluate")
     baseline: str | None = option(None, "model to compare with, usually the base", group="evaluate")
     data: str = option(
-        ..., "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout)", group="evaluate", min_length=1
+        ...,
+        "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout), or a file of rows in any shape that "
+        "training reads; its passages are then the corpus",
+        group="evaluate",
+        min_length=1,
+    )
+    general_data: str | None = option(
+        None, "a second set, to see what a tuned model has forgotten (with --baseline)", group="evaluate", min_length=1
     )
     k: Annotated[list[PositiveInt], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = option(
         [1, 5, 10, 100], "cut-offs of the metrics", group="evaluate"
     )
-    output: str | None = option(None, "JSON file for the metrics", group="evaluate")
+    metric: str | None = option(
+        None, "metric of the verdict; left out: ndcg@10, or ndcg at the first of --k", group="evaluate"
+    )
+    sample_size: int | None = option(
+        None, "so many queries, drawn at random; the passages stay all", group="evaluate", ge=1
+    )
+    faiss_index: str | None = option(
+        None, "search with FAISS, named as its index factory does (HNSW32); left out: exact search", group="evaluate"
+    )
+    output: str | None = option(None, "JSON file for the result", group="evaluate", min_length=1)
+    html: str | None = option(None, "HTML page for the result, with plots", group="evaluate", min_length=1)
     device: Device = option("auto", "where to compute", group="evaluate")
+
+    @model_validator(mode="after")
+    def _agree(self) -> EvaluateOptions:
+        if self.general_data and not self.baseline:
+            raise ValueError("--general_data compares with --baseline; name one")
+        return self
+
+
+class MtebOptions(Options):
+    """Options of `embedrag mteb`."""
+
+    model: str = option(..., "model or adapter folder, or hub id", group="mteb", min_length=1)
+    base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="mteb")
+    baseline: str | None = option(None, "model to compare with, usually the base", group="mteb")
+    tasks: TextList = option(..., "names of tasks, as mteb spells them (SciFact NFCorpus)", group="mteb", min_length=1)
+    languages: Annotated[list[str] | None, BeforeValidator(_as_list)] = option(
+        None, "only subsets in these languages, ISO 639-3 codes (deu); left out: all of a task's", group="mteb"
+    )
+    output_dir: str | None = option(
+        None, "folder for mteb's JSON; tasks that it holds of this very model are not run again", group="mteb"
+    )
+    device: Device = option("auto", "where to compute", group="mteb")
+    trust_remote_code: bool = option(False, "run Python code that comes with the models", group="mteb")
 
 
 class DemoOptions(Options):

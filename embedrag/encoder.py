@@ -10,7 +10,7 @@ Dimensions: n texts, D components, m texts of a chunk.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -173,7 +173,6 @@ class Encoder(nn.Module):
         areas = [self._area(lengths, *chunk) for chunk in chunks]
         return sum(areas), sum(areas[: self._recomputed_chunks(lengths, chunks)])
 
-    @torch.no_grad()
     def encode(
         self,
         texts: Sequence[str],
@@ -190,18 +189,23 @@ class Encoder(nn.Module):
         Returns:
             [n, D] float32.
         """
-        was_training = self.training
-        self.eval()
-        blocks = []
-        try:
-            for start in range(0, len(texts), TEXTS_PER_BLOCK):
-                block = texts[start : start + TEXTS_PER_BLOCK]
-                blocks.append(self(TokenBatch.from_lists(self.tokenizer(role, block))).cpu().numpy())
-                if progress:
-                    progress(len(block))
-        finally:
-            self.train(was_training)
+        blocks = list(self.blocks(texts, role, progress))
         return np.concatenate(blocks) if blocks else np.zeros((0, self.dimension), np.float32)
+
+    def blocks(
+        self, texts: Sequence[str], role: str, progress: Callable[[int], object] | None = None
+    ) -> Iterator[np.ndarray]:
+        """The same in parts [m, D], one after the other, for texts whose vectors need not be held."""
+        was_training = self.training
+        for start in range(0, len(texts), TEXTS_PER_BLOCK):
+            block = texts[start : start + TEXTS_PER_BLOCK]
+            self.eval()
+            with torch.no_grad():
+                vectors = self(TokenBatch.from_lists(self.tokenizer(role, block))).cpu().numpy()
+            self.train(was_training)
+            if progress:
+                progress(len(block))
+            yield vectors
 
     def _plan(self, tokens: TokenBatch) -> tuple[Tensor, list[tuple[int, int]]]:
         """Texts by falling length, and where that list is cut."""

@@ -1,15 +1,16 @@
 """Score a model on a retrieval set, and tell whether it is better than another one.
 
-Exact search in blocks of both sides, so memory is bounded by the blocks and the vectors. The comparison is paired: both
-models answer the same queries, and the interval is a bootstrap over the differences.
+The search is exact, and passages are searched as they are encoded, so memory is bounded by a block of them. Both models
+answer the same queries.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,222 +18,339 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
+from embedrag import __version__
 from embedrag.config import EvaluateOptions
-from embedrag.encoder import Encoder
+from embedrag.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.errors import UserError
 from embedrag.files import write_atomic
 from embedrag.logs import say
 from embedrag.metrics import METRICS
+from embedrag.processes import Processes
+from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.saved import load_encoder
+from embedrag.search import TopK, search_faiss
+from embedrag.verdict import comparison, table
 
-BLOCK = 4096
-RESAMPLES = 10_000
+MAPPED = 150  # queries on the 2-D map
+SHOWN = 10  # queries that won most, and that lost most
+EDGES = np.linspace(-1, 1, 81)
+SEED = 0
 
 
 @dataclass(frozen=True)
-class RetrievalSet:
-    """Queries, passages and which passages answer which query.
+class Scores:
+    """What a model does on a retrieval set of q queries.
 
     Attributes:
-        queries: texts of the q queries.
-        passages: texts of the p passages.
-        relevant: for each query, passage number -> gain (above 0).
+        metrics: `ndcg@10` and so on -> [q].
+        first: [q] the passage that came first.
+        positive: cosines of queries with their relevant passages.
+        negative: cosines with wrong ones: those that were labelled, else one at random for each relevant passage.
+        triplets: share of (query, relevant, wrong) in which the relevant passage scores higher.
+        places: (query, one of its relevant passages) of the map.
+        vectors: [2 * places, D], queries first.
     """
 
-    queries: list[str]
-    passages: list[str]
-    relevant: list[dict[int, float]]
+    metrics: dict[str, np.ndarray]
+    first: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    triplets: float
+    places: list[tuple[int, int]]
+    vectors: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Mean of every metric, and the figures of the cosines."""
+        positive, negative = float(self.positive.mean()), float(self.negative.mean())
+        return {name: float(values.mean()) for name, values in self.metrics.items()} | {
+            "triplet_accuracy": self.triplets,
+            "mean_positive_score": positive,
+            "mean_negative_score": negative,
+            "mean_difference": positive - negative,
+        }
 
 
-def load_beir(folder: str, split: str = "test") -> RetrievalSet:
-    """Read a folder in the BEIR layout; queries without a relevant passage are left out.
-
-    Raises:
-        UserError: naming file and line.
-    """
-    root = Path(folder)
-    corpus = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _jsonl(root / "corpus.jsonl")}
-    queries = {row["_id"]: row["text"] for row in _jsonl(root / "queries.jsonl")}
-    number = {identity: index for index, identity in enumerate(corpus)}
-    relevant: dict[str, dict[int, float]] = {}
-    path = root / "qrels" / f"{split}.tsv"
-    for line, text in enumerate(_lines(path), 1):
-        query, document, gain = _judgement(text)
-        if line == 1 and gain is None:
-            continue  # the header
-        if gain is None or query not in queries or document not in number:
-            raise UserError(f"{path}:{line}: must be a known query-id, a known corpus-id and a score, tab-separated")
-        if gain > 0:
-            relevant.setdefault(query, {})[number[document]] = gain
-    if not relevant:
-        raise UserError(f"{path}: no query has a relevant passage")
-    return RetrievalSet([queries[q] for q in relevant], list(corpus.values()), list(relevant.values()))
-
-
-def search(queries: np.ndarray, passages: np.ndarray, k: int, block: int = BLOCK) -> np.ndarray:
-    """The k passages of highest cosine for each query; ties go to the earlier passage.
+def score(
+    encoder: Encoder,
+    data: RetrievalSet,
+    cutoffs: Sequence[int],
+    title: str = "",
+    faiss_index: str | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - immutable
+) -> Scores:
+    """Rank the passages for every query, and compare with what is relevant.
 
     Args:
-        queries: [q, D], length 1.
-        passages: [p, D], length 1.
-        k: how many.
-        block: rows of both sides that are compared at once.
-
-    Returns:
-        [q, min(k, p)] passage numbers, best first.
+        encoder: the model.
+        data: q queries and their passages.
+        cutoffs: the k of the metrics.
+        title: of the progress bar.
+        faiss_index: search by FAISS, as its index factory names it, and not exactly.
+        processes: that share the encoding; all get the same scores.
     """
-    k = min(k, len(passages))
-    result = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), block):
-        part = queries[start : start + block]
-        best = np.empty((len(part), 0), np.float32)
-        numbers = np.empty((len(part), 0), np.int64)
-        for first in range(0, len(passages), block):
-            scores = part @ passages[first : first + block].T
-            new = np.broadcast_to(np.arange(first, first + scores.shape[1]), scores.shape)
-            best, numbers = np.concatenate([best, scores], 1), np.concatenate([numbers, new], 1)
-            order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-            best, numbers = np.take_along_axis(best, order, 1), np.take_along_axis(numbers, order, 1)
-        result[start : start + block] = numbers
+    bar = tqdm(
+        total=len(data.queries) + len(data.passages),
+        unit="text",
+        desc=title,
+        dynamic_ncols=True,
+        leave=False,
+        disable=not processes.main,
+    )
+    queries = unit(np.concatenate(list(_vectors(encoder, data.queries, "query", bar.update, processes))))
+    pairs = _Pairs(data, queries)
+
+    def passages() -> Iterator[np.ndarray]:
+        for block in _vectors(encoder, data.passages, "passage", bar.update, processes):
+            vectors = unit(block)
+            pairs.see(vectors)
+            yield vectors
+
+    if faiss_index:
+        found, _ = search_faiss(queries, passages(), max(cutoffs), faiss_index)
+    else:
+        top = TopK(queries, max(cutoffs), "cuda" if encoder.device.type == "cuda" else "cpu")
+        for block in passages():
+            top.add(block)
+        found, _ = top.result()
+    bar.close()
+    gains = [[rel.get(int(doc), 0.0) for doc in docs] for docs, rel in zip(found, data.relevant, strict=True)]
+    judged = list(zip(gains, [list(rel.values()) for rel in data.relevant], strict=True))
+    return Scores(
+        {
+            f"{name}@{k}": np.array([metric(got, rel, k) for got, rel in judged])
+            for name, metric in METRICS.items()
+            for k in cutoffs
+        },
+        found[:, 0],
+        *pairs.result(),
+    )
+
+
+def _vectors(
+    encoder: Encoder, texts: Sequence[str], role: str, progress: Callable[[int], object], processes: Processes
+) -> Iterator[np.ndarray]:
+    """Vectors of all texts in blocks, in order; several processes encode a part of each block."""
+    size = 1 if encoder.sharded else processes.size  # with weights in parts all compute the same, hand in hand
+    if size == 1:
+        yield from encoder.blocks(texts, role, progress)
+        return
+    step = TEXTS_PER_BLOCK * size
+    for start in range(0, len(texts), step):
+        block = texts[start : start + step]
+        bounds = [len(block) * rank // size for rank in (processes.rank, processes.rank + 1)]
+        yield np.concatenate(processes.gather(encoder.encode(block[slice(*bounds)], role)))
+        progress(len(block))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1."""
+    result: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return result
 
 
-def score(encoder: Encoder, data: RetrievalSet, cutoffs: Sequence[int], title: str = "") -> dict[str, np.ndarray]:
-    """Metrics of a model, query by query.
+class _Pairs:
+    """Cosines of labelled pairs, and vectors for the map, picked out of the passages as they pass by."""
 
-    Returns:
-        `ndcg@10` and so on -> [q].
-    """
-    bar = tqdm(total=len(data.queries) + len(data.passages), unit="text", desc=title, dynamic_ncols=True)
-    queries = _unit(encoder.encode(data.queries, "query", progress=bar.update))
-    passages = _unit(encoder.encode(data.passages, "passage", progress=bar.update))
-    bar.close()
-    found = search(queries, passages, max(cutoffs))
-    gains = [[rel.get(int(doc), 0.0) for doc in docs] for docs, rel in zip(found, data.relevant, strict=True)]
-    pairs = list(zip(gains, [list(rel.values()) for rel in data.relevant], strict=True))
-    return {
-        f"{name}@{k}": np.array([metric(got, rel, k) for got, rel in pairs])
-        for name, metric in METRICS.items()
-        for k in cutoffs
-    }
+    def __init__(self, data: RetrievalSet, queries: np.ndarray) -> None:
+        draw = np.random.default_rng(SEED)
+        rows: list[tuple[int, int, bool]] = []
+        for query, (relevant, wrong) in enumerate(zip(data.relevant, data.negatives, strict=True)):
+            rows += [(query, passage, True) for passage in relevant]
+            drawn = [int(passage) for passage in draw.integers(len(data.passages), size=len(relevant))]
+            rows += [(query, passage, False) for passage in wrong or drawn if passage not in relevant]
+        rows.sort(key=lambda row: row[1])
+        self._query, self._passage = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
+        self._is_positive = np.array([row[2] for row in rows], bool)
+        self._cosines = np.zeros(len(rows), np.float32)
+        picked = np.sort(draw.permutation(len(data.queries))[:MAPPED])
+        self._places = [(int(query), next(iter(data.relevant[query]))) for query in picked]
+        self._kept: dict[int, np.ndarray] = {}
+        self._wanted = {passage for _, passage in self._places}
+        self._queries, self._seen = queries, 0
 
-
-def difference(base: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of tuned - base over the queries, and its 95 % bootstrap interval (paired, percentile).
-
-    Args:
-        base: [q] of one model.
-        tuned: [q] of the other, same queries.
-        seed: of the resampling.
-    """
-    from scipy.stats import bootstrap
-
-    gain = tuned - base
-    if len(gain) < 2 or np.ptp(gain) == 0:
-        return float(gain.mean()), float(gain.mean()), float(gain.mean())
-    generator = np.random.default_rng(seed)
-    interval = bootstrap(
-        (gain,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=generator
-    ).confidence_interval
-    return float(gain.mean()), float(interval.low), float(interval.high)
-
-
-def verdict(low: float, high: float) -> str:
-    """In words: better when the whole interval is above 0, worse when below."""
-    return "better" if low > 0 else "worse" if high < 0 else "no clear difference"
-
-
-def comparison(base: dict[str, np.ndarray], tuned: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One row a metric: both means, the difference with its interval, and the verdict."""
-    rows = []
-    for name in tuned:
-        gain, low, high = difference(base[name], tuned[name])
-        rows.append(
-            {
-                "metric": name,
-                "base": float(base[name].mean()),
-                "tuned": float(tuned[name].mean()),
-                "difference": gain,
-                "low": low,
-                "high": high,
-                "verdict": verdict(low, high),
-            }
+    def see(self, block: np.ndarray) -> None:
+        """The next passages [m, D]."""
+        start, stop = np.searchsorted(self._passage, [self._seen, self._seen + len(block)])
+        rows = slice(start, stop)
+        self._cosines[rows] = np.einsum(
+            "nd,nd->n", self._queries[self._query[rows]], block[self._passage[rows] - self._seen]
         )
-    return rows
+        self._kept |= {n: block[n - self._seen] for n in self._wanted if self._seen <= n < self._seen + len(block)}
+        self._seen += len(block)
 
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """A comparison as text."""
-    cells = [
-        [
-            row["metric"],
-            f"{row['base']:.4f}",
-            f"{row['tuned']:.4f}",
-            f"{row['difference']:+.4f}",
-            f"{row['low']:+.4f} … {row['high']:+.4f}",
-            row["verdict"],
-        ]
-        for row in rows
-    ]
-    headers = ["metric", "base", "tuned", "difference", "95 % interval", "tuned is"]
-    return tabulate(cells, headers, disable_numparse=True)
+    def result(self) -> tuple[np.ndarray, np.ndarray, float, list[tuple[int, int]], np.ndarray]:
+        """The fields of `Scores` from `positive` on."""
+        positive, negative = self._cosines[self._is_positive], self._cosines[~self._is_positive]
+        right = total = 0
+        by_query = np.argsort(self._query, kind="stable")
+        for rows in np.split(by_query, np.flatnonzero(np.diff(self._query[by_query])) + 1):
+            own = self._cosines[rows[self._is_positive[rows]]]
+            wrong = self._cosines[rows[~self._is_positive[rows]]]
+            right += int((own[:, None] > wrong[None]).sum())
+            total += len(own) * len(wrong)
+        vectors = [self._queries[query] for query, _ in self._places] + [self._kept[p] for _, p in self._places]
+        empty = np.zeros(1, np.float32)
+        return (
+            positive,
+            negative if len(negative) else empty,
+            right / total if total else 0.0,
+            self._places,
+            np.stack(vectors),
+        )
 
 
 def run(options: EvaluateOptions) -> int:
-    """`embedrag evaluate`: a table on the screen and, with `--output`, a JSON file."""
-    data = load_beir(options.data)
-    say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}")
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    tuned = score(
-        load_encoder(options.model, options.device, base_name=options.base_model_path), data, options.k, "model"
-    )
-    result: dict[str, Any] = {name: float(values.mean()) for name, values in tuned.items()}
+    """`embedrag evaluate`: a table on the screen; with `--output` a JSON file, with `--html` a page."""
+    metric = options.metric or f"ndcg@{10 if 10 in options.k else options.k[0]}"
+    known = [f"{name}@{k}" for name in METRICS for k in options.k]
+    if metric not in known:
+        raise UserError(f"--metric {metric}: not among those that are computed, {', '.join(known)}")
+    data = load_set(options.data, options.sample_size)
+    general = load_set(options.general_data) if options.general_data else None
+    for path in filter(None, (options.output, options.html)):
+        Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    left_out = f"; {data.skipped:,} queries without a relevant passage are left out" if data.skipped else ""
+    say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
+    encoder = load_encoder(options.model, options.device, base_name=options.base_model_path)
+    tuned = score(encoder, data, options.k, "model", options.faiss_index)
+    tuned_general = score(encoder, general, options.k, "model, general") if general else None
+    del encoder
+    base = base_general = None
     if options.baseline:
-        base = score(load_encoder(options.baseline, options.device), data, options.k, "baseline")
-        rows = comparison(base, tuned)
-        result["comparison"] = rows
-        say(table(rows))
-    else:
-        say(tabulate([[name, f"{value:.4f}"] for name, value in result.items()], disable_numparse=True))
+        encoder = load_encoder(options.baseline, options.device)
+        base = score(encoder, data, options.k, "baseline", options.faiss_index)
+        base_general = score(encoder, general, options.k, "baseline, general") if general else None
+    result: dict[str, Any] = {"model": options.model, "data": options.data}
+    result["curve"] = training_curve(Path(options.model), metric)
+    result |= {"baseline": options.baseline} if base else {}
+    result |= outcome(data, tuned, base, metric)
+    if base_general and tuned_general:
+        result["general"] = {"data": options.general_data, **forgetting(base_general, tuned_general, metric)}
+    for line in lines(result):
+        say(line)
     if options.output:
-        write_atomic(Path(options.output), json.dumps(result, indent=2))
+        write_atomic(Path(options.output).expanduser(), json.dumps(result, indent=2, ensure_ascii=False))
+    if options.html:
+        from embedrag.report import write_html  # plots take a second to load
+
+        write_html(result, Path(options.html).expanduser())
     return 0
 
 
-def _judgement(line: str) -> tuple[str, str, float | None]:
-    """Query, document and gain of a qrels line; no gain when it is not one."""
+def outcome(data: RetrievalSet, tuned: Scores, base: Scores | None, metric: str) -> dict[str, Any]:
+    """What is to be said of a model, and of what became of its base.
+
+    Args:
+        data: what both were scored on.
+        tuned: scores of the model.
+        base: of the one that it is compared with.
+        metric: that the verdict is about.
+    """
+    result: dict[str, Any] = {
+        "queries": len(data.queries),
+        "passages": len(data.passages),
+        "metric": metric,
+        **tuned.summary(),
+        "histograms": {"edges": EDGES.tolist(), "model": _histograms(tuned)},
+        "map": {"points": _map(tuned, data)},
+        "date": date.today().isoformat(),
+        "versions": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
+    }
+    if base:
+        result |= {"baseline_metrics": base.summary(), "comparison": comparison(base.metrics, tuned.metrics)}
+        result["verdict"] = _row(result["comparison"], metric)["verdict"]
+        result["histograms"]["baseline"] = _histograms(base)
+        result |= winners(base, tuned, data, metric)
+    return result
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """A result as text."""
+    if "comparison" not in result:
+        figures = [[name, f"{value:.4f}"] for name, value in result.items() if isinstance(value, float)]
+        yield tabulate(figures, disable_numparse=True)
+        return
+    yield table(result["comparison"])
+    metric = result["metric"]
+    if "general" in result:
+        general = result["general"]
+        row = _row(general["comparison"], metric)
+        yield f"general data ({general['data']}): {sentence(row, general['queries'])}"
+    yield f"verdict: {sentence(_row(result['comparison'], metric), result['queries'])}"
+
+
+def _row(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    return next(row for row in rows if row["metric"] == metric)
+
+
+def sentence(row: dict[str, Any], queries: int) -> str:
+    """A row of a comparison in words."""
+    p = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.3f}"
+    return (
+        f"{row['verdict']}: {row['metric']} {row['base']:.4f} -> {row['tuned']:.4f}, {row['difference']:+.4f} "
+        f"(95 % interval {row['low']:+.4f} … {row['high']:+.4f}, {p}, {queries:,} queries)"
+    )
+
+
+def forgetting(base: Scores, tuned: Scores, metric: str) -> dict[str, Any]:
+    """What became of a set that the model was not trained for."""
+    rows = comparison(base.metrics, tuned.metrics)
+    return {"queries": len(tuned.first), "comparison": rows, "verdict": _row(rows, metric)["verdict"]}
+
+
+def winners(base: Scores, tuned: Scores, data: RetrievalSet, metric: str) -> dict[str, list[dict[str, Any]]]:
+    """The queries that won most and that lost most, with what each model put first."""
+    gain = tuned.metrics[metric] - base.metrics[metric]
+    order = np.argsort(-gain, kind="stable")
+
+    def row(query: int) -> dict[str, Any]:
+        return {
+            "query": data.queries[query],
+            "base": float(base.metrics[metric][query]),
+            "tuned": float(tuned.metrics[metric][query]),
+            "relevant": data.passages[max(data.relevant[query], key=lambda number: data.relevant[query][number])],
+            "base_first": data.passages[base.first[query]],
+            "tuned_first": data.passages[tuned.first[query]],
+        }
+
+    return {
+        "won": [row(int(query)) for query in order[:SHOWN] if gain[query] > 0],
+        "lost": [row(int(query)) for query in order[::-1][:SHOWN] if gain[query] < 0],
+    }
+
+
+def training_curve(model: Path, metric: str) -> list[dict[str, Any]]:
+    """Losses, and the metric where it was measured, of the run that made a model; empty where no log is beside it."""
     try:
-        query, document, gain = line.split("\t")
-        return query, document, float(gain) if math.isfinite(float(gain)) else None
-    except ValueError:
-        return "", "", None
+        log = json.loads((model.parent / "detailed_training_logs.json").read_text(encoding="utf-8"))
+        rows = [{"step": row["global_step"], "loss": row["loss"]} for row in log["step_logs"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    measured = [row for row in log.get("eval_logs", []) if metric in row]
+    return rows + [{"step": row["global_step"], "loss": None, metric: row[metric]} for row in measured]
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
+def _histograms(scores: Scores) -> dict[str, list[int]]:
+    return {
+        name: np.histogram(np.clip(values, -1, 1), EDGES)[0].tolist()
+        for name, values in (("positive", scores.positive), ("negative", scores.negative))
+    }
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; --data needs corpus.jsonl, queries.jsonl, qrels/test.tsv") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row["text"], str) or str(row["_id"]) in seen:
-                raise ValueError
-            seen.add(str(row["_id"]))
-            rows.append({"_id": str(row["_id"]), "title": row.get("title"), "text": row["text"]})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f'{path}:{number}: must be an object with an "_id" of its own and a "text"') from None
-    return rows
+def _map(scores: Scores, data: RetrievalSet) -> list[dict[str, Any]]:
+    """Queries and their passages in the plane of largest variance."""
+    centred = scores.vectors - scores.vectors.mean(0)
+    plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    texts = [data.queries[query] for query, _ in scores.places] + [data.passages[p] for _, p in scores.places]
+    half = len(scores.places)
+    return [
+        {
+            "x": float(x),
+            "y": float(y),
+            "kind": "query" if number < half else "passage",
+            "text": text,
+            "pair": number % half,
+        }
+        for number, ((x, y), text) in enumerate(zip(plane, texts, strict=True))
+    ]

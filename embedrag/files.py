@@ -11,9 +11,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
@@ -53,6 +53,27 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         raise RunError(f"{target}: not written ({reason}); what was there before is whole") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[TextIO]:
+    """A UTF-8 file that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        RunError: when the disk refuses; `target` is then as it was.
+    """
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        _flush(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise RunError(f"{target}: not written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -70,6 +70,7 @@ class RunLog:
         self._start = time.monotonic() - earlier.get("seconds", 0.0)
         self.epochs: list[dict[str, Any]] = earlier.get("epochs", [])
         self._steps: int = earlier.get("steps", 0)
+        self.evaluations: list[dict[str, Any]] = earlier.get("evaluations", [])
         self._best: float | None = earlier.get("best")
         self._last: float | None = earlier.get("last")
         self._rows = 0
@@ -94,6 +95,7 @@ class RunLog:
             "position": self._position,
             "seconds": time.monotonic() - self._start,
             "epochs": self.epochs,
+            "evaluations": self.evaluations,
             "steps": self._steps,
             "best": self._best,
             "last": self._last,
@@ -116,8 +118,17 @@ class RunLog:
         losses = [{"epoch": item["epoch"], "loss": item["avg_loss"]} for item in self.epochs]
         self._write("training_losses.json", losses)
 
-    def finish(self, completed: bool) -> dict[str, Any]:
-        """Close the files; `completed` says whether the run reached its end.
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """Log the scores of the model between two steps."""
+        self.evaluations.append(row)
+        self._append("")
+
+    def finish(self, completed: bool, **more: Any) -> dict[str, Any]:
+        """Close the files.
+
+        Args:
+            completed: whether the run reached its end.
+            **more: further entries of the summary.
 
         Returns:
             The training summary.
@@ -131,6 +142,7 @@ class RunLog:
             "final_loss": self._last,
             "best_loss": self._best,
             "avg_step_duration": seconds / self._steps if self._steps else None,
+            **more,
         }
         self._append("")
         if self._folder:
@@ -154,7 +166,10 @@ class RunLog:
     def _append(self, text: str) -> None:
         if not self._folder:
             return
-        tail = {"epoch_logs": self.epochs, "training_end_time": self._end_time, "training_summary": self._summary}
+        tail: dict[str, Any] = {"epoch_logs": self.epochs} | (
+            {"eval_logs": self.evaluations} if self.evaluations else {}
+        )
+        tail |= {"training_end_time": self._end_time, "training_summary": self._summary}
         body = text.encode()
         os.pwrite(self._file, body + b"\n], " + json.dumps(tail).encode()[1:] + b"\n", self._position)
         self._position += len(body)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,15 +24,18 @@ from embedrag.cached import random_state, set_random_state
 from embedrag.checkpoint import save_model
 from embedrag.config import TrainOptions
 from embedrag.errors import StoppedError
-from embedrag.files import write_atomic
+from embedrag.evaluate import lines, outcome, training_curve
+from embedrag.files import atomic_folder, write_atomic
 from embedrag.logs import RunLog, now, say
+from embedrag.monitor import Monitor
 from embedrag.optimize import Optimization
 from embedrag.prepare import Run
+from embedrag.report import write_html
 from embedrag.resume import engine_state
 from embedrag.sampling import Batch, Batches, steps_of_epoch
 from embedrag.shard import whole
 from embedrag.signals import StopSignals
-from embedrag.state import Checkpoint, prune, read_tensors, restore_weights
+from embedrag.state import BEST, Checkpoint, prune, read_tensors, restore_weights
 
 
 class Trainer:
@@ -52,6 +56,7 @@ class Trainer:
             project_config=ProjectConfiguration(str(run.output_dir), logging_dir=str(run.output_dir / "runs")),
         )
         self.optimization = Optimization(run, self.accelerator, self.total_steps)
+        self.monitor = Monitor(run.evaluation, options.metric_for_best) if run.evaluation else None
         self.global_step = self.epoch = self.done = 0
         self.losses: list[float | None] = []
         self.epoch_seconds = 0.0
@@ -79,7 +84,7 @@ class Trainer:
         """Run all epochs; whatever happens, the logs are closed."""
         options = self.options
         say(f"training: {options.epochs} epochs, {self.total_steps} optimizer steps, output in {self.run.output_dir}")
-        completed = False
+        completed = stopped_early = False
         bar = tqdm(
             total=self.total_steps,
             initial=self.global_step,
@@ -89,13 +94,16 @@ class Trainer:
             disable=not self.processes.main,
         )
         try:
-            while self.epoch < options.epochs:
+            if self.monitor and not self.monitor.base:
+                self._evaluate()
+            while self.epoch < options.epochs and not self._out_of_patience():
                 self._epoch(bar)
-            self._save("final")
+            stopped_early = self.epoch < options.epochs
+            self._finish()
             completed = True
         finally:
             bar.close()
-            summary = self.log.finish(completed)
+            summary = self.log.finish(completed, **({"stopped_early": True} if stopped_early else {}))
             self.accelerator.end_training()
         if options.save_metrics and self.processes.main:
             write_atomic(self.run.output_dir / "metrics.json", json.dumps(self._metrics(summary), indent=2))
@@ -122,10 +130,15 @@ class Trainer:
             self.log.step(row)
             self._track(row)
             self.losses.append(row["loss"])
-            bar.set_postfix(loss=_shown(row["loss"]), acc=_shown(row["accuracy"]), refresh=False)
+            shown = {"loss": _shown(row["loss"]), "acc": _shown(row["accuracy"])} | self._shown_metric()
+            bar.set_postfix(shown, refresh=False)
             bar.update()
             self.last = row
             self.epoch_seconds = time.monotonic() - start
+            if self.options.eval_steps and self.global_step % self.options.eval_steps == 0:
+                self._evaluate()
+            if self._out_of_patience():
+                return
             if self.done < steps:
                 self._save_or_stop()
         finite = [loss for loss in self.losses if loss is not None]
@@ -141,6 +154,8 @@ class Trainer:
             }
         )
         self.epoch, self.done, self.losses, self.epoch_seconds = self.epoch + 1, 0, [], 0.0
+        if not options.eval_steps and self.epoch % options.eval_epochs == 0:
+            self._evaluate()
         if options.save_on_epoch_end and self.epoch % options.save_on_epoch_end == 0:
             self._save(f"checkpoint-epoch-{self.epoch}", self._state())
             self._save_or_stop(saved=f"checkpoint-epoch-{self.epoch}")
@@ -164,10 +179,62 @@ class Trainer:
                 f"{saved} is whole, the same command with --resume auto goes on"
             )
 
+    def _evaluate(self) -> None:
+        """Score the model as it is, and keep it where it is the best so far."""
+        if not self.monitor or self.monitor.last_step == self.global_step:
+            return
+        epoch = min(self.epoch + (self.done > 0), self.options.epochs)
+        row, best = self.monitor.measure(self.run.step.encoder, self.processes, self.global_step, epoch)
+        self.log.evaluation(row)
+        values = {f"eval/{name}": value for name, value in row.items() if "@" in name or "score" in name}
+        self.accelerator.log(values, step=self.global_step)
+        name = self.monitor.metric
+        say(f"evaluation: step {self.global_step}, {name} {row[name]:.4f}{', the best so far' if best else ''}")
+        if best:
+            self._save(f"{BEST}{self.global_step}")
+
+    def _out_of_patience(self) -> bool:
+        patience = self.options.early_stopping_patience
+        return bool(patience and self.monitor and self.monitor.since_best >= patience)
+
+    def _finish(self) -> None:
+        """Write final/: the best state where it is known, else the last; and say whether it beats the base."""
+        if not self.monitor or not self.run.evaluation:
+            self._save("final")
+            say("evaluation: none; with --eval_dataset or --eval_split the run tells whether the model beats its base")
+            return
+        self._evaluate()
+        if self._out_of_patience():
+            say(f"training: ended early, for {self.monitor.since_best} evaluations brought nothing better")
+        folder = self.run.output_dir
+        if self.processes.main:
+            with atomic_folder(folder / "final") as final:
+                shutil.copytree(folder / f"{BEST}{self.monitor.best_step}", final, dirs_exist_ok=True)
+        self.processes.barrier()
+        if not self.monitor.best:
+            return
+        options = self.options
+        result: dict[str, Any] = {"model": str(folder / "final"), "baseline": options.model_name_or_path}
+        result |= {"data": options.eval_dataset or f"{options.eval_split:.0%} of the rows, held out"}
+        result |= outcome(self.run.evaluation, self.monitor.best, self.monitor.base, self.monitor.metric)
+        result["curve"] = training_curve(folder / "final", self.monitor.metric)
+        if self.processes.main:
+            write_atomic(folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False))
+            write_html(result, folder / "evaluation.html")
+        say(f"evaluation: final/ is the state after step {self.monitor.best_step}")
+        for line in lines(result):
+            say(line)
+
+    def _shown_metric(self) -> dict[str, str]:
+        if not self.log.evaluations or not self.monitor:
+            return {}
+        return {self.monitor.metric: _shown(self.log.evaluations[-1][self.monitor.metric])}
+
     def _state(self) -> dict[str, Any]:
         """Everything that `_restore` takes back."""
         return {
             **self.optimization.state(),
+            "monitor": self.monitor.state() if self.monitor else None,
             "global_step": self.global_step,
             "epoch": self.epoch,
             "done": self.done,
@@ -189,6 +256,8 @@ class Trainer:
         if state["processes"] != self.processes.size:
             self._take_up(state)
         self.optimization.restore(state, self.total_steps)
+        if self.monitor and state["monitor"]:
+            self.monitor.restore(state["monitor"])
         for name in ("global_step", "epoch", "done", "losses", "epoch_seconds", "last"):
             setattr(self, name, state[name])
         say(f"resume: {checkpoint.folder}, step {self.global_step} of {self.total_steps}")

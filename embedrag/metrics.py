@@ -38,6 +38,25 @@ def mrr(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
     return next((1 / place for place, gain in enumerate(gains[:k], 1) if gain > 0), 0.0)
 
 
+def average_precision(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
+    """AP@k: mean over all relevant documents of the precision at their place, 0 for those not among the first k.
+
+    >>> average_precision([1, 0, 1], [1, 1], k=3)
+    0.8333333333333333
+    """
+    places = [place for place, gain in enumerate(gains[:k], 1) if gain > 0]
+    return sum(found / place for found, place in enumerate(places, 1)) / len(relevant)
+
+
+def precision(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
+    """Precision@k: share of the first k places that hold a relevant document.
+
+    >>> precision([1, 0], [1, 1], k=4)
+    0.25
+    """
+    return sum(gain > 0 for gain in gains[:k]) / k
+
+
 def _dcg(gains: Sequence[float]) -> float:
     return float(sum(gain / np.log2(place + 1) for place, gain in enumerate(gains, 1)))
 
@@ -46,4 +65,6 @@ METRICS: dict[str, Callable[[Sequence[float], Sequence[float], int], float]] = {
     "ndcg": ndcg,
     "recall": recall,
     "mrr": mrr,
+    "map": average_precision,
+    "precision": precision,
 }

@@ -69,6 +69,10 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
     parser = build_parser(cls, prog, description, config_file)
     namespace, rest = parser.parse_known_args(list(argv))
     values = {name: value for name, value in vars(namespace).items() if value is not None}
+    free = next((name for name, field in cls.model_fields.items() if extra(field)["positional"]), None)
+    if free and rest and not any(word.startswith("-") for word in rest):
+        values[free] = [*values.get(free, []), *rest]
+        rest = []
     problems = list(_unknown_flags(cls, rest))
     places = {name: f"--{name}" for name in values}
     path = values.pop("config", None)

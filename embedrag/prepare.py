@@ -39,14 +39,17 @@ from embedrag.contract import Base, Contract, check_local_path, describe_base, l
 from embedrag.device import bfloat16_multiplies_faster, describe, fastest, pick_device, pick_dtype
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.faults import Rows, short_report
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
 from embedrag.processes import Processes, join, wants_sharding
 from embedrag.records import local_files, read_records
 from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
+from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.sampling import make_batch
 from embedrag.selftest import left_padding_distance, processes_distance, self_test
 from embedrag.shard import shard
+from embedrag.split import held_out_set, hold_out
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
@@ -75,6 +78,7 @@ class Run:
         asked: the settings as they were asked for, before models and machine filled them in.
         checkpoint: what the run goes on from.
         processes: this process among those that train together.
+        evaluation: what the model is scored on meanwhile.
     """
 
     options: TrainOptions
@@ -89,6 +93,7 @@ class Run:
     asked: dict[str, Any]
     checkpoint: Checkpoint | None
     processes: Processes
+    evaluation: RetrievalSet | None
 
 
 def prepare(options: TrainOptions) -> Run:
@@ -121,12 +126,20 @@ def prepare(options: TrainOptions) -> Run:
     base = describe_base(options.model_name_or_path, options.trust_remote_code, options.local_files_only)
     contract, notices = settle(base, options)
     tokenizer = load_tokenizer(base, contract, options)
+    evaluation = load_set(options.eval_dataset) if options.eval_dataset else None
     with processes.main_first():  # tokenises; the others then find it in the cache
         store, found = open_store(
             options.train_dataset or [], tokenizer, tokenizer.key, _cache(options), stream=options.stream
         )
     for line in [*_data_lines(store, found), *_check_negatives(store, options), *notices]:
         say(line)
+    if options.eval_split:
+        total = len(store)
+        store, held = hold_out(store, options.eval_split, options.seed)
+        evaluation = held_out_set(options.train_dataset or [], held, total, options.seed, options.stream)
+        say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are trained on")
+    if evaluation:
+        say(f"evaluation: {len(evaluation.queries):,} queries, {len(evaluation.passages):,} passages")
     if checkpoint:
         check_processes(checkpoint, processes.size, options.steps_per_epoch)
         check_data(checkpoint, store.checksum)
@@ -170,6 +183,7 @@ def prepare(options: TrainOptions) -> Run:
         asked=asked,
         checkpoint=checkpoint,
         processes=processes,
+        evaluation=evaluation,
     )
 
 
@@ -249,6 +263,7 @@ def _data_lines(store: TokenStore, found: bool) -> Iterator[str]:
         places = ", ".join(report["dropped_at"])
         count = report["dropped_negatives"]
         yield f"data: {count} negatives dropped (blank, doubled, or equal to a positive): {places}"
+    yield from short_report(Rows(store.row_texts, store.row_offsets, store.row_positives))
 
 
 def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:

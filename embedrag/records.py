@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ACCEPTED = (
     '{"query", "pos_doc"} or {"query", "positive", "negative"}'
 )
 MAX_ERRORS = 20
+MAX_LINE = 64 << 20  # bytes; longer ones are no rows, but files of another kind
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", *TABLE_SUFFIXES)
 
@@ -99,7 +101,7 @@ def read_records(sources: Sequence[str], stream: bool = False) -> Iterator[tuple
     """
     problems: list[str] = []
     count = 0
-    rows = (pair for source in sources for pair in _rows(source, stream))
+    rows = (pair for source in sources for pair in raw_rows(source, stream))
     while len(problems) < MAX_ERRORS:
         try:
             place, row = next(rows)
@@ -147,7 +149,12 @@ def local_files(source: str) -> list[Path]:
     return []
 
 
-def _rows(source: str, stream: bool) -> Iterator[tuple[str, Any]]:
+def raw_rows(source: str, stream: bool = False) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a source, for `parse_row`; the row is a `RowError` where there is none to be parsed.
+
+    Raises:
+        UserError: when a file can't be read on.
+    """
     files = local_files(source)
     if not files:
         yield from _hub_rows(source, stream)
@@ -164,7 +171,9 @@ def _rows(source: str, stream: bool) -> Iterator[tuple[str, Any]]:
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, without a byte-order mark; one line in memory."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
+            if len(raw) > MAX_LINE:
+                raise UserError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; one row a line is needed")
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

@@ -36,6 +36,9 @@ FIXED = (
     "steps_per_epoch",
     "optimizer",
     "seed",
+    "eval_dataset",
+    "eval_split",
+    "metric_for_best",
 )
 # These do not touch what is learnt.
 FREE = (
@@ -62,10 +65,12 @@ FREE = (
 
 
 def is_complete(output_dir: Path, epochs: int) -> bool:
-    """Whether a run of so many epochs came to its end in this folder."""
+    """Whether a run of so many epochs came to its end in this folder, or ended early by itself."""
     try:
         report = json.loads((output_dir / "training_summary_report.json").read_text(encoding="utf-8"))
-        return bool(report["training_completed"]) and report["performance_summary"]["total_epochs"] >= epochs
+        summary = report["performance_summary"]
+        done = summary["total_epochs"] >= epochs or summary.get("stopped_early", False)
+        return bool(report["training_completed"] and done)
     except (OSError, ValueError, LookupError):
         return False
 

@@ -29,6 +29,7 @@ FOLDER = "training_state"
 STATE = f"{FOLDER}/state.json"
 TENSORS = f"{FOLDER}/state.safetensors"
 CHECKSUMS = f"{FOLDER}/checksums.json"
+BEST = "best-step-"
 FORMAT = 1
 BLOCK = 1 << 22
 
@@ -152,9 +153,18 @@ def damage(folder: Path) -> list[str]:
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Keep the newest `limit` states: older step checkpoints go, older epochs keep their model."""
-    for old in checkpoints(folder)[limit:]:
+    """Keep the newest `limit` states: older step checkpoints go, older epochs keep their model.
+
+    Of the best states those go that no checkpoint speaks of, but for the newest.
+    """
+    found = checkpoints(folder)
+    for old in found[limit:]:
         _remove(old.folder if old.folder.name.startswith("checkpoint-step-") else old.folder / FOLDER)
+    best = sorted(folder.glob(f"{BEST}*"), key=lambda path: path.stat().st_mtime_ns)
+    named = {f"{BEST}{(item.state.get('monitor') or {}).get('best_step')}" for item in found[:limit]}
+    for path in best[:-1]:
+        if path.name not in named:
+            _remove(path)
 
 
 def forget_later(folder: Path, checkpoint: Checkpoint) -> list[str]:

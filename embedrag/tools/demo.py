@@ -16,12 +16,14 @@ from typing import Any
 from embedrag.config import DemoOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
 from embedrag.errors import UserError
-from embedrag.evaluate import comparison, load_beir, score, table
+from embedrag.evaluate import score
 from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
+from embedrag.retrieval import load_set
 from embedrag.saved import load_encoder
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.train import train
+from embedrag.verdict import comparison, table
 
 PAIRS = 3000
 HELD_OUT = 0.12
@@ -53,8 +55,8 @@ def run(options: DemoOptions) -> int:
     write_lines(data / "train.jsonl", to_rows(kept, 4, SEED))
     _write_eval(data / "eval", pairs, held_out)
     say(f"data: {len(kept):,} rows to train on, {len(held_out):,} queries of other modules, {len(pairs):,} passages")
-    retrieval = load_beir(str(data / "eval"))
-    base = score(load_encoder(model), retrieval, [10], "base")
+    retrieval = load_set(str(data / "eval"))
+    base = score(load_encoder(model), retrieval, [10], "base").metrics
     train(
         TrainOptions(
             model_name_or_path=model,
@@ -68,7 +70,7 @@ def run(options: DemoOptions) -> int:
     )
     merged = folder / "run" / "merged"
     encoder = load_encoder(str(merged))
-    rows = comparison(base, score(encoder, retrieval, [10], "tuned"))
+    rows = comparison(base, score(encoder, retrieval, [10], "tuned").metrics)
     minutes, memory = (time.monotonic() - start) / 60, peak_memory_bytes(encoder.device) / 2**30
     write_atomic(folder / "verdict.json", json.dumps({"minutes": minutes, "peak_gib": memory, "rows": rows}, indent=2))
     say(f"\n{table(rows)}\n\n{len(held_out)} queries of modules that were not trained on, {len(pairs):,} passages")

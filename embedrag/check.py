@@ -1,0 +1,271 @@
+"""`embedrag check`: what is in training data, what is wrong with it and where, and a file without the faults.
+
+One pass finds everything (`embedrag.survey`); `--fix` reads the rows a second time and writes those that stay
+(`embedrag.mend`). Of a model only the tokenizer is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from embedrag.config import CheckOptions, TrainOptions
+from embedrag.contract import TextTokenizer, describe_base, load_tokenizer, settle
+from embedrag.errors import UserError, near_miss
+from embedrag.faults import FAULT, KINDS, NOTE
+from embedrag.files import atomic_file
+from embedrag.logs import say
+from embedrag.mend import fixed_line, write_fixed
+from embedrag.records import NEGATIVE_KEYS
+from embedrag.retrieval import load_set
+from embedrag.survey import SIDES, EvalTexts, Survey, expand, flag_named, survey
+
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured
+TEXTS_PER_CALL = 256
+SHOWN_KEYS = 10
+BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)  # first numbers of the lines of a long histogram
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+
+def run(options: CheckOptions) -> int:
+    """`embedrag check`: the report on the screen, and in files as asked; 0 clean, 1 faults, 2 rows that can't be read.
+
+    Raises:
+        UserError: when there is nothing to check, or nothing can be written.
+    """
+    files = expand(options.train_dataset)
+    _check_targets(options, files)
+    tokenizer = _tokenizer(options) if options.model else None
+    evaluation = None
+    if options.eval:
+        with flag_named("--eval", "--train_dataset", "--data"):
+            evaluation = EvalTexts(load_set(options.eval))
+    found = survey(files, evaluation, tokenizer is not None, options.stream)
+    report = describe(found, options, evaluation, tokenizer)
+    for line in _lines(report):
+        say(line.encode("utf-8", "backslashreplace").decode())  # a key may hold half a surrogate pair
+    if options.fix and not found.findings.counts["file"]:
+        report["fixed"] = write_fixed(Path(options.fix).expanduser(), found, evaluation, options.stream)
+        say(fixed_line(options.fix, report["fixed"]))
+    if options.output:
+        with flag_named("--output"), atomic_file(Path(options.output).expanduser()) as file:
+            file.write(json.dumps(report, indent=2) + "\n")
+    if options.fix and found.findings.counts["file"]:
+        raise UserError(f"--fix {options.fix}: not written, for a file can't be read to its end")
+    return found.findings.exit_code
+
+
+def describe(
+    found: Survey, options: CheckOptions, evaluation: EvalTexts | None = None, tokenizer: TextTokenizer | None = None
+) -> dict[str, Any]:
+    """The report, as `--output` keeps it.
+
+    Args:
+        found: what the pass over the rows counted.
+        options: of the command.
+        evaluation: the evaluation set, if one was given.
+        tokenizer: measures the samples of `found`.
+    """
+    lengths: dict[str, Any] = {}
+    for side in SIDES:
+        counts = found.lengths[side]
+        lengths[side] = {"texts": sum(counts.values()), "characters": percentiles(counts)}
+        if tokenizer:
+            lengths[side]["tokens"] = _token_lengths(found.samples[side].texts, side, tokenizer)
+    report: dict[str, Any] = {
+        "files": found.files,
+        "rows": found.rows,
+        "readable_rows": len(found.positives),
+        "shapes": dict(found.shapes),
+        "further_keys": dict(found.further_keys),
+        "lengths": lengths,
+        "negatives_per_row": {str(number): rows for number, rows in sorted(found.negatives.items())},
+        "scripts": {
+            "rows": {script or "no letters": rows for script, rows in found.scripts.most_common()},
+            "mixed_rows": found.mixed_rows,
+            "query_and_positive_differ": found.crossing_rows,
+        },
+        "findings": {
+            kind: {
+                "level": level,
+                "text": text,
+                "rows": found.findings.counts[kind],
+                "first": [{"place": place, "text": detail} for place, detail in found.findings.listed[kind]],
+            }
+            for kind, (level, text) in KINDS.items()
+            if kind in found.findings.counts
+        },
+        "exit_code": found.findings.exit_code,
+    }
+    if evaluation:
+        report["evaluation"] = {
+            "source": options.eval,
+            "queries": len(evaluation.positives),
+            "queries_in_training": len(found.leaked_queries),
+            "passages": len(evaluation.passages),
+            "passages_in_training": found.shared_passages,
+        }
+    return report
+
+
+def percentiles(counts: Counter[int]) -> dict[str, int]:
+    """Percentiles of a histogram: the smallest value that so large a share does not exceed.
+
+    >>> percentiles(Counter({1: 98, 7: 1, 90: 1}))
+    {'p50': 1, 'p95': 1, 'p99': 7, 'max': 90}
+    """
+    if not counts:
+        return dict.fromkeys(PERCENTILES, 0)
+    values = sorted(counts)
+    reached = np.cumsum([counts[value] for value in values])
+    return {name: values[int(np.searchsorted(reached, share * reached[-1]))] for name, share in PERCENTILES.items()}
+
+
+def _check_targets(options: CheckOptions, files: Sequence[str]) -> None:
+    """Refuse to write over what is read, over what is there, and into folders that are read; all problems together."""
+    sources = [Path(name).expanduser() for name in (*options.train_dataset, *files, options.eval) if name]
+    problems = []
+    for flag, name in (("--fix", options.fix), ("--output", options.output)):
+        if not name:
+            continue
+        path = Path(name).expanduser()
+        if any(source.exists() and path.exists() and source.samefile(path) for source in sources):
+            problems.append(f"{flag} {name}: is read by this command; name another file")
+        elif any(source.is_dir() and source.resolve() in path.resolve().parents for source in sources):
+            problems.append(f"{flag} {name}: lies in a folder that is read; name another place")
+        elif path.is_dir():
+            problems.append(f"{flag} {name}: a folder; name a file")
+        elif path.exists() and not options.overwrite:
+            problems.append(f"{flag} {name}: exists; name another file, or replace it with --overwrite")
+        elif flag == "--fix" and path.suffix.lower() not in JSON_SUFFIXES:
+            problems.append(f"{flag} {name}: must end in .jsonl")
+    if options.fix and options.output and Path(options.fix).resolve() == Path(options.output).resolve():
+        problems.append(f"--output {options.output}: is the file that --fix writes")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _tokenizer(options: CheckOptions) -> TextTokenizer:
+    """The model's tokenizer with prompts and lengths as training would have them."""
+    given = options.model_dump(
+        include={"query_max_len", "passage_max_len", "trust_remote_code"} & options.model_fields_set
+    )
+    settings = TrainOptions(model_name_or_path=options.model, output_dir="-", batch_size=1, **given)
+    with flag_named("--model", "--model_name_or_path"):
+        base = describe_base(settings.model_name_or_path, settings.trust_remote_code)
+        contract, notices = settle(base, settings)
+        for line in notices:
+            say(line)
+        return load_tokenizer(base, contract, settings)
+
+
+def _token_lengths(texts: list[str], side: str, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Percentiles in tokens, prompt and special tokens included, and the share of texts that are cut."""
+    role = "query" if side == "query" else "passage"
+    limit = getattr(tokenizer.contract, f"{role}_max_len")
+    contract = tokenizer.contract
+    whole = replace(contract, query_max_len=LONGEST, passage_max_len=LONGEST)
+    counts: Counter[int] = Counter()
+    try:
+        tokenizer.contract, tokenizer.tokenizer.model_max_length = whole, LONGEST
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            counts.update(map(len, tokenizer(role, texts[start : start + TEXTS_PER_CALL])))
+    finally:
+        tokenizer.contract, tokenizer.tokenizer.model_max_length = contract, contract.max_len
+    cut = sum(count for length, count in counts.items() if length > limit)
+    return {**percentiles(counts), "limit": limit, "cut": cut / max(1, len(texts)), "of_texts": len(texts)}
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report as text."""
+    shapes = "; ".join(f"{count:,} × {{{shape}}}" for shape, count in report["shapes"].items())
+    yield f"data: {report['rows']:,} rows ({shapes or 'none can be read'}) from {', '.join(report['files'])}"
+    if report["further_keys"]:
+        keys = sorted(report["further_keys"].items(), key=lambda item: -item[1])
+        named = [f"{key}{near_miss(key, NEGATIVE_KEYS)} ({rows:,})" for key, rows in keys[:SHOWN_KEYS]]
+        yield f"data: keys that training does not use: {', '.join(named)}{', …' if len(keys) > SHOWN_KEYS else ''}"
+    if report["readable_rows"]:
+        yield "\n" + _lengths_table(report["lengths"])
+        yield "\n" + _share_table("negatives", _buckets(report["negatives_per_row"]))
+        yield "\n" + _share_table("script", report["scripts"]["rows"])
+    if report["scripts"]["mixed_rows"]:
+        yield f"{report['scripts']['mixed_rows']:,} rows are of several scripts"
+    if report["scripts"]["query_and_positive_differ"]:
+        yield f"{report['scripts']['query_and_positive_differ']:,} rows have query and positive in different scripts"
+    yield ""
+    evaluation = report.get("evaluation")
+    if evaluation:
+        yield (
+            f"evaluation: {evaluation['queries_in_training']:,} of {evaluation['queries']:,} queries of "
+            f"{evaluation['source']} are in the training data; of its {evaluation['passages']:,} passages "
+            f"{evaluation['passages_in_training']:,} are, which is no fault by itself"
+        )
+    yield from _finding_lines(report["findings"])
+
+
+def _finding_lines(findings: dict[str, Any]) -> Iterator[str]:
+    faults = {kind: item for kind, item in findings.items() if item["level"] != NOTE}
+    if findings:
+        cells = [[item["level"], f"{item['rows']:,}", _subject(kind, item)] for kind, item in findings.items()]
+        yield tabulate(cells, ["", "rows", "what"], disable_numparse=True, colalign=("left", "right", "left")) + "\n"
+    for kind, item in findings.items():
+        yield f"{_subject(kind, item)}:"
+        for first in item["first"]:
+            bare = first["text"].startswith(first["place"])
+            yield f"  {first['text']}" if bare else f"  {first['place']}: {first['text']}"
+        if item["rows"] > len(item["first"]):
+            yield f"  … and {item['rows'] - len(item['first']):,} more"
+    if not faults:
+        yield "clean: no faults"
+    else:
+        worst = sum(item["level"] != FAULT for item in faults.values())
+        yield f"{len(faults)} kinds of faults" + (f", {worst} of which stop a training" if worst else "")
+
+
+def _subject(kind: str, item: dict[str, Any]) -> str:
+    return f"{'files' if kind == 'file' else 'rows'} that {item['text']}"
+
+
+def _lengths_table(lengths: dict[str, Any]) -> str:
+    cells = []
+    for unit in ("characters", "tokens"):
+        for side in SIDES:
+            found = lengths[side].get(unit)
+            if found:
+                over = f"{100 * found['cut']:.1f} % over {found['limit']:,}" if unit == "tokens" else ""
+                texts = found.get("of_texts", lengths[side]["texts"])
+                cells.append([side, f"{texts:,}", unit, *(f"{found[name]:,}" for name in PERCENTILES), over])
+    align = ("left", "right", "left", "right", "right", "right", "right", "right")
+    return tabulate(cells, ["side", "texts", "in", *PERCENTILES, "cut"], disable_numparse=True, colalign=align)
+
+
+def _share_table(title: str, counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    cells = [[name, f"{rows:,}", f"{100 * rows / total:.1f} %"] for name, rows in counts.items()]
+    return tabulate(cells, [title, "rows", "share"], disable_numparse=True, colalign=("left", "right", "right"))
+
+
+def _buckets(counts: dict[str, int]) -> dict[str, int]:
+    """A histogram of few lines: as it is, or in ranges that double.
+
+    >>> _buckets({"0": 2, "7": 3, "9": 1})
+    {'0': 2, '7': 3, '9': 1}
+    >>> _buckets({str(number): 1 for number in range(20)})
+    {'0': 1, '1': 1, '2-3': 2, '4-7': 4, '8-15': 8, '16-31': 4}
+    """
+    if len(counts) <= len(BUCKETS):
+        return counts
+    result: Counter[str] = Counter()
+    for number, rows in sorted((int(number), rows) for number, rows in counts.items()):
+        place = max(place for place, first in enumerate(BUCKETS) if first <= number)
+        first, last = BUCKETS[place], BUCKETS[place + 1] - 1 if place + 1 < len(BUCKETS) else None
+        result[f"{first}+" if last is None else f"{first}" if first == last else f"{first}-{last}"] += rows
+    return dict(result)

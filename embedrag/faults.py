@@ -1,0 +1,175 @@
+"""What can be wrong with training rows, and the part of it that is found by comparing rows.
+
+The comparison works on numbers, equal for equal texts (ids of the token store, or hashes), so it needs no text in
+memory and costs the same at a check and at the start of a training. Only rows that share their query with another row
+can repeat it or contradict it; they are taken in parts, so memory is bounded by the numbers themselves.
+
+Dimensions: T texts of all rows, N rows, r rows of one part, t texts of one part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+ERROR, FAULT, NOTE = "error", "fault", "note"
+# Name -> how bad it is, and what the rows have. An error stops a training, a fault is survived, a note is no fault.
+KINDS = {
+    "file": (ERROR, "can't be read to its end"),
+    "unreadable": (ERROR, "can't be read"),
+    "blank_text": (ERROR, "have a blank query or positive"),
+    "duplicate_row": (FAULT, "repeat an earlier row"),
+    "leaked_pair": (FAULT, "have a query of the evaluation set and its positive"),
+    "leaked_query": (FAULT, "have a query of the evaluation set"),
+    "own_positive": (FAULT, "have a positive among their negatives"),
+    "other_positive": (FAULT, "have a positive of the same query in another row among their negatives"),
+    "query_is_positive": (FAULT, "have their query as a positive"),
+    "doubled_positive": (FAULT, "have a positive twice"),
+    "doubled_negative": (FAULT, "have a negative twice"),
+    "blank_negative": (FAULT, "have a blank negative"),
+    "repeated_query": (NOTE, "share their query with an earlier row"),
+}
+LISTED = 20  # rows of a kind that are named
+TEXTS_IN_PART = 4_000_000
+
+
+class Findings:
+    """Faults by kind: how many rows have them, and the first of them with their places."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.listed: dict[str, list[tuple[str, str]]] = defaultdict(list)
+
+    def add(self, kind: str, place: str, text: str = "") -> None:
+        """Count a row, and keep its `file:line` and what is wrong there if it is one of the first."""
+        self.counts[kind] += 1
+        if len(self.listed[kind]) < LISTED:
+            self.listed[kind].append((place, text))
+
+    def levels(self) -> set[str]:
+        """How bad the kinds are that were found."""
+        return {KINDS[kind][0] for kind in self.counts}
+
+    @property
+    def exit_code(self) -> int:
+        """2 with errors, 1 with faults, else 0."""
+        return 2 if ERROR in self.levels() else 1 if FAULT in self.levels() else 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as numbers.
+
+    Attributes:
+        texts: [T] a row is its query, its positives, its negatives; equal texts have equal numbers.
+        offsets: [N + 1] into `texts`.
+        positives: [N] positives of each row.
+    """
+
+    texts: np.ndarray
+    offsets: np.ndarray
+    positives: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What rows say about each other, in the order of the rows.
+
+    Attributes:
+        repeated: [a, 2] a row whose query an earlier row has too, and the first such row.
+        duplicates: [b, 2] a row that repeats an earlier one (query, set of positives, set of negatives), and that one.
+        contradictions: [c, 3] a row, a row that calls one of its negatives a positive of the same query, and where
+            this negative is in `Rows.texts`.
+    """
+
+    repeated: np.ndarray
+    duplicates: np.ndarray
+    contradictions: np.ndarray
+
+
+def compare(rows: Rows) -> Comparison:
+    """Compare the rows that share a query.
+
+    >>> texts = np.array([1, 5, 6] + [1, 7, 5] + [2, 5] + [1, 5, 6])
+    >>> found = compare(Rows(texts, np.array([0, 3, 6, 8, 11]), np.array([1, 1, 1, 1])))
+    >>> found.repeated.tolist(), found.duplicates.tolist(), found.contradictions.tolist()
+    ([[1, 0], [3, 0]], [[3, 0]], [[1, 0, 5]])
+    """
+    queries = rows.texts[rows.offsets[:-1]]
+    _, first, group, counts = np.unique(queries, return_index=True, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(counts[group] > 1)
+    later = shared[first[group[shared]] != shared]
+    duplicates, contradictions = [np.empty((0, 2), np.int64)], [np.empty((0, 3), np.int64)]
+    for part in _parts(rows, shared, group):
+        a, b = _compare_part(rows, part)
+        duplicates.append(a)
+        contradictions.append(b)
+    return Comparison(np.stack([later, first[group[later]]], axis=1), _in_order(duplicates), _in_order(contradictions))
+
+
+def short_report(rows: Rows) -> Iterator[str]:
+    """A line for the start of a training, or none when the rows do not repeat or contradict each other."""
+    found = compare(rows)
+    counts = {
+        "duplicate_row": len(found.duplicates),
+        "other_positive": len(np.unique(found.contradictions[:, 0])),
+    }
+    parts = [f"rows that {KINDS[name][1]}: {count:,}" for name, count in counts.items() if count]
+    if parts:
+        yield f"data: {'; '.join(parts)}; embedrag check shows them"
+
+
+def _parts(rows: Rows, shared: np.ndarray, group: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows `shared`, all rows of one query in one part."""
+    total = int((rows.offsets[shared + 1] - rows.offsets[shared]).sum())
+    parts = 1 + total // TEXTS_IN_PART
+    for number in range(parts if len(shared) else 0):
+        part = shared[group[shared] % parts == number]
+        if len(part):
+            yield part
+
+
+def _compare_part(rows: Rows, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Duplicates [b, 2] and contradictions [c, 3] among the rows `part` [r]."""
+    lengths = (rows.offsets[part + 1] - rows.offsets[part]).astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(part), dtype=np.int32), lengths)  # [t] into part
+    within = np.arange(len(owner)) - starts[owner]
+    place = rows.offsets[part][owner] + within
+    mixed = _mix(rows.texts[place].astype(np.uint64))
+    is_negative = within > rows.positives[part][owner]
+    is_positive = ~is_negative & (within > 0)
+
+    # A row's key is a sum, so the order of its positives and of its negatives does not count.
+    role = is_negative.astype(np.uint64) + is_positive.astype(np.uint64) * np.uint64(2)
+    keys = np.add.reduceat(_mix(mixed + role), starts)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    earlier = first[inverse]
+    again = np.flatnonzero(earlier != np.arange(len(part)))
+    duplicates = np.stack([part[again], part[earlier[again]]], axis=1)
+
+    pairs = _mix(mixed[starts][owner] + mixed * np.uint64(3))  # (query, text)
+    known, labelled_at = np.unique(pairs[is_positive], return_index=True)
+    labeller = owner[is_positive][labelled_at]
+    negatives = np.flatnonzero(is_negative)
+    found = np.minimum(np.searchsorted(known, pairs[negatives]), len(known) - 1)
+    hit = known[found] == pairs[negatives]
+    at = negatives[hit]
+    return duplicates, np.stack([part[owner[at]], part[labeller[found[hit]]], place[at]], axis=1)
+
+
+def _in_order(parts: list[np.ndarray]) -> np.ndarray:
+    joined = np.concatenate(parts)
+    return joined[np.lexsort((joined[:, -1], joined[:, 0]))]
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Spread numbers over 64 bits, one to one (the finaliser of splitmix64); sums wrap."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed

@@ -1,0 +1,114 @@
+"""Training rows without their faults: read a second time, and written as they should have been."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from embedrag.errors import UserError
+from embedrag.files import atomic_file
+from embedrag.records import NEGATIVE_KEYS, POSITIVE_KEYS, QUERY_KEYS, Record, raw_rows
+from embedrag.survey import EvalTexts, Survey, flag_named, read_row
+from embedrag.texts import digest
+
+ALL_KEYS = {*QUERY_KEYS, *POSITIVE_KEYS, *NEGATIVE_KEYS}
+# What a mended file has lost: why -> how it is said.
+LOSSES = {
+    "unreadable": "rows that can't be read",
+    "leaking": "rows with a query of the evaluation set",
+    "query_only": "rows whose positives were all their query",
+    "repeated": "rows that repeat another",
+    "positives": "positives (blank, doubled, or the query)",
+    "negatives": "negatives (blank, doubled, or a positive of the query)",
+}
+
+
+def write_fixed(path: Path, found: Survey, evaluation: EvalTexts | None = None, stream: bool = False) -> dict[str, int]:
+    """Read the rows again and write those that stay, as `query`, `pos`, `neg` and their further keys.
+
+    Args:
+        path: JSONL file; it appears when it is whole.
+        found: what the first pass found in the same files.
+        evaluation: rows that leak from it are left out.
+        stream: read hub data sets as a stream.
+
+    Returns:
+        Rows `written`, and what was left out, by the names of `LOSSES`.
+
+    Raises:
+        UserError: when the data changed since the first pass, no row is left, or nothing can be written.
+    """
+    done: Counter[str] = Counter(dict.fromkeys(("written", *LOSSES), 0))
+    with flag_named("--fix"), atomic_file(path) as file:
+        for place, record in _kept(found, evaluation, stream, done):
+            file.write(_row_text(place, record) + "\n")
+            done["written"] += 1
+        if not done["written"]:
+            raise UserError(f"--fix {path}: no row is left, so nothing is written")
+    return dict(done)
+
+
+def fixed_line(path: str, done: dict[str, int]) -> str:
+    """What `write_fixed` did, in a line."""
+    lost = [f"{done[name]:,} {text}" for name, text in LOSSES.items() if done[name]]
+    return f"fixed: {done['written']:,} rows in {path}; left out: {'; '.join(lost) or 'nothing'}"
+
+
+def _kept(
+    found: Survey, evaluation: EvalTexts | None, stream: bool, done: Counter[str]
+) -> Iterator[tuple[str, Record]]:
+    """The rows that stay, without what is wrong in them; `done` counts what goes."""
+    contradicted = np.zeros(len(found.texts), bool)
+    contradicted[found.contradicted] = True
+    seen: set[int] = set()
+    at = 0
+    rows = (pair for file in found.files for pair in raw_rows(file, stream))
+    for place, row in tqdm(rows, total=found.rows, unit=" rows", disable=None, leave=False):
+        record, _ = read_row(row)
+        if record is None:
+            done["unreadable"] += 1
+            continue
+        start, at = at, at + 1 + len(record.pos) + len(record.neg)
+        if at > len(found.texts) or found.texts[start] != digest(record.query):
+            break
+        if evaluation and evaluation.leak(record):
+            done["leaking"] += 1
+            continue
+        pos = tuple(text for text in record.pos if text.strip() != record.query.strip())
+        if not pos:
+            done["query_only"] += 1
+            continue
+        wrong = contradicted[at - len(record.neg) : at].tolist()
+        neg = tuple(text for text, bad in zip(record.neg, wrong, strict=True) if not bad)
+        key = digest(repr((record.query, sorted(pos), sorted(neg))))
+        if key in seen:
+            done["repeated"] += 1
+            continue
+        seen.add(key)
+        given = row[record.shape.split(", ")[1]]
+        done["positives"] += (len(given) if isinstance(given, (list, tuple)) else 1) - len(pos)
+        done["negatives"] += record.dropped + len(record.neg) - len(neg)
+        yield place, replace(record, pos=pos, neg=neg)
+    else:
+        if at == len(found.texts):
+            return
+    raise UserError("--fix: the data changed while it was read; start again")
+
+
+def _row_text(place: str, record: Record) -> str:
+    row = {"query": record.query, "pos": record.pos, "neg": record.neg}
+    row |= {key: value for key, value in record.extra.items() if key not in ALL_KEYS}  # these are empty ones
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair in a further key
+        text = json.dumps(row, default=str)
+    except (RecursionError, ValueError, TypeError) as error:
+        raise UserError(f"{place}: a further key can't be written as JSON ({error})") from None
+    return text

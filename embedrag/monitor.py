@@ -1,0 +1,114 @@
+"""How good the model is while it is trained: the base first, the best state kept, an end when nothing gets better."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedrag.encoder import Encoder
+from embedrag.evaluate import Scores, score
+from embedrag.logs import now
+from embedrag.processes import Processes
+from embedrag.retrieval import RetrievalSet
+
+CUTOFFS = (1, 5, 10, 100)
+
+
+class Monitor:
+    """Scores of the base, of the best state so far, and how long ago that was.
+
+    Attributes:
+        base: scores before the first step.
+        best: the best scores after it.
+        best_step: when that was.
+        since_best: evaluations since then.
+        last_step: of the newest evaluation.
+    """
+
+    base: Scores | None = None
+    best: Scores | None = None
+    best_step = 0
+    since_best = 0
+    last_step = -1
+
+    def __init__(self, data: RetrievalSet, metric: str) -> None:
+        """Keep what is measured.
+
+        Args:
+            data: queries and passages.
+            metric: that decides what is best, such as `ndcg@10`.
+        """
+        self.data, self.metric = data, metric
+        self.cutoffs = sorted({*CUTOFFS, int(metric.split("@")[1])})
+
+    def measure(self, encoder: Encoder, processes: Processes, step: int, epoch: int) -> tuple[dict[str, Any], bool]:
+        """Score the model as it is.
+
+        Args:
+            encoder: the model; its mode and the random state are left as they are.
+            processes: that share the encoding.
+            step: optimizer steps done.
+            epoch: the current one, from 1; 0 before the first.
+
+        Returns:
+            A row for the log, and whether this is the best state so far (the base is none).
+        """
+        start = time.monotonic()
+        found = score(encoder, self.data, self.cutoffs, "evaluation", processes=processes)
+        row: dict[str, Any] = {"epoch": epoch, "global_step": step, **found.summary()}
+        row |= {"seconds": time.monotonic() - start, "timestamp": now()}
+        self.last_step = step
+        if step == 0:
+            self.base = found
+            return row, False
+        better = self.best is None or self.value(found) > self.value(self.best)
+        if better:
+            self.best, self.best_step, self.since_best = found, step, 0
+        else:
+            self.since_best += 1
+        return row, better
+
+    def value(self, scores: Scores) -> float:
+        """The metric that decides."""
+        return float(scores.metrics[self.metric].mean())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` takes back."""
+        return {
+            "base": _packed(self.base),
+            "best": _packed(self.best),
+            "best_step": self.best_step,
+            "since_best": self.since_best,
+            "last_step": self.last_step,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.base, self.best = _unpacked(state["base"]), _unpacked(state["best"])
+        self.best_step, self.since_best, self.last_step = state["best_step"], state["since_best"], state["last_step"]
+
+
+def _packed(scores: Scores | None) -> dict[str, Any] | None:
+    """With tensors in the place of arrays, as checkpoints have them."""
+    if scores is None:
+        return None
+    values = {field.name: getattr(scores, field.name) for field in fields(Scores)}
+    values["metrics"] = {name: torch.from_numpy(array) for name, array in scores.metrics.items()}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }
+
+
+def _unpacked(state: dict[str, Any] | None) -> Scores | None:
+    if state is None:
+        return None
+    values: dict[str, Any] = {n: value.numpy() if isinstance(value, Tensor) else value for n, value in state.items()}
+    values["metrics"] = {name: value.numpy() for name, value in state["metrics"].items()}
+    values["places"] = [(int(query), int(passage)) for query, passage in state["places"]]
+    return Scores(**values)

@@ -1,0 +1,168 @@
+"""Retrieval sets: queries, passages and which passages answer which query, from a folder in the BEIR layout or rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from embedrag.errors import UserError
+from embedrag.records import Record, read_records
+
+CORPUS = "corpus.jsonl"
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """What a model is scored on.
+
+    Attributes:
+        queries: texts of the q queries.
+        passages: texts of the p passages. Equal scores are ranked in this order.
+        relevant: for each query, passage number -> gain (above 0).
+        negatives: for each query, passages that were labelled as wrong.
+        skipped: queries that were left out, for they have no relevant passage.
+    """
+
+    queries: list[str]
+    passages: list[str]
+    relevant: list[dict[int, float]]
+    negatives: list[list[int]]
+    skipped: int = 0
+
+
+def load_set(source: str, sample_size: int | None = None, seed: int = 42) -> RetrievalSet:
+    """Read a folder in the BEIR layout, or rows in any shape that training reads.
+
+    Args:
+        source: folder with corpus.jsonl, queries.jsonl and qrels/test.tsv; or a file, whose passages are the corpus.
+        sample_size: so many queries, drawn at random; the corpus stays whole.
+        seed: of the draw.
+
+    Raises:
+        UserError: naming file and line.
+    """
+    folder = Path(source).expanduser()
+    data = load_beir(str(folder)) if folder.is_dir() and not _is_rows(folder) else load_rows(source)
+    if sample_size is None or sample_size >= len(data.queries):
+        return data
+    picked = sorted(random.Random(seed).sample(range(len(data.queries)), sample_size))
+    return replace(
+        data,
+        queries=[data.queries[number] for number in picked],
+        relevant=[data.relevant[number] for number in picked],
+        negatives=[data.negatives[number] for number in picked],
+    )
+
+
+def load_rows(source: str) -> RetrievalSet:
+    """Rows of any training shape; all their passages are the corpus."""
+    return gather_rows(record for _, record in read_records([source]))
+
+
+def gather_rows(records: Iterable[Record], further: Iterable[str] = ()) -> RetrievalSet:
+    """A set of rows; those of one query are one query, and each different passage is there once.
+
+    Args:
+        records: the rows.
+        further: passages that are searched too.
+    """
+    numbers: dict[str, int] = {}
+    positives: dict[str, dict[int, float]] = {}
+    negatives: dict[str, list[int]] = {}
+    for record in records:
+        sides = (record.pos, record.neg)
+        right, wrong = ([numbers.setdefault(text, len(numbers)) for text in texts] for texts in sides)
+        positives.setdefault(record.query, {}).update(dict.fromkeys(right, 1.0))
+        negatives.setdefault(record.query, []).extend(wrong)
+    for text in further:
+        numbers.setdefault(text, len(numbers))
+    labelled = [[n for n in dict.fromkeys(negatives[query]) if n not in positives[query]] for query in positives]
+    return RetrievalSet(list(positives), list(numbers), list(positives.values()), labelled)
+
+
+def load_beir(folder: str, split: str = "test") -> RetrievalSet:
+    """Read a folder in the BEIR layout.
+
+    Passages are put into falling order of their ids, for that is how trec_eval ranks equal scores.
+
+    Raises:
+        UserError: naming file and line.
+    """
+    root = Path(folder)
+    rows = sorted(_jsonl(root / CORPUS), key=lambda row: row["_id"].encode(), reverse=True)
+    queries = {row["_id"]: row["text"] for row in _jsonl(root / "queries.jsonl")}
+    number = {row["_id"]: index for index, row in enumerate(rows)}
+    relevant: dict[str, dict[int, float]] = {}
+    path = root / "qrels" / f"{split}.tsv"
+    judged: set[tuple[str, str]] = set()
+    for line, text in enumerate(_lines(path), 1):
+        query, document, gain = _judgement(text)
+        if line == 1 and gain is None:
+            continue  # the header
+        if gain is None:
+            raise UserError(f"{path}:{line}: must be query-id, corpus-id and a score, tab-separated")
+        for identity, known, name in ((query, queries, "queries.jsonl"), (document, number, CORPUS)):
+            if identity not in known:
+                raise UserError(f"{path}:{line}: {identity!r} is not in {name}")
+        if (query, document) in judged:
+            raise UserError(f"{path}:{line}: {query!r} and {document!r} were judged before; keep one line of a pair")
+        judged.add((query, document))
+        relevant.setdefault(query, {}).update({number[document]: gain} if gain > 0 else {})
+    found = {query: gains for query, gains in relevant.items() if gains}
+    if not found:
+        raise UserError(f"{path}: no query has a relevant passage")
+    passages = [f"{row.get('title') or ''} {row['text']}".strip() for row in rows]
+    skipped = len(relevant) - len(found)
+    return RetrievalSet([queries[q] for q in found], passages, list(found.values()), [[] for _ in found], skipped)
+
+
+def _is_rows(folder: Path) -> bool:
+    """Whether a folder holds files of rows and is no BEIR folder."""
+    return not (folder / CORPUS).exists() and not (folder / "qrels").exists() and any(folder.glob("*.*"))
+
+
+def _judgement(line: str) -> tuple[str, str, float | None]:
+    """Query, document and gain of a qrels line; no gain when it is not one."""
+    try:
+        query, document, gain = line.split("\t")
+        return query, document, float(gain) if math.isfinite(float(gain)) else None
+    except ValueError:
+        return "", "", None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            empty = True
+            for line in file:
+                empty = False
+                yield line.rstrip("\r\n")
+        if empty:
+            raise UserError(f"{path}: is empty")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; --data needs corpus.jsonl, queries.jsonl, qrels/test.tsv") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            row = json.loads(line)
+            identity = str(row["_id"])
+            if not isinstance(row["text"], str):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f'{path}:{number}: must be an object with an "_id" and a "text"') from None
+        if identity in seen:
+            raise UserError(f"{path}:{number}: the _id {identity!r} was there before")
+        seen.add(identity)
+        rows.append({"_id": identity, "title": row.get("title"), "text": row["text"]})
+    return rows

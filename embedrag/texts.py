@@ -1,0 +1,70 @@
+"""Facts about single texts that cost little and need no model: hash, form for comparison, script, a bounded sample."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import unicodedata
+from collections import Counter
+from functools import cache
+
+SAMPLED_TEXTS = 10_000
+
+
+def digest(text: str) -> int:
+    """64 bits of a text's hash."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def normalise(text: str) -> str:
+    """A text as it is compared with the evaluation set: NFKC, without case, white space as single spaces.
+
+    >>> normalise(" Ｆrog  POND") == normalise("frog pond")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def scripts_of(text: str) -> Counter[str]:
+    """Letters of a text by script; Han characters beside kana count as kana.
+
+    >>> scripts_of("a 개구리 12")
+    Counter({'Hangul': 3, 'Latin': 1})
+    """
+    found: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        script = _script(character)
+        if script:
+            found[script] += count
+    if 10 * found["Kana"] > found["Han"] > 0:
+        found["Kana"] += found.pop("Han")
+    return +found
+
+
+class Sample:
+    """Up to `SAMPLED_TEXTS` of the texts that were added, each with the same chance to be among them."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.seen = 0
+        self._random = random.Random(0)
+
+    def add(self, text: str) -> None:
+        """See a text, and perhaps keep it."""
+        self.seen += 1
+        if len(self.texts) < SAMPLED_TEXTS:
+            self.texts.append(text)
+        elif (place := int(self._random.random() * self.seen)) < SAMPLED_TEXTS:
+            self.texts[place] = text
+
+
+@cache
+def _script(character: str) -> str:
+    """Script of a letter, from the first word of its Unicode name; empty for what is no letter."""
+    plain = unicodedata.normalize("NFKC", character)[:1]
+    if not plain.isalpha():
+        return ""
+    word = unicodedata.name(plain, "").split(" ")[0]
+    if word in ("CJK", "IDEOGRAPHIC"):
+        return "Han"
+    return "Kana" if word.startswith(("HIRAGANA", "KATAKANA")) else word.capitalize()
