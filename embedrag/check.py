@@ -206,7 +206,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield (
             f"evaluation: {evaluation['queries_in_training']:,} of {evaluation['queries']:,} queries of "
             f"{evaluation['source']} are in the training data; of its {evaluation['passages']:,} passages "
-            f"{evaluation['passages_in_training']:,} are, which is no fault by itself"
+            f"{evaluation['passages_in_training']:,} are, which is no fault by itself\n"
         )
     yield from _finding_lines(report["findings"])
 
@@ -227,7 +227,7 @@ def _finding_lines(findings: dict[str, Any]) -> Iterator[str]:
         yield "clean: no faults"
     else:
         worst = sum(item["level"] != FAULT for item in faults.values())
-        yield f"{len(faults)} kinds of faults" + (f", {worst} of which stop a training" if worst else "")
+        yield f"kinds of faults: {len(faults)}" + (f", of which {worst} stop a training" if worst else "")
 
 
 def _subject(kind: str, item: dict[str, Any]) -> str:

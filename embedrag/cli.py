@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": Command(config.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
     "mteb": Command(config.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
     "check": Command(config.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
+    "mine": Command(config.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
     "docstrings": Command(
         config.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
     ),

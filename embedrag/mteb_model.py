@@ -7,15 +7,12 @@ extra, imported when the command runs; nothing else needs it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tabulate import tabulate
-from torch import Tensor
 from tqdm import tqdm
 
 from embedrag.config import MtebOptions
@@ -23,6 +20,7 @@ from embedrag.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.errors import UserError, near_miss
 from embedrag.logs import say
 from embedrag.saved import load_encoder
+from embedrag.vectors import fingerprint
 
 INSTALL = 'pip install "mteb>=2.26,<3"'
 
@@ -130,18 +128,6 @@ def mteb_name(name: str) -> str:
         return name if "/" in name else f"local/{name}"
     folder = path.resolve().parent if path.is_file() else path.resolve()
     return "/".join(("local", *folder.parts[1:])[-2:])
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """16 hex digits that change with anything that changes a vector: weights, tokenizer, contract, precision."""
-    digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.contract}|{encoder.dtype}".encode())
-    for key, value in sorted(encoder.backbone.state_dict().items()):
-        digest.update(key.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()[:16]
 
 
 def find_tasks(names: Sequence[str], languages: Sequence[str] | None = None) -> list[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ from embedrag.shard import shard
 from embedrag.split import held_out_set, hold_out
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
-from embedrag.tokens import TokenBatch, TokenStore, open_store, record_texts
+from embedrag.tokens import TokenBatch, TokenStore, cache_folder, open_store, record_texts
 from embedrag.verify import choose_probes
 
 CALIBRATION_TOKENS = 1024
@@ -122,15 +121,14 @@ def prepare(options: TrainOptions) -> Run:
     dtype = pick_dtype(options.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
-    options = options.model_copy(update={"train_dataset": options.train_dataset or _default_dataset(_cache(options))})
+    cache = cache_folder(options.cache_dir)
+    options = options.model_copy(update={"train_dataset": options.train_dataset or _default_dataset(cache)})
     base = describe_base(options.model_name_or_path, options.trust_remote_code, options.local_files_only)
     contract, notices = settle(base, options)
     tokenizer = load_tokenizer(base, contract, options)
     evaluation = load_set(options.eval_dataset) if options.eval_dataset else None
     with processes.main_first():  # tokenises; the others then find it in the cache
-        store, found = open_store(
-            options.train_dataset or [], tokenizer, tokenizer.key, _cache(options), stream=options.stream
-        )
+        store, found = open_store(options.train_dataset or [], tokenizer, tokenizer.key, cache, stream=options.stream)
     for line in [*_data_lines(store, found), *_check_negatives(store, options), *notices]:
         say(line)
     if options.eval_split:
@@ -227,11 +225,6 @@ def with_engine(options: TrainOptions) -> TrainOptions:
         )
     say(f"processes: accelerate asks for {engine}; weights, gradients and optimizer state are cut by torch's FSDP2")
     return TrainOptions.model_validate(options.model_dump() | {"shard_weights": True})
-
-
-def _cache(options: TrainOptions) -> Path:
-    named = options.cache_dir or os.environ.get("EMBEDRAG_CACHE") or "~/.cache/embedrag"
-    return Path(named).expanduser()
 
 
 def _default_dataset(cache: Path) -> list[str]:

@@ -23,7 +23,7 @@ from embedrag.retrieval import RetrievalSet
 from embedrag.texts import Sample, digest, normalise, scripts_of
 
 SIDES = ("query", "positive", "negative")
-SCRIPT_CHARACTERS = 500  # of each text that are looked at
+SCRIPT_CHARACTERS = 200  # of each text that are looked at
 MIXED_SHARE = 0.2
 KEYS_KEPT = 1000
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import zlib
@@ -163,6 +164,11 @@ class TokenStore:
         pieces = [self.token_ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
         return TokenBatch(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), torch.from_numpy(offsets))
+
+
+def cache_folder(named: str | None) -> Path:
+    """Where things are kept that can be computed again: `--cache_dir`, $EMBEDRAG_CACHE, or a folder of the user's."""
+    return Path(named or os.environ.get("EMBEDRAG_CACHE") or "~/.cache/embedrag").expanduser()
 
 
 def open_store(

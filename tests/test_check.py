@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from embedrag import faults
 from embedrag.cli import main
 from embedrag.errors import UserError
-from embedrag.faults import FAULT, KINDS, NOTE, Rows, compare, short_report
+from embedrag.faults import FAULT, KINDS, NOTE, Rows, compare
 from embedrag.records import MAX_LINE, read_records
 from embedrag.survey import survey
 from embedrag.texts import SAMPLED_TEXTS, Sample, normalise, scripts_of
@@ -450,7 +450,7 @@ def test_broken_file_is_explained_and_not_mended(name: str, tmp_path: Path, caps
 
 
 def test_file_that_ends_early_does_not_hide_the_next_one(write_jsonl, tmp_path: Path) -> None:
-    first, second = tmp_path / "a.jsonl", write_jsonl([{"query": ""}], "b.jsonl")
+    first, second = tmp_path / "a.jsonl", write_jsonl([{"query": "", "pos": "p"}], "b.jsonl")
     first.write_bytes(GOOD + b"\xff\n")
     found = report_of(tmp_path, first, second)["findings"]
     assert f"{first}:2: not UTF-8" in found["file"]["first"][0]["text"]
@@ -520,14 +520,15 @@ def test_check_is_a_command_that_loads_no_torch(rows, write_jsonl) -> None:
 # At the start of a training
 
 
-def test_start_of_a_training_tells_what_check_finds(faulty: Path, tmp_path: Path) -> None:
+def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
+    from embedrag.prepare import _data_lines
     from embedrag.tokens import open_store
 
     def lines(rows: list[dict[str, Any]], name: str) -> list[str]:
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         store, _ = open_store([str(path)], lambda _, texts: [[1]] * len(texts), name, tmp_path / "cache")
-        return list(short_report(Rows(store.row_texts, store.row_offsets, store.row_positives)))
+        return list(_data_lines(store, False))[2:]
 
     good = [{"query": f"q{i // 2}", "pos": [f"p{i}"], "neg": ["n"]} for i in range(20)]
     assert lines(good, "good") == []

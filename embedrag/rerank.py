@@ -1,0 +1,61 @@
+"""A cross-encoder as a judge: it reads query and passage together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedrag.backbone import quiet
+from embedrag.device import pick_device
+from embedrag.errors import UserError
+
+BATCH = 32
+
+
+class CrossEncoder:
+    """A model with one relevance score, such as `BAAI/bge-reranker-v2-m3` or `cross-encoder/ms-marco-MiniLM-L6-v2`."""
+
+    def __init__(self, name: str, device: str = "auto", trust_remote_code: bool = False) -> None:
+        """Load model and tokenizer.
+
+        Raises:
+            UserError: when it can't be read, or has more or less than one score.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        where = pick_device(device)
+        try:
+            with quiet():
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+                self._model: Any = AutoModelForSequenceClassification.from_pretrained(
+                    name, trust_remote_code=trust_remote_code
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"--score_with {name}: can't be loaded ({str(error).strip().splitlines()[0]})") from None
+        if self._model.config.num_labels != 1:
+            count = self._model.config.num_labels
+            raise UserError(f"--score_with {name}: gives {count} scores for a pair; name a cross-encoder with one")
+        self._model.to(where).eval()
+        self._device = where
+        self._limit = min(getattr(self._tokenizer, "model_max_length", 512), 1024)
+
+    @torch.no_grad()
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """[pairs] chance, between 0 and 1, that the passage answers the query."""
+        found = np.empty(len(pairs), np.float32)
+        order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0]) - len(pairs[number][1]))
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            tokens = self._tokenizer(
+                [pairs[place][0] for place in places],
+                [pairs[place][1] for place in places],
+                padding=True,
+                truncation=True,
+                max_length=self._limit,
+                return_tensors="pt",
+            ).to(self._device)
+            found[places] = self._model(**tokens).logits[:, 0].float().sigmoid().cpu().numpy()
+        return found

@@ -1,0 +1,81 @@
+"""Vectors of a corpus, kept on the disk and mapped: they are computed once for a model and its texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from embedrag.encoder import Encoder
+from embedrag.errors import RunError, UserError
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """16 hex digits that change with anything that changes a vector: weights, tokenizer, contract, precision."""
+    digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.contract}|{encoder.dtype}".encode())
+    for key, value in sorted(encoder.backbone.state_dict().items()):
+        digest.update(key.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]
+
+
+def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Path) -> tuple[np.ndarray, bool]:
+    """Vectors of texts, as the model gives them.
+
+    Args:
+        encoder: the model.
+        texts: n of them.
+        role: `query` or `passage`.
+        cache: folder of all such files; a new one appears when it is whole.
+
+    Returns:
+        [n, D] float32, mapped from the disk, and whether it was there already.
+
+    Raises:
+        UserError: when the file there is not what this model would write.
+        RunError: when it can't be written.
+    """
+    digest = hashlib.sha256(f"{fingerprint(encoder)}|{role}|{len(texts)}".encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
+    path = cache / f"vectors-{digest.hexdigest()[:24]}.npy"
+    shape = (len(texts), encoder.dimension)
+    found = path.exists()
+    if not found:
+        _write(path, encoder, texts, role, shape)
+    try:
+        vectors: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it, and it is written anew") from None
+    if vectors.shape != shape or vectors.dtype != np.float32:
+        raise UserError(
+            f"{path}: holds {vectors.dtype} {list(vectors.shape)}, and this model and corpus give float32 "
+            f"{list(shape)}; remove it, and it is written anew"
+        )
+    return vectors, found
+
+
+def _write(path: Path, encoder: Encoder, texts: Sequence[str], role: str, shape: tuple[int, int]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        done = 0
+        with tqdm(total=len(texts), unit="text", desc="corpus", dynamic_ncols=True, leave=False) as bar:
+            for block in encoder.blocks(texts, role, bar.update):
+                vectors[done : done + len(block)] = block
+                done += len(block)
+        vectors.flush()
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"--cache_dir {path.parent}: not written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,186 @@
+"""Scores during a training: what is held out, what is kept, when it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedrag.cli import main
+from embedrag.errors import UserError
+from embedrag.records import read_records
+from embedrag.split import held_out_set, hold_out
+from embedrag.state import BEST, checkpoints
+from embedrag.tokens import TokenStore, open_store
+from tests.test_processes import run as run_process
+from tests.test_resume import cut
+
+ROWS = [
+    {
+        "query": f"what is item {i} about",
+        "pos": [f"item {i} is a thing of kind {i % 7}"],
+        "neg": [f"item {i + 1} of {i}"],
+    }
+    for i in range(40)
+]
+
+
+@pytest.fixture
+def data(write_jsonl: Callable[..., Path]) -> Path:
+    return write_jsonl(ROWS)
+
+
+def words(model: str, data: Path, output: Path, *more: str) -> list[str]:
+    fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
+    return ["train", *fixed, "--finetune_type", "lora", "--lr", "3e-3", "--batch_size", "8", *more]
+
+
+def log(output: Path) -> dict[str, Any]:
+    return json.loads((output / "detailed_training_logs.json").read_text())
+
+
+def store_of(path: Path, folder: Path) -> TokenStore:
+    def tokenize(role: str, texts: list[str]) -> list[list[int]]:
+        return [[1, 2] for _ in texts]
+
+    return open_store([str(path)], tokenize, "key", folder)[0]
+
+
+def test_neither_a_held_out_query_nor_its_passage_is_trained_on_as_a_pair(
+    write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rows 3i and 3i+1 share a query, 3i+1 and 3i+2 a positive."""
+    rows = []
+    for i in range(30):
+        rows += [
+            {"query": f"q{i}", "pos": [f"a{i}"]},
+            {"query": f"q{i}", "pos": [f"b{i}"], "neg": [f"a{i + 1}"]},
+            {"query": f"r{i}", "pos": [f"c{i}", f"b{i}"]},
+        ]
+    path = write_jsonl(rows)
+    store = store_of(path, tmp_path / "cache")
+    kept, held = hold_out(store, 0.1, seed=1)
+    assert len(held) == 9 and len(kept) == 81
+    records = [record for _, record in read_records([str(path)])]
+    out = [records[row] for row in held]
+    left = [records[int(place.rsplit(":", 1)[1]) - 1] for place in (kept.place(i) for i in range(len(kept)))]
+    assert len(left) == 81
+    for side in (lambda record: {record.query}, lambda record: set(record.pos)):
+        assert not set().union(*map(side, out)) & set().union(*map(side, left))
+    for number, record in enumerate(left):  # the rows that are left are whole
+        query, positives, negatives = kept.row(number)
+        assert (len(positives), len(negatives)) == (len(record.pos), len(record.neg))
+        assert query in kept.row_texts and len(kept.known(query)) >= 1
+    again, same = hold_out(store, 0.1, seed=1)
+    assert np.array_equal(held, same) and again.checksum == kept.checksum != store.checksum
+    assert not np.array_equal(hold_out(store, 0.1, seed=2)[1], held)
+    data = held_out_set([str(path)], held, len(store), seed=1)
+    assert set(data.queries) == {record.query for record in out}
+    assert len(data.passages) == len({text for record in records for text in (*record.pos, *record.neg)})
+
+
+def test_rows_that_hang_together_cannot_be_split(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    store = store_of(write_jsonl([{"query": f"q{i}", "pos": ["the same"]} for i in range(9)]), tmp_path)
+    with pytest.raises(UserError, match="--eval_split 0.2: of 9 rows 0 could be held out"):
+        hold_out(store, 0.2, 0)
+
+
+def test_base_is_scored_first_and_final_is_the_best_state(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(words(tiny_bert, data, output, "--eval_split", "0.2", "--eval_steps", "2", "--epochs", "2")) == 0
+    rows = log(output)["eval_logs"]
+    assert [row["global_step"] for row in rows] == [0, 2, 4, 6, 8] and rows[0]["epoch"] == 0
+    best = max(rows[1:], key=lambda row: row["ndcg@10"])
+    assert best["ndcg@10"] > rows[0]["ndcg@10"]
+    for file in (output / f"{BEST}{best['global_step']}").glob("*.*"):
+        assert (output / "final" / file.name).read_bytes() == file.read_bytes()
+    result = json.loads((output / "evaluation.json").read_text())
+    assert result["verdict"] == "better" and result["ndcg@10"] == best["ndcg@10"]
+    assert result["baseline_metrics"]["ndcg@10"] == rows[0]["ndcg@10"]
+    assert {"step": best["global_step"], "loss": None, "ndcg@10": best["ndcg@10"]} in result["curve"]
+    assert "<html" in (output / "evaluation.html").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    assert "8 rows are held out, 32 are trained on" in said and "verdict: better: ndcg@10" in said
+
+
+def test_run_ends_early_without_patience_and_is_then_complete(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--eval_dataset", str(data), "--eval_steps", "1", "--early_stopping_patience", "2", "--epochs", "50"]
+    more += ["--metric_for_best", "recall@100", "--save_steps", "2"]  # all 80 passages, so it is 1 from the start
+    output = tmp_path / "out"
+    assert main(words(tiny_bert, data, output, *more)) == 0
+    assert [row["global_step"] for row in log(output)["eval_logs"]] == [0, 1, 2, 3]
+    assert log(output)["training_summary"]["stopped_early"] is True
+    assert json.loads((output / "evaluation.json").read_text())["verdict"] == "no clear difference"
+    assert "2 evaluations brought nothing better" in capsys.readouterr().out
+    assert main(words(tiny_bert, data, output, *more, "--resume", "auto")) == 0
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_continued_run_has_the_scores_of_the_unbroken_one(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    more = [
+        "--eval_split",
+        "0.2",
+        "--eval_steps",
+        "2",
+        "--epochs",
+        "2",
+        "--save_steps",
+        "1",
+        "--save_total_limit",
+        "99",
+    ]
+    whole = tmp_path / "whole"
+    assert main(words(tiny_bert, data, whole, *more)) == 0
+    part = cut(whole, tmp_path / "part", 5)
+    assert checkpoints(part)[0].step == 5
+    assert main(words(tiny_bert, data, part, *more, "--resume", "auto")) == 0
+
+    def figures(output: Path) -> list[dict[str, Any]]:
+        times = ("seconds", "timestamp")
+        return [{name: row[name] for name in row if name not in times} for row in log(output)["eval_logs"]]
+
+    assert figures(part) == figures(whole)
+    a, b = (json.loads((folder / "evaluation.json").read_text()) for folder in (whole, part))
+    assert a["comparison"] == b["comparison"] and a["map"] == b["map"]
+    final = [(folder / "final" / "adapter_model.safetensors").read_bytes() for folder in (whole, part)]
+    assert final[0] == final[1]
+
+
+def test_two_processes_share_the_evaluation(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    more = ["--eval_dataset", str(data), "--epochs", "1", "--lora_dropout", "0"]
+    assert main(words(tiny_bert, data, tmp_path / "one", *more)) == 0
+    two = [*words(tiny_bert, data, tmp_path / "two", *more), "--batch_size", "4", "--num_processes", "2"]
+    result = run_process(sys.executable, "-m", "embedrag", *two)
+    assert result.returncode == 0, result.stderr
+    one, other = log(tmp_path / "one")["eval_logs"], log(tmp_path / "two")["eval_logs"]
+    assert one[0]["ndcg@10"] == pytest.approx(other[0]["ndcg@10"], abs=1e-6)
+    assert one[-1]["mean_positive_score"] == pytest.approx(other[-1]["mean_positive_score"], abs=1e-3)
+    assert result.stdout.count("verdict: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--eval_steps", "2"], "--eval_steps needs --eval_dataset or --eval_split"),
+        (["--early_stopping_patience", "2"], "--early_stopping_patience needs --eval_dataset or --eval_split"),
+        (["--eval_split", "0.1", "--eval_dataset", "x"], "--eval_split contradicts --eval_dataset"),
+        (["--eval_split", "1"], "--eval_split"),
+        (["--eval_split", "0.1", "--metric_for_best", "accuracy"], "--metric_for_best"),
+        (["--eval_dataset", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_wrong_flags_are_named(
+    tiny_bert: str, data: Path, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(tiny_bert, data, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
