@@ -138,6 +138,11 @@ def prepare(options: TrainOptions) -> Run:
         say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are trained on")
     if evaluation:
         say(f"evaluation: {len(evaluation.queries):,} queries, {len(evaluation.passages):,} passages")
+    if not options.gather_negatives and len(store) < 2 * processes.size:
+        raise UserError(
+            f"--gather_negatives false: {len(store)} rows are too few for {processes.size} processes with rows of their "
+            "own; lower --num_processes"
+        )
     if checkpoint:
         check_processes(checkpoint, processes.size, options.steps_per_epoch)
         check_data(checkpoint, store.checksum)

@@ -16,6 +16,7 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+from embedrag.budget import is_out_of_memory
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.processes import Processes, share_out
@@ -67,6 +68,31 @@ def test_gradient_of_several_processes_is_that_of_one(
         torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-6, atol=1e-6)
         halved = {name: value / size for name, value in found.items()}
         assert error(halved, expected) > 0.1
+
+
+def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
+    processes = Processes(rank, size, rank, size)
+    found = []
+    for who in (None, 1):
+
+        def work(who: int | None = who) -> int:
+            if rank == who:
+                raise MemoryError("mine")
+            return rank
+
+        try:
+            found.append(processes.together(work, is_out_of_memory))
+        except MemoryError as error:
+            found.append(type(error).__name__)
+    Path(f"{out}-{rank}").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_memory_that_runs_out_in_one_process_has_run_out_in_all(tmp_path: Path) -> None:
+    mp.spawn(short_of_memory, (2, str(tmp_path / "meet"), str(tmp_path / "out")), 2)
+    found = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in (0, 1)]
+    assert found == [[0, "OutOfMemoryElsewhereError"], [1, "MemoryError"]]
 
 
 def test_gradient_of_a_wrong_scale_is_found_at_the_start(

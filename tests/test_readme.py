@@ -53,6 +53,9 @@ def test_bash_commands_run_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "queries.npy").stat().st_size > 1000
     assert (tmp_path / "outputs" / "merged" / "merge_config.json").exists()
     assert (tmp_path / "outputs" / "docs.jsonl").stat().st_size > 1000
+    assert "ndcg@10" in json.loads((tmp_path / "outputs" / "metrics.json").read_text())
+    assert "<html" in (tmp_path / "outputs" / "report.html").read_text()
+    assert '"teacher_scores"' in (tmp_path / "outputs" / "mined.jsonl").read_text()
 
 
 def test_commands_that_need_a_gpu_or_a_hub_have_right_flags(monkeypatch: pytest.MonkeyPatch) -> None:
