@@ -26,6 +26,7 @@ from embedrag.files import write_atomic
 from embedrag.logs import say
 from embedrag.metrics import METRICS
 from embedrag.processes import Processes
+from embedrag.report import write_html
 from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.saved import load_encoder
 from embedrag.search import TopK, search_faiss
@@ -231,10 +232,14 @@ def run(options: EvaluateOptions) -> int:
     if options.output:
         write_atomic(Path(options.output).expanduser(), json.dumps(result, indent=2, ensure_ascii=False))
     if options.html:
-        from embedrag.report import write_html  # plots take a second to load
-
         write_html(result, Path(options.html).expanduser())
     return 0
+
+
+def leave(result: dict[str, Any], folder: Path) -> None:
+    """Write evaluation.json and evaluation.html, the page, into the folder of a run."""
+    write_atomic(folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False))
+    write_html(result, folder / "evaluation.html")
 
 
 def outcome(data: RetrievalSet, tuned: Scores, base: Scores | None, metric: str) -> dict[str, Any]:

@@ -24,13 +24,12 @@ from embedrag.cached import random_state, set_random_state
 from embedrag.checkpoint import save_model
 from embedrag.config import TrainOptions
 from embedrag.errors import StoppedError
-from embedrag.evaluate import lines, outcome, training_curve
+from embedrag.evaluate import leave, lines, outcome, training_curve
 from embedrag.files import atomic_folder, write_atomic
 from embedrag.logs import RunLog, now, say
 from embedrag.monitor import Monitor
 from embedrag.optimize import Optimization
 from embedrag.prepare import Run
-from embedrag.report import write_html
 from embedrag.resume import engine_state
 from embedrag.sampling import Batch, Batches, steps_of_epoch
 from embedrag.shard import whole
@@ -219,8 +218,7 @@ class Trainer:
         result |= outcome(self.run.evaluation, self.monitor.best, self.monitor.base, self.monitor.metric)
         result["curve"] = training_curve(folder / "final", self.monitor.metric)
         if self.processes.main:
-            write_atomic(folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False))
-            write_html(result, folder / "evaluation.html")
+            leave(result, folder)
         say(f"evaluation: final/ is the state after step {self.monitor.best_step}")
         for line in lines(result):
             say(line)

@@ -30,7 +30,7 @@ from embedrag.dequantize import QuantizedLayers, quantized_layers
 from embedrag.errors import UserError
 from embedrag.files import atomic_folder, write_json
 from embedrag.logs import now, say
-from embedrag.saved import SETTINGS, model_settings, saved_contract
+from embedrag.saved import MERGE, SETTINGS, model_settings, saved_contract
 from embedrag.tensorfile import PickledFile, TensorFile, blocks, write_tensors
 from embedrag.verify import Closeness, check, closeness, embed_merged, embed_trained, read_probes
 
@@ -108,7 +108,7 @@ def run(options: MergeOptions) -> int:
             record["verification"] = "skipped (--no_verify)"
         else:
             record["verification"] = _prove(plan, base, root, folder, onto, quantization, options)
-        write_json(folder / "merge_config.json", record)
+        write_json(folder / MERGE, record)
         write_card(folder, base.name, settings, record, results=training_section(adapter.file.parent))
     say(f"done: {output}" + (" (not verified: --no_verify)" if options.no_verify else ""))
     return 0
@@ -120,7 +120,7 @@ def _check_output(output: Path, options: MergeOptions) -> None:
         return
     if not options.overwrite:
         raise UserError(f"--output_path {output}: exists; name another folder, or replace it with --overwrite")
-    if not (output / "merge_config.json").is_file():
+    if not (output / MERGE).is_file():
         raise UserError(f"--output_path {output}: --overwrite replaces merged models only, and this is none")
 
 

@@ -7,9 +7,8 @@ is written into the output folder here.
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from embedrag import __version__
@@ -35,27 +33,25 @@ from embedrag.budget import longest_texts, settle_budget
 from embedrag.checkpoint import check_output_dir, check_sources
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, Contract, check_local_path, describe_base, load_tokenizer, settle
+from embedrag.data import default_dataset, open_data
 from embedrag.device import bfloat16_multiplies_faster, describe, fastest, pick_device, pick_dtype
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.faults import Rows, short_report
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
 from embedrag.processes import Processes, join, wants_sharding
 from embedrag.records import local_files, read_records
 from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
-from embedrag.retrieval import RetrievalSet, load_set
+from embedrag.retrieval import RetrievalSet
 from embedrag.sampling import make_batch
 from embedrag.selftest import left_padding_distance, processes_distance, self_test
 from embedrag.shard import shard
-from embedrag.split import held_out_set, hold_out
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
-from embedrag.tokens import TokenBatch, TokenStore, cache_folder, open_store, record_texts
+from embedrag.tokens import TokenBatch, TokenStore, record_texts
 from embedrag.verify import choose_probes
 
 CALIBRATION_TOKENS = 1024
-DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
 PROBED_ROWS = 200
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 
@@ -121,28 +117,13 @@ def prepare(options: TrainOptions) -> Run:
     dtype = pick_dtype(options.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
-    cache = cache_folder(options.cache_dir)
-    options = options.model_copy(update={"train_dataset": options.train_dataset or _default_dataset(cache)})
+    options = options.model_copy(update={"train_dataset": options.train_dataset or default_dataset(options)})
     base = describe_base(options.model_name_or_path, options.trust_remote_code, options.local_files_only)
     contract, notices = settle(base, options)
     tokenizer = load_tokenizer(base, contract, options)
-    evaluation = load_set(options.eval_dataset) if options.eval_dataset else None
-    with processes.main_first():  # tokenises; the others then find it in the cache
-        store, found = open_store(options.train_dataset or [], tokenizer, tokenizer.key, cache, stream=options.stream)
-    for line in [*_data_lines(store, found), *_check_negatives(store, options), *notices]:
+    for line in notices:
         say(line)
-    if options.eval_split:
-        total = len(store)
-        store, held = hold_out(store, options.eval_split, options.seed)
-        evaluation = held_out_set(options.train_dataset or [], held, total, options.seed, options.stream)
-        say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are trained on")
-    if evaluation:
-        say(f"evaluation: {len(evaluation.queries):,} queries, {len(evaluation.passages):,} passages")
-    if not options.gather_negatives and len(store) < 2 * processes.size:
-        raise UserError(
-            f"--gather_negatives false: {len(store)} rows are too few for {processes.size} processes with rows of their "
-            "own; lower --num_processes"
-        )
+    store, evaluation = open_data(options, tokenizer, processes)
     if checkpoint:
         check_processes(checkpoint, processes.size, options.steps_per_epoch)
         check_data(checkpoint, store.checksum)
@@ -230,54 +211,6 @@ def with_engine(options: TrainOptions) -> TrainOptions:
         )
     say(f"processes: accelerate asks for {engine}; weights, gradients and optimizer state are cut by torch's FSDP2")
     return TrainOptions.model_validate(options.model_dump() | {"shard_weights": True})
-
-
-def _default_dataset(cache: Path) -> list[str]:
-    """Where data is looked for when none is named: two well-known paths, then a demo set that is written here."""
-    for name in DEFAULT_DATASETS:
-        if Path(name).is_file():
-            say(f"data: no --train_dataset named; {name} is used")
-            return [name]
-    from embedrag.tools.docstrings import collect, to_rows
-
-    path = cache / "demo_pairs.jsonl"
-    say(f"data: no --train_dataset named, and no {' or '.join(DEFAULT_DATASETS)}; a demo set is written to {path}")
-    cache.mkdir(parents=True, exist_ok=True)
-    rows = to_rows(collect(["stdlib"]), neg_nums=4, seed=42)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return [str(path)]
-
-
-def _data_lines(store: TokenStore, found: bool) -> Iterator[str]:
-    report = store.report
-    shapes = "; ".join(f"{count:,} × {{{shape}}}" for shape, count in report["shapes"].items())
-    yield f"data: {report['rows']:,} rows ({shapes}) from {', '.join(store.sources)}"
-    yield (
-        f"data: {report['unique_texts']:,} different texts, {len(store.token_ids):,} tokens "
-        f"({'tokenised before' if found else 'tokenised now'}); {report['mean_negatives']:.1f} negatives a row, "
-        f"{report['rows_without_negatives']:,} rows with none"
-    )
-    if report["dropped_negatives"]:
-        places = ", ".join(report["dropped_at"])
-        count = report["dropped_negatives"]
-        yield f"data: {count} negatives dropped (blank, doubled, or equal to a positive): {places}"
-    yield from short_report(Rows(store.row_texts, store.row_offsets, store.row_positives))
-
-
-def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
-    """Refuse a setting in which nothing can be learnt, and tell of rows that will not count."""
-    without = store.report["rows_without_negatives"]
-    none = without == len(store) or options.neg_nums == 0
-    alone = min(options.batch_size, len(store)) == 1 or len(np.unique(store.known_positives)) == 1
-    if none and (alone or options.candidates == "hard"):
-        raise UserError(
-            "this setting leaves no negatives at all, so nothing can be learnt: "
-            + ("the rows have none" if options.neg_nums else "--neg_nums is 0")
-            + f", and --candidates {options.candidates} with --batch_size {options.batch_size} adds none of other rows"
-            + "; give rows negatives, or use --candidates all with --batch_size 2 or more"
-        )
-    if alone and without and options.batch_size == 1:
-        yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"
 
 
 def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:

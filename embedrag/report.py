@@ -13,6 +13,7 @@ import base64
 import hashlib
 import html
 import math
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable
@@ -39,6 +40,14 @@ WORDS = {
     "better": "The tuned model is better",
     "worse": "The tuned model is worse",
     "no clear difference": "No clear difference between the tuned model and the base",
+}
+TITLES = {
+    "bars": "Metrics",
+    "differences": "Tuned − base, with 95 % interval",
+    "histogram-baseline": "Scores of positives and negatives: base",
+    "histogram-model": "Scores of positives and negatives: the model",
+    "curve": "Training",
+    "map": "Map of queries and passages: near means similar to the model",
 }
 FORGOTTEN = {
     "better": "Nothing forgotten, better here too",
@@ -143,6 +152,35 @@ def figures(result: dict[str, Any], rows: list[Row]) -> dict[str, Figure]:
         "map": _map((result.get("map") or {}).get("points") or []),
     }
     return {name: figure for name, figure in made.items() if figure}
+
+
+def drawings(result: dict[str, Any]) -> dict[str, Any]:
+    """The same figures for a notebook, as Plotly's own objects: with titles, in the page's light colours."""
+    from plotly.graph_objects import Figure as Drawing
+
+    light = (TEMPLATES / "report.html").read_text(encoding="utf-8").partition("@media")[0]
+    colours = dict(re.findall(r"(--[a-z]+): (#\w+);", light))
+    made = {}
+    for name, figure in figures(result, _rows(result.get("comparison"))).items():
+        drawing = made[name] = Drawing(_coloured(figure, colours))
+        title = {"text": TITLES[name], "font_size": 15, "x": 0, "xref": "paper", "yref": "container", "y": 0.98}
+        drawing.update_layout(
+            title=title | {"yanchor": "top"},
+            height=drawing.layout.height + 34,
+            margin_t=70,
+            paper_bgcolor=colours["--page"],
+        )
+    return made
+
+
+def _coloured(value: Any, colours: dict[str, str], key: str = "") -> Any:
+    """CSS variables under a key that ends in "color" -> their colours, as the page's script does it."""
+    if isinstance(value, dict):
+        return {name: _coloured(item, colours, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_coloured(item, colours, key) for item in value]
+    named = isinstance(value, str) and key.endswith("color") and value.startswith("var(")
+    return colours[value[4:-1]] if named else value
 
 
 def cut(text: Any, columns: int) -> str:

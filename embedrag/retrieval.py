@@ -59,6 +59,23 @@ def load_set(source: str, sample_size: int | None = None, seed: int = 42) -> Ret
     )
 
 
+def fewer_passages(data: RetrievalSet, count: int, seed: int = 42) -> RetrievalSet:
+    """The same queries among fewer passages: all labelled ones, and others drawn at random, `count` together.
+
+    With fewer passages to confuse, scores are higher than those of the whole set.
+    """
+    kept = {number for labelled in (*data.relevant, *data.negatives) for number in labelled}
+    others = [number for number in range(len(data.passages)) if number not in kept]
+    kept |= set(random.Random(seed).sample(others, min(len(others), max(0, count - len(kept)))))
+    place = {number: index for index, number in enumerate(sorted(kept))}
+    return replace(
+        data,
+        passages=[data.passages[number] for number in place],
+        relevant=[{place[number]: gain for number, gain in gains.items()} for gains in data.relevant],
+        negatives=[[place[number] for number in wrong] for wrong in data.negatives],
+    )
+
+
 def load_rows(source: str) -> RetrievalSet:
     """Rows of any training shape; all their passages are the corpus."""
     return gather_rows(record for _, record in read_records([source]))

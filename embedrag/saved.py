@@ -21,6 +21,7 @@ from embedrag.names import match_names
 from embedrag.tensorfile import TensorFile
 
 SETTINGS = "training_config.json"
+MERGE = "merge_config.json"
 
 
 def load_encoder(
@@ -89,6 +90,24 @@ def adapter_file(path: Path) -> Path | None:
 def model_settings(folder: Path) -> dict[str, Any]:
     """training_config.json of a folder that a run wrote; empty for any other model."""
     return _json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+
+
+def trained_from(name: str) -> str:
+    """The base of a merged, trained or adapter folder, as the folder tells it.
+
+    Raises:
+        UserError: when it does not tell.
+    """
+    path = Path(name).expanduser()
+    folder = path.parent if path.is_file() else path
+    for file, key in (
+        (MERGE, "base_model_path"),
+        (SETTINGS, "model_name_or_path"),
+        (CONFIG, "base_model_name_or_path"),
+    ):
+        if (folder / file).is_file() and (base := _json(folder / file).get(key)):
+            return str(base)
+    raise UserError(f"{name}: no {MERGE} or {SETTINGS} tells what it was trained from")
 
 
 def saved_contract(folder: Path, base: Base) -> Contract:

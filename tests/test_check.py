@@ -521,7 +521,7 @@ def test_check_is_a_command_that_loads_no_torch(rows, write_jsonl) -> None:
 
 
 def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
-    from embedrag.prepare import _data_lines
+    from embedrag.data import _data_lines
     from embedrag.tokens import open_store
 
     def lines(rows: list[dict[str, Any]], name: str) -> list[str]:

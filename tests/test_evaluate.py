@@ -12,7 +12,7 @@ import pytest
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.evaluate import score, winners
-from embedrag.retrieval import RetrievalSet, load_beir, load_rows, load_set
+from embedrag.retrieval import RetrievalSet, fewer_passages, load_beir, load_rows, load_set
 from embedrag.saved import load_encoder
 from embedrag.verdict import comparison, difference, p_value, verdict
 
@@ -98,6 +98,17 @@ def test_sample_keeps_the_passages_and_is_the_same_each_time(write_jsonl: Callab
     assert one == other and len(one.queries) == 5 and len(one.passages) == 20
     assert [one.passages[next(iter(rel))][1:] for rel in one.relevant] == [query[1:] for query in one.queries]
     assert len(load_set(path, 99).queries) == 20
+
+
+def test_fewer_passages_keep_what_is_labelled_and_their_order() -> None:
+    data = RetrievalSet(["q", "r"], [f"p{i}" for i in range(30)], [{7: 2.0}, {29: 1.0, 3: 1.0}], [[], [7, 12]])
+    few = fewer_passages(data, 10)
+    assert few == fewer_passages(data, 10) and few.queries == data.queries and len(few.passages) == 10
+    assert few.passages == sorted(few.passages, key=lambda text: int(text[1:]))
+    named = [{few.passages[n]: gain for n, gain in gains.items()} for gains in few.relevant]
+    assert named == [{"p7": 2.0}, {"p29": 1.0, "p3": 1.0}]
+    assert [few.passages[n] for n in few.negatives[1]] == ["p7", "p12"]
+    assert fewer_passages(data, 1).passages == ["p3", "p7", "p12", "p29"] and fewer_passages(data, 99) == data
 
 
 def test_verdict_tells_a_real_gain_from_noise_and_from_a_loss() -> None:

@@ -16,18 +16,19 @@ from typing import Any
 from embedrag.config import DemoOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
 from embedrag.errors import UserError
-from embedrag.evaluate import score
+from embedrag.evaluate import leave, outcome, score, training_curve
 from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
 from embedrag.retrieval import load_set
 from embedrag.saved import load_encoder
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.train import train
-from embedrag.verdict import comparison, table
+from embedrag.verdict import table
 
 PAIRS = 3000
 HELD_OUT = 0.12
 SEED = 42
+METRIC = "ndcg@10"
 # Sized for minutes on two cores: short texts, in-batch negatives only, no dropout in a single epoch.
 TRAINING: dict[str, Any] = {
     "finetune_type": "lora",
@@ -56,7 +57,7 @@ def run(options: DemoOptions) -> int:
     _write_eval(data / "eval", pairs, held_out)
     say(f"data: {len(kept):,} rows to train on, {len(held_out):,} queries of other modules, {len(pairs):,} passages")
     retrieval = load_set(str(data / "eval"))
-    base = score(load_encoder(model), retrieval, [10], "base").metrics
+    base = score(load_encoder(model), retrieval, [10], "base")
     train(
         TrainOptions(
             model_name_or_path=model,
@@ -70,11 +71,16 @@ def run(options: DemoOptions) -> int:
     )
     merged = folder / "run" / "merged"
     encoder = load_encoder(str(merged))
-    rows = comparison(base, score(encoder, retrieval, [10], "tuned").metrics)
+    result: dict[str, Any] = {"model": str(merged), "baseline": model, "data": str(data / "eval")}
+    result |= outcome(retrieval, score(encoder, retrieval, [10], "tuned"), base, METRIC)
+    result["curve"] = training_curve(merged, METRIC)
+    leave(result, merged.parent)
+    rows = result["comparison"]
     minutes, memory = (time.monotonic() - start) / 60, peak_memory_bytes(encoder.device) / 2**30
     write_atomic(folder / "verdict.json", json.dumps({"minutes": minutes, "peak_gib": memory, "rows": rows}, indent=2))
     say(f"\n{table(rows)}\n\n{len(held_out)} queries of modules that were not trained on, {len(pairs):,} passages")
     say(f"{minutes:.1f} minutes, peak memory {memory:.1f} GiB; the model is in {merged}")
+    say(f"all about it, with plots: {merged.parent / 'evaluation.html'}; the same as data: evaluation.json beside it")
     return 0
 
 
