@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from embedrag.errors import RunError
-from embedrag.report import cut, forgetting, headline, render, write_html
+from embedrag.report import cut, drawings, forgetting, headline, render, write_html
 
 EVIL = (
     '</script><script>document.title="hacked"</script><img src=x onerror="document.title=\'hacked\'">'
@@ -274,6 +274,18 @@ def test_figures_are_what_plotly_knows(full: Page) -> None:
         go.Figure(figure)  # refuses unknown names and values
     with pytest.raises(ValueError):
         go.Figure({"data": [{"type": "bar", "hovrtext": []}]})
+
+
+@pytest.mark.parametrize("result", [FULL, OWN, {}], ids=["full", "own", "empty"])
+def test_drawings_of_a_notebook_are_the_pages_figures_with_titles_and_plain_colours(result: dict[str, Any]) -> None:
+    made = drawings(result)
+    assert set(made) == set(Page(render(result)).figures)
+    for drawing in made.values():
+        assert drawing.layout.title.text and "var(" not in drawing.to_json()
+        assert drawing.layout.font.color == "#1b1f27", "the light one"
+    if result is FULL:
+        assert made["differences"].data[-1].marker.color == ("#177a43", "#6b7280")
+        assert "&lt;/script&gt;" in made["map"].data[2].hovertext[0].replace("<br>", "")
 
 
 def test_figures_show_the_numbers_of_the_result(full: Page) -> None:
