@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from tabulate import tabulate
 
 from embedrag.config import CheckOptions, TrainOptions
 from embedrag.contract import TextTokenizer, describe_base, load_tokenizer, settle
-from embedrag.errors import UserError, near_miss
+from embedrag.errors import UserError, flag_named, near_miss
 from embedrag.faults import FAULT, KINDS, NOTE
-from embedrag.files import atomic_file
+from embedrag.files import atomic_file, check_targets
 from embedrag.logs import say
 from embedrag.mend import fixed_line, write_fixed
 from embedrag.records import NEGATIVE_KEYS
 from embedrag.retrieval import load_set
-from embedrag.survey import SIDES, EvalTexts, Survey, expand, flag_named, survey
+from embedrag.survey import SIDES, EvalTexts, Survey, expand, survey
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured
@@ -42,7 +42,13 @@ def run(options: CheckOptions) -> int:
         UserError: when there is nothing to check, or nothing can be written.
     """
     files = expand(options.train_dataset)
-    _check_targets(options, files)
+    check_targets(
+        {"--fix": options.fix, "--output": options.output},
+        [*options.train_dataset, *files, options.eval],
+        options.overwrite,
+    )
+    if options.fix and Path(options.fix).suffix.lower() not in JSON_SUFFIXES:
+        raise UserError(f"--fix {options.fix}: must end in .jsonl")
     tokenizer = _tokenizer(options) if options.model else None
     evaluation = None
     if options.eval:
@@ -127,30 +133,6 @@ def percentiles(counts: Counter[int]) -> dict[str, int]:
     values = sorted(counts)
     reached = np.cumsum([counts[value] for value in values])
     return {name: values[int(np.searchsorted(reached, share * reached[-1]))] for name, share in PERCENTILES.items()}
-
-
-def _check_targets(options: CheckOptions, files: Sequence[str]) -> None:
-    """Refuse to write over what is read, over what is there, and into folders that are read; all problems together."""
-    sources = [Path(name).expanduser() for name in (*options.train_dataset, *files, options.eval) if name]
-    problems = []
-    for flag, name in (("--fix", options.fix), ("--output", options.output)):
-        if not name:
-            continue
-        path = Path(name).expanduser()
-        if any(source.exists() and path.exists() and source.samefile(path) for source in sources):
-            problems.append(f"{flag} {name}: is read by this command; name another file")
-        elif any(source.is_dir() and source.resolve() in path.resolve().parents for source in sources):
-            problems.append(f"{flag} {name}: lies in a folder that is read; name another place")
-        elif path.is_dir():
-            problems.append(f"{flag} {name}: a folder; name a file")
-        elif path.exists() and not options.overwrite:
-            problems.append(f"{flag} {name}: exists; name another file, or replace it with --overwrite")
-        elif flag == "--fix" and path.suffix.lower() not in JSON_SUFFIXES:
-            problems.append(f"{flag} {name}: must end in .jsonl")
-    if options.fix and options.output and Path(options.fix).resolve() == Path(options.output).resolve():
-        problems.append(f"--output {options.output}: is the file that --fix writes")
-    if problems:
-        raise UserError("\n".join(problems))
 
 
 def _tokenizer(options: CheckOptions) -> TextTokenizer:

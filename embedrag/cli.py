@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,6 +80,8 @@ def run(name: str, words: Sequence[str], prog: str) -> int:
         raise UserError(f"unknown command {name}{near_miss(name, COMMANDS)}; see embedrag --help")
     command = COMMANDS[name]
     options = parse(command.options, words, prog, command.text, command.config_file)
+    if name != "train" and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is then removed
     module, function = command.function.split(":")
     return int(getattr(importlib.import_module(module), function)(options) or 0)
 

@@ -498,6 +498,8 @@ class EvaluateOptions(Options):
     output: str | None = option(None, "JSON file for the result", group="evaluate", min_length=1)
     html: str | None = option(None, "HTML page for the result, with plots", group="evaluate", min_length=1)
     device: Device = option("auto", "where to compute", group="evaluate")
+    overwrite: bool = option(False, "replace the files", group="evaluate")
+    trust_remote_code: bool = option(False, "run Python code that comes with the models", group="evaluate")
 
     @model_validator(mode="after")
     def _agree(self) -> EvaluateOptions:

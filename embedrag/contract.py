@@ -277,6 +277,8 @@ def load_tokenizer(base: Base, contract: Contract, options: TrainOptions | None 
         raise UserError(f"{flag} {name}: no tokenizer can be read there ({str(error).splitlines()[0]})") from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{flag} {name}: only tokenizers with a tokenizer.json (fast tokenizers) are supported")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(f"{flag} {name}: no tokenizer files are there, so every word would be unknown; fetch them")
     vocabulary = getattr(base.config, "vocab_size", None)
     if vocabulary and len(tokenizer) > vocabulary:
         raise UserError(

@@ -35,18 +35,20 @@ def open_data(
         UserError: for bad rows, for settings in which nothing can be learnt from them.
     """
     sources = options.train_dataset or []
-    evaluation = load_set(options.eval_dataset) if options.eval_dataset else None
+    evaluation = load_set(options.eval_dataset, flag="--eval_dataset") if options.eval_dataset else None
     with processes.main_first():
         store, found = open_store(
             sources, tokenizer, tokenizer.key, cache_folder(options.cache_dir), stream=options.stream
         )
-    for line in [*_data_lines(store, found), *_check_negatives(store, options)]:
+    for line in _data_lines(store, found):
         say(line)
     if options.eval_split:
         total = len(store)
         store, held = hold_out(store, options.eval_split, options.seed)
         evaluation = held_out_set(sources, held, total, options.seed, options.stream)
         say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are trained on")
+    for line in _check_negatives(store, options):
+        say(line)
     if evaluation:
         say(f"evaluation: {len(evaluation.queries):,} queries, {len(evaluation.passages):,} passages")
     if not options.gather_negatives and len(store) < 2 * processes.size:

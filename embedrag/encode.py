@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from embedrag.config import EncodeOptions
 from embedrag.encoder import TEXTS_PER_BLOCK
-from embedrag.errors import RunError, UserError
+from embedrag.errors import UserError
+from embedrag.files import check_targets, write_vectors
 from embedrag.logs import say
-from embedrag.records import TABLE_SUFFIXES, numbered_lines
+from embedrag.records import TABLE_SUFFIXES, numbered_lines, titled, whole_text
 from embedrag.saved import load_encoder
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -25,8 +25,7 @@ JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 def run(options: EncodeOptions) -> int:
     """`embedrag encode`: [texts, D] float32 into an .npy file, which appears when it is whole."""
     source, output = Path(options.input), Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise UserError(f"--output {output}: exists; name another file, or replace it with --overwrite")
+    check_targets({"--output": options.output}, [options.input], options.overwrite)
     if output.suffix != ".npy":
         raise UserError(f"--output {output}: must end in .npy")
     if not source.is_file():
@@ -37,34 +36,23 @@ def run(options: EncodeOptions) -> int:
     encoder = load_encoder(
         options.model, options.device, base_name=options.base_model_path, trust_remote_code=options.trust_remote_code
     )
-    temporary = output.with_name(f".{output.name}.tmp")
     texts = read_texts(source, options.field)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shape = (count, encoder.dimension)
-        vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        done = 0
-        with tqdm(total=count, unit="text", dynamic_ncols=True) as bar:
-            while block := list(islice(texts, TEXTS_PER_BLOCK)):
-                vectors[done : done + len(block)] = encoder.encode(block, options.role)
-                done += len(block)
-                bar.update(len(block))
-        vectors.flush()
-        temporary.replace(output)
-    except OSError as error:
-        raise RunError(f"--output {output}: not written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tqdm(total=count, unit="text", dynamic_ncols=True) as bar:
+        parts = iter(lambda: list(islice(texts, TEXTS_PER_BLOCK)), [])
+        write_vectors(
+            output, (encoder.encode(part, options.role, bar.update) for part in parts), (count, encoder.dimension)
+        )
     say(f"{count:,} vectors of {encoder.dimension} components in {output}")
     return 0
 
 
-def read_texts(path: Path, field: str) -> Iterator[str]:
+def read_texts(path: Path, field: str, titles: bool = False) -> Iterator[str]:
     """Texts of a file, in order.
 
     Args:
         path: JSONL (objects, or bare texts), CSV or TSV with a header, or any other file as one text a line.
         field: key or column of the text.
+        titles: a `title` stands before its text.
 
     Raises:
         UserError: naming file and line.
@@ -72,25 +60,26 @@ def read_texts(path: Path, field: str) -> Iterator[str]:
     if path.suffix in TABLE_SUFFIXES:
         reader = csv.DictReader((line for _, line in numbered_lines(path)), delimiter=TABLE_SUFFIXES[path.suffix])
         for row in reader:
-            yield _field(row, field, f"{path}:{reader.line_num}")
+            yield _field(row, field, f"{path}:{reader.line_num}", titles)
         return
     for number, line in numbered_lines(path):
         if path.suffix not in JSON_SUFFIXES:
             yield line.rstrip("\r\n")
         elif line.strip():
-            yield _field(_parse(line, f"{path}:{number}"), field, f"{path}:{number}")
+            yield _field(_parse(line, f"{path}:{number}"), field, f"{path}:{number}", titles)
 
 
 def _parse(line: str, place: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error})") from None
 
 
-def _field(row: Any, field: str, place: str) -> str:
+def _field(row: Any, field: str, place: str, titles: bool) -> str:
     value = row.get(field) if isinstance(row, dict) else row
     if not isinstance(value, str):
         keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{place}: no text under {field!r} (there is {keys}); name the right key with --field")
-    return value
+    text = titled(row.get("title"), value) if titles and isinstance(row, dict) else value
+    return whole_text(text, place)

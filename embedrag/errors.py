@@ -6,7 +6,8 @@ Both carry a message for people and an exit code; neither is ever shown as a tra
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of processes whose end `embedrag.launch` explains
 
@@ -45,3 +46,17 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+@contextmanager
+def flag_named(name: str, *others: str) -> Iterator[None]:
+    """Errors inside speak of the flag `name` where shared code knows it by another name."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for other in others:
+            text = text.replace(other, name)
+        raise UserError(text) from None
+    except OSError as error:
+        raise UserError(f"{name} {error.filename or ''}: {error.strerror or error}") from None

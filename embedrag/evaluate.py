@@ -1,7 +1,7 @@
 """Score a model on a retrieval set, and tell whether it is better than another one.
 
-The search is exact, and passages are searched as they are encoded, so memory is bounded by a block of them. Both models
-answer the same queries.
+The search is exact. Passages are searched as they are encoded, so their texts are held and their vectors are not. Both
+models answer the same queries.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from tqdm import tqdm
 
 from embedrag import __version__
 from embedrag.config import EvaluateOptions
+from embedrag.contract import check_local_path
 from embedrag.encoder import TEXTS_PER_BLOCK, Encoder
-from embedrag.errors import UserError
-from embedrag.files import write_atomic
+from embedrag.errors import UserError, flag_named
+from embedrag.files import check_targets, write_atomic
 from embedrag.logs import say
 from embedrag.metrics import METRICS
 from embedrag.processes import Processes
 from embedrag.report import write_html
 from embedrag.retrieval import RetrievalSet, load_set
-from embedrag.saved import load_encoder
+from embedrag.saved import adapter_file, load_encoder
 from embedrag.search import TopK, search_faiss
+from embedrag.vectors import unit
 from embedrag.verdict import comparison, table
 
 MAPPED = 150  # queries on the 2-D map
 SHOWN = 10  # queries that won most, and that lost most
 EDGES = np.linspace(-1, 1, 81)
 SEED = 0
+LONGEST = 2000  # letters of a text in a result
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,16 @@ class Scores:
 
     def summary(self) -> dict[str, float]:
         """Mean of every metric, and the figures of the cosines."""
-        positive, negative = float(self.positive.mean()), float(self.negative.mean())
-        return {name: float(values.mean()) for name, values in self.metrics.items()} | {
-            "triplet_accuracy": self.triplets,
-            "mean_positive_score": positive,
+        positive = float(self.positive.mean())
+        means = {name: float(values.mean()) for name, values in self.metrics.items()}
+        means["mean_positive_score"] = positive
+        if not len(self.negative):
+            return means  # every passage is relevant
+        negative = float(self.negative.mean())
+        return means | {
             "mean_negative_score": negative,
             "mean_difference": positive - negative,
+            "triplet_accuracy": self.triplets,
         }
 
 
@@ -143,12 +150,6 @@ def _vectors(
         progress(len(block))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1."""
-    result: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return result
-
-
 class _Pairs:
     """Cosines of labelled pairs, and vectors for the map, picked out of the passages as they pass by."""
 
@@ -157,8 +158,8 @@ class _Pairs:
         rows: list[tuple[int, int, bool]] = []
         for query, (relevant, wrong) in enumerate(zip(data.relevant, data.negatives, strict=True)):
             rows += [(query, passage, True) for passage in relevant]
-            drawn = [int(passage) for passage in draw.integers(len(data.passages), size=len(relevant))]
-            rows += [(query, passage, False) for passage in wrong or drawn if passage not in relevant]
+            wrong = wrong or self._drawn(len(data.passages), relevant, draw)
+            rows += [(query, passage, False) for passage in wrong]
         rows.sort(key=lambda row: row[1])
         self._query, self._passage = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
         self._is_positive = np.array([row[2] for row in rows], bool)
@@ -168,6 +169,18 @@ class _Pairs:
         self._kept: dict[int, np.ndarray] = {}
         self._wanted = {passage for _, passage in self._places}
         self._queries, self._seen = queries, 0
+
+    @staticmethod
+    def _drawn(passages: int, relevant: dict[int, float], draw: np.random.Generator) -> list[int]:
+        """As many wrong passages as there are relevant ones, or as there are at all."""
+        if 2 * len(relevant) >= passages:
+            return [number for number in range(passages) if number not in relevant]
+        found: dict[int, None] = {}
+        while len(found) < len(relevant):
+            number = int(draw.integers(passages))
+            if number not in relevant:
+                found[number] = None
+        return list(found)
 
     def see(self, block: np.ndarray) -> None:
         """The next passages [m, D]."""
@@ -190,10 +203,9 @@ class _Pairs:
             right += int((own[:, None] > wrong[None]).sum())
             total += len(own) * len(wrong)
         vectors = [self._queries[query] for query, _ in self._places] + [self._kept[p] for _, p in self._places]
-        empty = np.zeros(1, np.float32)
         return (
             positive,
-            negative if len(negative) else empty,
+            negative,
             right / total if total else 0.0,
             self._places,
             np.stack(vectors),
@@ -206,19 +218,27 @@ def run(options: EvaluateOptions) -> int:
     known = [f"{name}@{k}" for name in METRICS for k in options.k]
     if metric not in known:
         raise UserError(f"--metric {metric}: not among those that are computed, {', '.join(known)}")
+    check_targets(
+        {"--output": options.output, "--html": options.html},
+        [options.data, options.general_data, options.model, options.baseline],
+        options.overwrite,
+    )
+    for flag, name in (("--model", options.model), ("--baseline", options.baseline)):
+        if name and not adapter_file(Path(name).expanduser()):
+            with flag_named(flag, "--model_name_or_path"):
+                check_local_path(name)
     data = load_set(options.data, options.sample_size)
-    general = load_set(options.general_data) if options.general_data else None
-    for path in filter(None, (options.output, options.html)):
-        Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    general = load_set(options.general_data, flag="--general_data") if options.general_data else None
     left_out = f"; {data.skipped:,} queries without a relevant passage are left out" if data.skipped else ""
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
-    encoder = load_encoder(options.model, options.device, base_name=options.base_model_path)
+    trusted = options.trust_remote_code
+    encoder = load_encoder(options.model, options.device, base_name=options.base_model_path, trust_remote_code=trusted)
     tuned = score(encoder, data, options.k, "model", options.faiss_index)
     tuned_general = score(encoder, general, options.k, "model, general") if general else None
     del encoder
     base = base_general = None
     if options.baseline:
-        encoder = load_encoder(options.baseline, options.device)
+        encoder = load_encoder(options.baseline, options.device, trust_remote_code=trusted)
         base = score(encoder, data, options.k, "baseline", options.faiss_index)
         base_general = score(encoder, general, options.k, "baseline, general") if general else None
     result: dict[str, Any] = {"model": options.model, "data": options.data}
@@ -309,13 +329,14 @@ def winners(base: Scores, tuned: Scores, data: RetrievalSet, metric: str) -> dic
     order = np.argsort(-gain, kind="stable")
 
     def row(query: int) -> dict[str, Any]:
+        relevant = data.relevant[query]
         return {
-            "query": data.queries[query],
+            "query": data.queries[query][:LONGEST],
             "base": float(base.metrics[metric][query]),
             "tuned": float(tuned.metrics[metric][query]),
-            "relevant": data.passages[max(data.relevant[query], key=lambda number: data.relevant[query][number])],
-            "base_first": data.passages[base.first[query]],
-            "tuned_first": data.passages[tuned.first[query]],
+            "relevant": data.passages[max(relevant, key=lambda number: relevant[number])][:LONGEST],
+            "base_first": data.passages[base.first[query]][:LONGEST],
+            "tuned_first": data.passages[tuned.first[query]][:LONGEST],
         }
 
     return {
@@ -327,12 +348,13 @@ def winners(base: Scores, tuned: Scores, data: RetrievalSet, metric: str) -> dic
 def training_curve(model: Path, metric: str) -> list[dict[str, Any]]:
     """Losses, and the metric where it was measured, of the run that made a model; empty where no log is beside it."""
     try:
-        log = json.loads((model.parent / "detailed_training_logs.json").read_text(encoding="utf-8"))
+        folder = model.expanduser().resolve(strict=True).parent
+        log = json.loads((folder / "detailed_training_logs.json").read_text(encoding="utf-8"))
         rows = [{"step": row["global_step"], "loss": row["loss"]} for row in log["step_logs"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        measured = [row for row in log.get("eval_logs", []) if metric in row]
+        return rows + [{"step": row["global_step"], "loss": None, metric: row[metric]} for row in measured]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
-    measured = [row for row in log.get("eval_logs", []) if metric in row]
-    return rows + [{"step": row["global_step"], "loss": None, metric: row[metric]} for row in measured]
 
 
 def _histograms(scores: Scores) -> dict[str, list[int]]:
@@ -354,7 +376,7 @@ def _map(scores: Scores, data: RetrievalSet) -> list[dict[str, Any]]:
             "x": float(x),
             "y": float(y),
             "kind": "query" if number < half else "passage",
-            "text": text,
+            "text": text[:LONGEST],
             "pair": number % half,
         }
         for number, ((x, y), text) in enumerate(zip(plane, texts, strict=True))

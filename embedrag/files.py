@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 from safetensors import SafetensorError
 
-from embedrag.errors import RunError
+from embedrag.errors import RunError, UserError
 
 
 @contextmanager
@@ -62,11 +63,40 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
     Raises:
         RunError: when the disk refuses; `target` is then as it was.
     """
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    with _temporary(target) as temporary:
+        # Half a surrogate pair is no UTF-8; what is written for it is what JSON writes for it.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            yield file
+
+
+def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int]) -> None:
+    """Write an .npy file of float32 from blocks of rows; it appears when it is whole.
+
+    Written and not mapped, for a full disk would end the program where a mapped page finds no place.
+
+    Raises:
+        RunError: when the disk refuses; `target` is then as it was.
+    """
+    with _temporary(target) as temporary, temporary.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").data)
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A file of a name that nobody else has; flushed and renamed when the block ends well, removed in any case."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise RunError(f"{target}: can't be written ({error.strerror or error})") from None
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o644)
+        yield temporary
         _flush(temporary)
         temporary.replace(target)
     except OSError as error:
@@ -78,10 +108,43 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a small file by rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write(text + "\n")
+
+
+def check_targets(targets: dict[str, str | None], sources: Iterable[str | None], overwrite: bool) -> None:
+    """Refuse to write over what is read, over what is there, and into folders that are read.
+
+    Args:
+        targets: flag -> file that will be written.
+        sources: files and folders that are read.
+        overwrite: what is there may be replaced.
+
+    Raises:
+        UserError: with all problems together.
+    """
+    read = [path for path in (Path(name).expanduser() for name in sources if name) if path.exists()]
+    problems: list[str] = []
+    seen: dict[Path, str] = {}
+    for flag, name in targets.items():
+        if not name:
+            continue
+        path = Path(name).expanduser()
+        if other := seen.get(path.resolve()):
+            problems.append(f"{flag} {name}: is the file that {other} writes")
+        elif any(path.exists() and source.samefile(path) for source in read):
+            problems.append(f"{flag} {name}: is read by this command; name another file")
+        elif any(source.is_dir() and source.resolve() in path.resolve().parents for source in read):
+            problems.append(f"{flag} {name}: lies in a folder that is read; name another place")
+        elif path.is_dir():
+            problems.append(f"{flag} {name}: a folder; name a file")
+        elif path.exists() and not overwrite:
+            problems.append(f"{flag} {name}: exists; name another file, or replace it with --overwrite")
+        elif any(parent.is_file() for parent in path.parents):
+            problems.append(f"{flag} {name}: no folder can be made there; name another place")
+        seen[path.resolve()] = flag
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -57,6 +57,7 @@ class Trainer:
         self.optimization = Optimization(run, self.accelerator, self.total_steps)
         self.monitor = Monitor(run.evaluation, options.metric_for_best) if run.evaluation else None
         self.global_step = self.epoch = self.done = 0
+        self.stopped_early = False
         self.losses: list[float | None] = []
         self.epoch_seconds = 0.0
         self.last: dict[str, Any] = {}
@@ -83,7 +84,7 @@ class Trainer:
         """Run all epochs; whatever happens, the logs are closed."""
         options = self.options
         say(f"training: {options.epochs} epochs, {self.total_steps} optimizer steps, output in {self.run.output_dir}")
-        completed = stopped_early = False
+        completed = False
         bar = tqdm(
             total=self.total_steps,
             initial=self.global_step,
@@ -95,14 +96,13 @@ class Trainer:
         try:
             if self.monitor and not self.monitor.base:
                 self._evaluate()
-            while self.epoch < options.epochs and not self._out_of_patience():
+            while self.epoch < options.epochs and not self.stopped_early:
                 self._epoch(bar)
-            stopped_early = self.epoch < options.epochs
             self._finish()
             completed = True
         finally:
             bar.close()
-            summary = self.log.finish(completed, **({"stopped_early": True} if stopped_early else {}))
+            summary = self.log.finish(completed, **({"stopped_early": True} if self.stopped_early else {}))
             self.accelerator.end_training()
         if options.save_metrics and self.processes.main:
             write_atomic(self.run.output_dir / "metrics.json", json.dumps(self._metrics(summary), indent=2))
@@ -136,10 +136,28 @@ class Trainer:
             self.epoch_seconds = time.monotonic() - start
             if self.options.eval_steps and self.global_step % self.options.eval_steps == 0:
                 self._evaluate()
-            if self._out_of_patience():
+            if self._out_of_patience() and self.global_step < self.total_steps:
+                self.stopped_early = True
+                self._save(f"checkpoint-step-{self.global_step}", self._state())
+                self._close_epoch()
                 return
             if self.done < steps:
                 self._save_or_stop()
+        self._close_epoch()
+        self.epoch, self.done, self.losses, self.epoch_seconds = self.epoch + 1, 0, [], 0.0
+        if not options.eval_steps and self.epoch % options.eval_epochs == 0:
+            self._evaluate()
+        self.stopped_early = self._out_of_patience() and self.epoch < options.epochs
+        if options.save_on_epoch_end and self.epoch % options.save_on_epoch_end == 0:
+            self._save(f"checkpoint-epoch-{self.epoch}", self._state())
+            self._save_or_stop(saved=f"checkpoint-epoch-{self.epoch}")
+        elif self.stopped_early:
+            self._save(f"checkpoint-step-{self.global_step}", self._state())
+        else:
+            self._save_or_stop()
+
+    def _close_epoch(self) -> None:
+        """Log what there is of the current epoch."""
         finite = [loss for loss in self.losses if loss is not None]
         self.log.epoch(
             {
@@ -152,14 +170,6 @@ class Trainer:
                 "timestamp": now(),
             }
         )
-        self.epoch, self.done, self.losses, self.epoch_seconds = self.epoch + 1, 0, [], 0.0
-        if not options.eval_steps and self.epoch % options.eval_epochs == 0:
-            self._evaluate()
-        if options.save_on_epoch_end and self.epoch % options.save_on_epoch_end == 0:
-            self._save(f"checkpoint-epoch-{self.epoch}", self._state())
-            self._save_or_stop(saved=f"checkpoint-epoch-{self.epoch}")
-        else:
-            self._save_or_stop()
 
     def _save_or_stop(self, saved: str | None = None) -> None:
         """Between two steps: save the state if it is time, and stop if a signal asked for it.
@@ -203,7 +213,7 @@ class Trainer:
             say("evaluation: none; with --eval_dataset or --eval_split the run tells whether the model beats its base")
             return
         self._evaluate()
-        if self._out_of_patience():
+        if self.stopped_early:
             say(f"training: ended early, for {self.monitor.since_best} evaluations brought nothing better")
         folder = self.run.output_dir
         if self.processes.main:
@@ -313,7 +323,8 @@ class Trainer:
         weights = whole(run.step.encoder.backbone.state_dict(), self.processes.main) if sharded else None
         if self.processes.main:
             save_model(run.step.encoder, base, run.settings, run.probes, results, run.output_dir / name, state, weights)
-            prune(run.output_dir, self.options.save_total_limit)
+            best = self.monitor.best_step if self.monitor and self.monitor.best else None
+            prune(run.output_dir, self.options.save_total_limit, best)
         self.processes.barrier()
 
     def _track(self, row: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from embedrag.errors import UserError
+from embedrag.errors import UserError, flag_named
 from embedrag.files import atomic_file
 from embedrag.records import NEGATIVE_KEYS, POSITIVE_KEYS, QUERY_KEYS, Record, raw_rows
-from embedrag.survey import EvalTexts, Survey, flag_named, read_row
+from embedrag.survey import EvalTexts, Survey, read_row
 from embedrag.texts import digest
 
 ALL_KEYS = {*QUERY_KEYS, *POSITIVE_KEYS, *NEGATIVE_KEYS}

@@ -2,7 +2,7 @@
 
 What scores as high as a positive probably is one that nobody labelled, so it is left out (positive-aware mining,
 NV-Retriever, arXiv 2407.15831). Rows go through in blocks and the corpus's vectors are mapped from the disk, so memory
-holds the texts of the corpus, and little else.
+holds the texts of the corpus (for BM25 its index), 16 bytes for each labelled pair, and a block of rows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,16 +26,15 @@ from embedrag.config import MineOptions
 from embedrag.encode import read_texts
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.evaluate import unit
-from embedrag.files import atomic_file
+from embedrag.files import atomic_file, check_targets
 from embedrag.logs import say
-from embedrag.records import Record, numbered_lines, read_records
+from embedrag.records import Record, read_records
 from embedrag.rerank import CrossEncoder
 from embedrag.retrieval import CORPUS
 from embedrag.saved import load_encoder
 from embedrag.search import TopK, best_of
 from embedrag.tokens import cache_folder
-from embedrag.vectors import cached_vectors
+from embedrag.vectors import cached_vectors, unit
 
 ROWS = 4096  # that are mined at once
 SLICE = 16_384  # passages that are read from the disk at once
@@ -83,11 +83,14 @@ class Known:
 
     def __init__(self, records: Iterator[Record]) -> None:
         """Read all rows."""
-        pairs = [
-            np.array([(identity(record.query), identity(text)) for text in record.pos], np.uint64) for record in records
-        ]
-        self.rows = len(pairs)
-        self._pairs = np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2), np.uint64)
+        flat = array("Q")
+        self.rows = 0
+        for record in records:
+            query = identity(record.query)
+            for text in record.pos:
+                flat.extend((query, identity(text)))
+            self.rows += 1
+        self._pairs = np.unique(np.frombuffer(flat, np.uint64).reshape(-1, 2), axis=0)
 
     def of(self, query: str) -> np.ndarray:
         """Fingerprints of everything that can't be a negative of a query: its positives, and itself."""
@@ -105,14 +108,16 @@ def identity(text: str) -> int:
 def run(options: MineOptions) -> int:
     """`embedrag mine`: the rows again, with new negatives and the scores of all passages."""
     sources, output = options.train_dataset, Path(options.output).expanduser()
-    if output.exists() and not options.overwrite:
-        raise UserError(f"--output {output}: exists; name another file, or replace it with --overwrite")
-    if any(Path(source).expanduser().resolve() == output.resolve() for source in sources):
-        raise UserError(f"--output {output}: is the input; name another file")
+    check_targets({"--output": options.output}, [*sources, options.corpus], options.overwrite)
     known = Known(record for _, record in read_records(sources))
     corpus = Corpus(read_corpus(options.corpus, options.field) if options.corpus else _passages(sources))
     if not corpus.texts:
         raise UserError(f"--corpus {options.corpus}: no texts in it")
+    if len(corpus.texts) <= options.range[0]:
+        raise UserError(
+            f"--range {options.range[0]} {options.range[1]}: there are {len(corpus.texts)} passages, so none is behind "
+            f"rank {options.range[0]}; begin at 0"
+        )
     say(f"data: {known.rows:,} rows, {len(corpus.texts):,} different passages to look for negatives in")
     judge = CrossEncoder(options.score_with, options.device, options.trust_remote_code) if options.score_with else None
     search = _lexical(corpus, sources, options) if options.bm25 else _dense(corpus, options)
@@ -166,20 +171,7 @@ def read_corpus(source: str, field: str) -> Iterator[str]:
     path = path / CORPUS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"--corpus {path}: no such file")
-    if path.suffix != ".jsonl":
-        yield from read_texts(path, field)
-        return
-    titles = (_title(line) for _, line in numbered_lines(path) if line.strip())
-    for title, text in zip(titles, read_texts(path, field), strict=True):
-        yield f"{title} {text}".strip()
-
-
-def _title(line: str) -> str:
-    try:
-        row = json.loads(line)
-        return str(row.get("title") or "") if isinstance(row, dict) else ""
-    except ValueError:
-        return ""  # `read_texts` names the place
+    yield from read_texts(path, field, titles=path.suffix == ".jsonl")
 
 
 def _passages(sources: list[str]) -> Iterator[str]:

@@ -179,6 +179,7 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
     checks.append(partial(check_output_dir, output_dir, options.overwrite or goes_on, options.resume == "auto"))
     if not goes_on:
         sources = [options.model_name_or_path, options.tokenizer_id or "", *(options.train_dataset or [])]
+        sources += [options.eval_dataset or ""]
         sources += [str(checkpoint.folder)] if checkpoint else []
         checks.append(partial(check_sources, output_dir, sources))
     checks.append(partial(check_optimizer, options.optimizer))

@@ -183,6 +183,24 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from None
 
 
+def titled(title: Any, text: str) -> str:
+    """A text behind its title, as BEIR's corpora are encoded.
+
+    >>> titled("Fuse", "It melts."), titled(None, "It melts.")
+    ('Fuse It melts.', 'It melts.')
+    """
+    return f"{title} {text}".strip() if isinstance(title, str) else text
+
+
+def whole_text(text: str, place: str) -> str:
+    """The text, unless it holds half of a surrogate pair, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: half of a surrogate pair, which is no text; remove it") from None
+    return text
+
+
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in numbered_lines(path):
         text = line.strip()

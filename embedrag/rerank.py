@@ -13,6 +13,7 @@ from embedrag.device import pick_device
 from embedrag.errors import UserError
 
 BATCH = 32
+LONGEST = 1024  # tokens of a pair
 
 
 class CrossEncoder:
@@ -30,17 +31,26 @@ class CrossEncoder:
         try:
             with quiet():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-                self._model: Any = AutoModelForSequenceClassification.from_pretrained(
-                    name, trust_remote_code=trust_remote_code
+                self._model: Any
+                self._model, loading = AutoModelForSequenceClassification.from_pretrained(
+                    name, trust_remote_code=trust_remote_code, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"--score_with {name}: can't be loaded ({str(error).strip().splitlines()[0]})") from None
         if self._model.config.num_labels != 1:
             count = self._model.config.num_labels
             raise UserError(f"--score_with {name}: gives {count} scores for a pair; name a cross-encoder with one")
+        if loading["missing_keys"]:
+            missing = ", ".join(sorted(loading["missing_keys"])[:3])
+            raise UserError(f"--score_with {name}: its file has no {missing}; it is no cross-encoder")
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model.to(where).eval()
         self._device = where
-        self._limit = min(getattr(self._tokenizer, "model_max_length", 512), 1024)
+        positions = getattr(self._model.config, "max_position_embeddings", None) or LONGEST
+        offset = (self._tokenizer.pad_token_id or 0) + 1 if "roberta" in self._model.config.model_type else 0
+        self._limit = int(min(self._tokenizer.model_max_length, positions - offset, LONGEST))
 
     @torch.no_grad()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

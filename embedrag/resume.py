@@ -64,12 +64,17 @@ FREE = (
 )
 
 
-def is_complete(output_dir: Path, epochs: int) -> bool:
-    """Whether a run of so many epochs came to its end in this folder, or ended early by itself."""
+def is_complete(options: TrainOptions) -> bool:
+    """Whether the run came to its end in its folder: after its epochs, or early with the patience that is asked for."""
+    path = Path(options.output_dir, options.run_name or "", "training_summary_report.json")
     try:
-        report = json.loads((output_dir / "training_summary_report.json").read_text(encoding="utf-8"))
-        summary = report["performance_summary"]
-        done = summary["total_epochs"] >= epochs or summary.get("stopped_early", False)
+        report = json.loads(path.read_text(encoding="utf-8"))
+        summary, before = report["performance_summary"], report["training_args"]
+        if summary.get("stopped_early"):
+            patience = options.early_stopping_patience
+            done = patience is not None and patience <= before["early_stopping_patience"]
+        else:
+            done = summary["total_epochs"] >= options.epochs
         return bool(report["training_completed"] and done)
     except (OSError, ValueError, LookupError):
         return False

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedrag.errors import UserError
-from embedrag.records import Record, read_records
+from embedrag.errors import UserError, flag_named
+from embedrag.records import Record, numbered_lines, read_records, titled, whole_text
 
 CORPUS = "corpus.jsonl"
 
@@ -35,19 +35,21 @@ class RetrievalSet:
     skipped: int = 0
 
 
-def load_set(source: str, sample_size: int | None = None, seed: int = 42) -> RetrievalSet:
+def load_set(source: str, sample_size: int | None = None, seed: int = 42, flag: str = "--data") -> RetrievalSet:
     """Read a folder in the BEIR layout, or rows in any shape that training reads.
 
     Args:
         source: folder with corpus.jsonl, queries.jsonl and qrels/test.tsv; or a file, whose passages are the corpus.
         sample_size: so many queries, drawn at random; the corpus stays whole.
         seed: of the draw.
+        flag: that named the source, for messages.
 
     Raises:
         UserError: naming file and line.
     """
     folder = Path(source).expanduser()
-    data = load_beir(str(folder)) if folder.is_dir() and not _is_rows(folder) else load_rows(source)
+    with flag_named(flag, "--train_dataset", "--data"):
+        data = load_beir(str(folder)) if folder.is_dir() and not _is_rows(folder) else load_rows(source)
     if sample_size is None or sample_size >= len(data.queries):
         return data
     picked = sorted(random.Random(seed).sample(range(len(data.queries)), sample_size))
@@ -117,9 +119,9 @@ def load_beir(folder: str, split: str = "test") -> RetrievalSet:
     relevant: dict[str, dict[int, float]] = {}
     path = root / "qrels" / f"{split}.tsv"
     judged: set[tuple[str, str]] = set()
-    for line, text in enumerate(_lines(path), 1):
+    for line, text in _lines(path):
         query, document, gain = _judgement(text)
-        if line == 1 and gain is None:
+        if line == 1 and text.count("\t") == 2 and query not in queries and document not in number and gain is None:
             continue  # the header
         if gain is None:
             raise UserError(f"{path}:{line}: must be query-id, corpus-id and a score, tab-separated")
@@ -133,7 +135,7 @@ def load_beir(folder: str, split: str = "test") -> RetrievalSet:
     found = {query: gains for query, gains in relevant.items() if gains}
     if not found:
         raise UserError(f"{path}: no query has a relevant passage")
-    passages = [f"{row.get('title') or ''} {row['text']}".strip() for row in rows]
+    passages = [row["text"] for row in rows]
     skipped = len(relevant) - len(found)
     return RetrievalSet([queries[q] for q in found], passages, list(found.values()), [[] for _ in found], skipped)
 
@@ -145,41 +147,42 @@ def _is_rows(folder: Path) -> bool:
 
 def _judgement(line: str) -> tuple[str, str, float | None]:
     """Query, document and gain of a qrels line; no gain when it is not one."""
+    query, document, gain = [*line.split("\t"), "", "", ""][:3]
     try:
-        query, document, gain = line.split("\t")
-        return query, document, float(gain) if math.isfinite(float(gain)) else None
+        value = float(gain)
     except ValueError:
-        return "", "", None
+        value = math.nan
+    return query, document, value if math.isfinite(value) and line.count("\t") == 2 else None
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
+    empty = True
     try:
-        with path.open(encoding="utf-8") as file:
-            empty = True
-            for line in file:
+        for number, line in numbered_lines(path):
+            if line.strip():
                 empty = False
-                yield line.rstrip("\r\n")
-        if empty:
-            raise UserError(f"{path}: is empty")
+                yield number, line.rstrip("\r\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; --data needs corpus.jsonl, queries.jsonl, qrels/test.tsv") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
+    if empty:
+        raise UserError(f"{path}: is empty")
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         try:
             row = json.loads(line)
-            identity = str(row["_id"])
-            if not isinstance(row["text"], str):
+            identity = row["_id"]
+            if not isinstance(row["text"], str) or not isinstance(identity, (str, int)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f'{path}:{number}: must be an object with an "_id" and a "text"') from None
+        identity = whole_text(str(identity), f"{path}:{number}")
         if identity in seen:
             raise UserError(f"{path}:{number}: the _id {identity!r} was there before")
         seen.add(identity)
-        rows.append({"_id": identity, "title": row.get("title"), "text": row["text"]})
+        rows.append({"_id": identity, "text": whole_text(titled(row.get("title"), row["text"]), f"{path}:{number}")})
     return rows

@@ -88,8 +88,10 @@ def _groups(store: TokenStore) -> np.ndarray:
 def _only(store: TokenStore, chosen: np.ndarray) -> TokenStore:
     """The store with some of its rows."""
     lengths = np.diff(store.row_offsets)
+    none = (lengths - 1 - store.row_positives)[chosen] == 0
     return replace(
         store,
+        report=store.report | {"rows": int(chosen.sum()), "rows_without_negatives": int(none.sum())},
         row_texts=np.asarray(store.row_texts)[np.repeat(chosen, lengths)],
         row_offsets=np.concatenate([[0], np.cumsum(lengths[chosen])]),
         row_positives=np.asarray(store.row_positives)[chosen],

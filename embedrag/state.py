@@ -152,18 +152,17 @@ def damage(folder: Path) -> list[str]:
     return problems
 
 
-def prune(folder: Path, limit: int) -> None:
+def prune(folder: Path, limit: int, best_step: int | None = None) -> None:
     """Keep the newest `limit` states: older step checkpoints go, older epochs keep their model.
 
-    Of the best states those go that no checkpoint speaks of, but for the newest.
+    Of the best states those go that no checkpoint speaks of, but for that of `best_step`.
     """
     found = checkpoints(folder)
     for old in found[limit:]:
         _remove(old.folder if old.folder.name.startswith("checkpoint-step-") else old.folder / FOLDER)
-    best = sorted(folder.glob(f"{BEST}*"), key=lambda path: path.stat().st_mtime_ns)
-    named = {f"{BEST}{(item.state.get('monitor') or {}).get('best_step')}" for item in found[:limit]}
-    for path in best[:-1]:
-        if path.name not in named:
+    steps = {(item.state.get("monitor") or {}).get("best_step") for item in found[:limit]} | {best_step}
+    for path in folder.glob(f"{BEST}*"):
+        if path.name not in {f"{BEST}{step}" for step in steps}:
             _remove(path)
 
 
@@ -176,6 +175,9 @@ def forget_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
     later = [item.folder for item in checkpoints(folder) if item.step > checkpoint.step]
     for path in later:
         _remove(path / FOLDER)
+    for path in folder.glob(f"{BEST}*"):
+        if int(path.name.removeprefix(BEST)) > checkpoint.step:
+            _remove(path)
     return [path.name for path in later]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,20 +175,6 @@ def read_row(row: Any) -> tuple[Record | None, str]:
         return (parse_row(_without_blanks(row)) if isinstance(row, dict) else None), reason
     except RowError:
         return None, reason
-
-
-@contextmanager
-def flag_named(name: str, *others: str) -> Iterator[None]:
-    """Errors inside speak of the flag `name` where shared code knows it by another name."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
-        for other in others:
-            text = text.replace(other, name)
-        raise UserError(text) from None
-    except OSError as error:
-        raise UserError(f"{name} {error.filename or ''}: {error.strerror or error}") from None
 
 
 def _all_rows(result: Survey, stream: bool) -> Iterator[tuple[str, Any]]:

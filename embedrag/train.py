@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from embedrag.budget import is_out_of_memory
 from embedrag.checkpoint import clear_leftovers, clear_output_dir
 from embedrag.config import MergeOptions, TrainOptions
-from embedrag.errors import RunError
+from embedrag.errors import RunError, UserError
+from embedrag.files import atomic_folder
 from embedrag.launch import launch, wanted_processes
 from embedrag.logs import say
 from embedrag.loop import Trainer
@@ -15,7 +17,7 @@ from embedrag.prepare import Run, prepare
 from embedrag.processes import leave
 from embedrag.resume import is_complete
 from embedrag.signals import StopSignals
-from embedrag.state import forget_later
+from embedrag.state import BEST, Checkpoint, forget_later
 
 
 def train(options: TrainOptions) -> int:
@@ -28,7 +30,7 @@ def train(options: TrainOptions) -> int:
         UserError: the user can mend it; nothing was written.
         RunError: the run went wrong; earlier checkpoints are whole.
     """
-    if options.resume == "auto" and is_complete(Path(options.output_dir, options.run_name or ""), options.epochs):
+    if options.resume == "auto" and is_complete(options):
         say(f"resume: the run in {options.output_dir} is complete")
         return 0
     if (count := wanted_processes(options)) > 1:
@@ -67,6 +69,23 @@ def _make_room(run: Run) -> None:
         say(f"resume: {', '.join(later)} keep their model, but the run goes on from {run.checkpoint.folder.name}")
     run.output_dir.mkdir(parents=True, exist_ok=True)
     clear_leftovers(run.output_dir)
+    if run.checkpoint:
+        _bring_best(run.checkpoint, run.output_dir)
+
+
+def _bring_best(checkpoint: Checkpoint, output_dir: Path) -> None:
+    """The best state so far must be here when the run ends, for it may stay the best."""
+    step = (checkpoint.state.get("monitor") or {}).get("best_step")
+    name, origin = f"{BEST}{step}", checkpoint.folder.parent
+    if not step or (output_dir / name).is_dir():
+        return
+    if not (origin / name).is_dir():
+        raise UserError(
+            f"--resume {checkpoint.folder}: {origin / name}, the best state so far, is missing; go on from an earlier "
+            "checkpoint, or start a new run in another --output_dir"
+        )
+    with atomic_folder(output_dir / name) as folder:
+        shutil.copytree(origin / name, folder, dirs_exist_ok=True)
 
 
 def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
@@ -78,5 +97,6 @@ def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
             lora_adapter_path=str(adapter),
             output_path=str(adapter.with_name("merged")),
             trust_remote_code=trust_remote_code,
+            overwrite=True,  # the run's own, of its state before it went on
         )
     )

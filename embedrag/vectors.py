@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from embedrag.encoder import Encoder
 from embedrag.errors import RunError, UserError
+from embedrag.files import write_vectors
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -64,18 +65,17 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Pat
 
 
 def _write(path: Path, encoder: Encoder, texts: Sequence[str], role: str, shape: tuple[int, int]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        done = 0
-        with tqdm(total=len(texts), unit="text", desc="corpus", dynamic_ncols=True, leave=False) as bar:
-            for block in encoder.blocks(texts, role, bar.update):
-                vectors[done : done + len(block)] = block
-                done += len(block)
-        vectors.flush()
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"--cache_dir {path.parent}: not written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tqdm(total=len(texts), unit="text", desc="corpus", dynamic_ncols=True, leave=False) as bar:
+        write_vectors(path, encoder.blocks(texts, role, bar.update), shape)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1.
+
+    Raises:
+        RunError: when one is not finite, for nothing could be ranked by it.
+    """
+    if not np.isfinite(vectors).all():
+        raise RunError("the model gives vectors that are not finite (NaN or infinite); its weights are damaged")
+    result: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return result

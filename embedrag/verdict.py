@@ -8,6 +8,7 @@ import numpy as np
 from tabulate import tabulate
 
 RESAMPLES = 10_000
+SIGNIFICANT = 0.05
 BATCH = 500  # resamples that are held at once
 
 
@@ -49,8 +50,13 @@ def p_value(base: np.ndarray, tuned: np.ndarray, seed: int = 0) -> float:
     )
 
 
-def verdict(low: float, high: float) -> str:
-    """In words: better when the whole interval is above 0, worse when below."""
+def verdict(low: float, high: float, p: float) -> str:
+    """In words: better when the whole interval is above 0 and p below 0.05, worse when it is below 0.
+
+    Of five queries the interval alone is wrong more often than it should be, and no p-value of theirs is below 0.05.
+    """
+    if p >= SIGNIFICANT:
+        return "no clear difference"
     return "better" if low > 0 else "worse" if high < 0 else "no clear difference"
 
 
@@ -59,6 +65,7 @@ def comparison(base: dict[str, np.ndarray], tuned: dict[str, np.ndarray]) -> lis
     rows = []
     for name in tuned:
         gain, low, high = difference(base[name], tuned[name])
+        p = p_value(base[name], tuned[name])
         rows.append(
             {
                 "metric": name,
@@ -67,8 +74,8 @@ def comparison(base: dict[str, np.ndarray], tuned: dict[str, np.ndarray]) -> lis
                 "difference": gain,
                 "low": low,
                 "high": high,
-                "p_value": p_value(base[name], tuned[name]),
-                "verdict": verdict(low, high),
+                "p_value": p,
+                "verdict": verdict(low, high, p),
             }
         )
     return rows

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedrag.cli import main
-from embedrag.errors import UserError
+from embedrag.errors import RunError, UserError
 from embedrag.evaluate import score, winners
 from embedrag.retrieval import RetrievalSet, fewer_passages, load_beir, load_rows, load_set
 from embedrag.saved import load_encoder
@@ -19,6 +19,8 @@ from embedrag.verdict import comparison, difference, p_value, verdict
 
 class Fixed:
     """An encoder whose vectors are given."""
+
+    sharded = False
 
     def __init__(self, vectors: dict[str, np.ndarray]) -> None:
         self.vectors = vectors
@@ -117,11 +119,22 @@ def test_verdict_tells_a_real_gain_from_noise_and_from_a_loss() -> None:
     tuned = base + 0.05 + 0.1 * generator.standard_normal(400)
     gain, low, high = difference(base, tuned)
     assert low < gain < high
-    assert verdict(low, high) == "better" and p_value(base, tuned) < 0.001
+    assert verdict(low, high, p_value(base, tuned)) == "better" and p_value(base, tuned) < 0.001
     noise = base + 0.3 * generator.standard_normal(400)
-    assert verdict(*difference(base, noise)[1:]) == "no clear difference" and p_value(base, noise) > 0.05
-    assert verdict(*difference(base, base - 0.05)[1:]) == "worse"
+    assert verdict(*difference(base, noise)[1:], p_value(base, noise)) == "no clear difference"
+    assert p_value(base, noise) > 0.05
+    assert verdict(*difference(base, base - 0.05)[1:], p_value(base, base - 0.05)) == "worse"
     assert difference(base, base) == (0.0, 0.0, 0.0) and p_value(base, base) == 1.0
+
+
+def test_few_queries_give_no_verdict() -> None:
+    """Five that all won have an interval above 0, and two-sided p = 1/16."""
+    base = np.zeros(5)
+    tuned = np.array([0.1, 0.2, 0.3, 0.2, 0.1])
+    _, low, high = difference(base, tuned)
+    assert low > 0 and verdict(low, high, p_value(base, tuned)) == "no clear difference"
+    six = np.append(tuned, 0.2)
+    assert verdict(*difference(np.zeros(6), six)[1:], p_value(np.zeros(6), six)) == "better"
 
 
 def test_p_value_is_that_of_all_sign_flips() -> None:
@@ -174,12 +187,47 @@ def test_retrieval_set_is_read_with_its_grades(folder: Path) -> None:
         ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "a"}\n', "corpus.jsonl:2: the _id 'd1'"),
         ("queries.jsonl", '{"_id": "q1"}\n', "queries.jsonl:1"),
         ("queries.jsonl", "not json\n", "queries.jsonl:1"),
+        ("qrels/test.tsv", "q1 d1 1\n", "test.tsv:1: must be query-id"),
+        ("qrels/test.tsv", "q1\td1\tone\n", "test.tsv:1: must be query-id"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "x \\ud800"}\n', "corpus.jsonl:1: half of a surrogate pair"),
+        ("corpus.jsonl", '{"_id": null, "text": "x"}\n', "corpus.jsonl:1"),
     ],
 )
 def test_broken_sets_are_named_by_file_and_line(folder: Path, file: str, text: str, message: str) -> None:
     (folder / file).write_text(text)
     with pytest.raises(UserError, match=message):
         load_beir(str(folder))
+
+
+def test_marks_blank_lines_and_carriage_returns_do_no_harm(folder: Path) -> None:
+    before = load_beir(str(folder))
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        body = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + body.replace(b"\n", b"\r\n") + b"\r\n\n")
+    assert load_beir(str(folder)) == before
+
+
+def test_vectors_that_are_not_finite_are_an_error() -> None:
+    data = RetrievalSet(["q"], ["a"], [{0: 1.0}], [[]])
+    with pytest.raises(RunError, match="not finite"):
+        score(Fixed({"q": np.array([1.0, 0.0]), "a": np.array([np.nan, 0.0])}), data, [1])
+
+
+def test_figures_of_wrong_passages_are_left_out_where_there_is_none() -> None:
+    data = RetrievalSet(["q"], ["a"], [{0: 1.0}], [[]])
+    found = score(Fixed({"q": np.array([1.0, 0.0]), "a": np.array([0.0, 1.0])}), data, [1])
+    assert found.summary() == {
+        "ndcg@1": 1.0, "recall@1": 1.0, "mrr@1": 1.0, "map@1": 1.0, "precision@1": 1.0, "mean_positive_score": 0.0,
+    }  # fmt: skip
+
+
+def test_drawn_passages_are_never_relevant_and_as_many() -> None:
+    draw = np.random.default_rng(0)
+    vectors = {f"p{i}": draw.standard_normal(4) for i in range(9)} | {"q": np.ones(4)}
+    data = RetrievalSet(["q"], [f"p{i}" for i in range(9)], [{0: 1.0, 3: 1.0, 4: 2.0}], [[]])
+    found = score(Fixed(vectors), data, [1])
+    wrong = {round(float(vectors[f"p{i}"].sum() / 2 / np.linalg.norm(vectors[f"p{i}"])), 5) for i in (1, 2, 5, 6, 7, 8)}
+    assert len(found.negative) == 3 and {round(float(value), 5) for value in found.negative} <= wrong
 
 
 def test_missing_parts_are_named(folder: Path) -> None:
@@ -225,10 +273,13 @@ def test_command_equals_a_plain_ranking(tiny_bert: str, write_jsonl: Callable[..
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--output", "{data}"], "lies in a folder that is read"),
+        (["--baseline", "./nowhere"], "--baseline ./nowhere"),
         (["--metric", "ndcg@7"], "--metric ndcg@7: not among"),
         (["--general_data", "x"], "--general_data compares with --baseline"),
     ],
 )
 def test_wrong_flags_are_named(tiny_bert: str, folder: Path, words: list[str], message: str, capsys) -> None:
+    words = [word.format(data=folder / "corpus.jsonl") for word in words]
     assert main(["evaluate", "--model", tiny_bert, "--data", str(folder), *words]) == 2
     assert message in capsys.readouterr().err

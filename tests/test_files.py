@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedrag.errors import RunError, UserError
-from embedrag.files import atomic_folder, write_atomic, write_lines
+from embedrag.files import atomic_folder, check_targets, write_atomic, write_lines, write_vectors
 
 
 @pytest.fixture(params=[False, True], ids=["new", "replaces"])
@@ -100,18 +102,60 @@ def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def full(path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_small_file_that_can_not_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, real = tmp_path / "metrics.json", Path.write_text
+    path = tmp_path / "metrics.json"
     write_atomic(path, "old")
-
-    def half(self: Path, text: str, **settings: str) -> int:
-        real(self, text[:1], **settings)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises((OSError, RunError)):
+    monkeypatch.setattr("embedrag.files._flush", full)
+    with pytest.raises(RunError, match="No space left"):
         write_atomic(path, "new")
-    assert path.read_text() == "old\n"
+    assert tree(tmp_path) == {"metrics.json": "old\n"}
+
+
+def test_vectors_are_an_npy_file_that_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that write the same file at once do not meet."""
+    path, values = tmp_path / "new" / "v.npy", np.arange(12, dtype=np.float32).reshape(4, 3)
+
+    def blocks(nested: bool) -> Iterator[np.ndarray]:
+        yield values[:1]
+        if nested:
+            write_vectors(path, blocks(nested=False), (4, 3))
+        yield values[1:].astype(np.float64)
+
+    write_vectors(path, blocks(nested=True), (4, 3))
+    assert np.array_equal(np.load(path, mmap_mode="r"), values)
+    monkeypatch.setattr("embedrag.files._flush", full)
+    with pytest.raises(RunError, match="No space left"):
+        write_vectors(path, [values[:2] + 1], (4, 3))
+    assert [file.name for file in path.parent.iterdir()] == ["v.npy"] and np.array_equal(np.load(path), values)
+
+
+def test_half_a_surrogate_pair_is_written_as_json_writes_it(tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", [{"a": "x \ud800 é"}])
+    assert json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8")) == {"a": "x \ud800 é"}
+
+
+def test_files_that_are_read_or_there_are_not_written(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("x")
+    (tmp_path / "there.json").write_text("x")
+    (tmp_path / "folder").mkdir()
+    source = str(tmp_path / "in.jsonl")
+    for name, overwrite, message in (
+        ("in.jsonl", True, "is read by this command"),
+        ("there.json", False, "exists; name another file"),
+        ("folder", True, "a folder; name a file"),
+        ("in.jsonl/x", True, "no folder can be made there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_targets({"--output": str(tmp_path / name)}, [source, None, "no such file"], overwrite)
+    with pytest.raises(UserError, match="lies in a folder that is read"):
+        check_targets({"--output": str(tmp_path / "folder" / "x")}, [str(tmp_path / "folder")], False)
+    with pytest.raises(UserError, match="is the file that --output writes"):
+        check_targets({"--output": str(tmp_path / "a"), "--html": str(tmp_path / "a")}, [], False)
+    check_targets({"--output": str(tmp_path / "there.json"), "--html": None}, [source], True)
 
 
 def test_rows_are_written_one_a_line_into_a_new_folder(tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def test_words_of_scripts_without_spaces_are_pairs() -> None:
         (["--bm25", "--model", "x"], "name either --model or --bm25"),
         (["--bm25", "--range", "9", "9"], "--range must be two ranks"),
         (["--bm25", "--range", "0", "3"], "fewer ranks than --neg_nums 7"),
+        (["--bm25", "--range", "16", "90"], "there are 10 passages, so none is behind rank 16"),
         (["--bm25", "--corpus", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],
 )

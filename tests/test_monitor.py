@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,19 +111,52 @@ def test_base_is_scored_first_and_final_is_the_best_state(
     assert "8 rows are held out, 32 are trained on" in said and "verdict: better: ndcg@10" in said
 
 
-def test_run_ends_early_without_patience_and_is_then_complete(
+def test_run_ends_early_without_patience_is_then_complete_and_goes_on_with_more(
     tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--eval_dataset", str(data), "--eval_steps", "1", "--early_stopping_patience", "2", "--epochs", "50"]
-    more += ["--metric_for_best", "recall@100", "--save_steps", "2"]  # all 80 passages, so it is 1 from the start
+    more = ["--eval_dataset", str(data), "--eval_steps", "1", "--epochs", "2"]
+    more += ["--metric_for_best", "recall@100"]  # all 80 passages, so it is 1 from the start
     output = tmp_path / "out"
-    assert main(words(tiny_bert, data, output, *more)) == 0
+    early = words(tiny_bert, data, output, *more, "--early_stopping_patience")
+    assert main([*early, "2"]) == 0
     assert [row["global_step"] for row in log(output)["eval_logs"]] == [0, 1, 2, 3]
     assert log(output)["training_summary"]["stopped_early"] is True
+    assert [row["num_steps"] for row in log(output)["epoch_logs"]] == [3]
     assert json.loads((output / "evaluation.json").read_text())["verdict"] == "no clear difference"
     assert "2 evaluations brought nothing better" in capsys.readouterr().out
-    assert main(words(tiny_bert, data, output, *more, "--resume", "auto")) == 0
+    assert main([*early, "2", "--resume", "auto"]) == 0
     assert "is complete" in capsys.readouterr().out
+    # The ninth and tenth step have the last two evaluations, so patience ends with the run and nothing was cut short.
+    assert main([*early, "9", "--resume", "auto"]) == 0
+    assert [row["global_step"] for row in log(output)["eval_logs"]] == list(range(11))
+    assert [row["num_steps"] for row in log(output)["epoch_logs"]] == [5, 5]
+    assert "stopped_early" not in log(output)["training_summary"]
+    assert "ended early" not in capsys.readouterr().out
+
+
+def test_best_state_comes_along_into_another_folder(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--eval_dataset", str(data), "--eval_steps", "1", "--epochs", "1", "--save_steps", "1"]
+    more += ["--metric_for_best", "recall@100", "--save_total_limit", "99", "--merge"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(words(tiny_bert, data, first, *more)) == 0
+    checkpoint = str(first / "checkpoint-step-3")
+    assert main(words(tiny_bert, data, second, *more, "--resume", checkpoint)) == 0
+    file = "adapter_model.safetensors"
+    assert (second / "final" / file).read_bytes() == (first / f"{BEST}1" / file).read_bytes()
+    assert main(words(tiny_bert, data, second, *more, "--epochs", "2", "--resume", "auto")) == 0  # merges once more
+    shutil.rmtree(first / f"{BEST}1")
+    assert main(words(tiny_bert, data, tmp_path / "third", *more, "--resume", checkpoint)) == 2
+    assert "the best state so far, is missing" in capsys.readouterr().err
+
+
+def test_what_is_left_after_the_split_must_teach_something(
+    tiny_bert: str, write_jsonl: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = write_jsonl([{"query": f"q{i}", "pos": [f"p{i}"]} for i in range(2)])
+    assert main(words(tiny_bert, two, tmp_path / "out", "--eval_split", "0.5")) == 2
+    assert "no negatives at all" in capsys.readouterr().err
 
 
 def test_continued_run_has_the_scores_of_the_unbroken_one(tiny_bert: str, data: Path, tmp_path: Path) -> None:
