@@ -259,6 +259,11 @@ class TrainOptions(Options):
         False, "write merged/ at the end: the adapter merged into the base, and proved", group="training"
     )
     seed: int = option(42, "seed of order, draws and dropout", group="training", ge=0, le=2**32 - 1)
+    dry_run: bool = option(
+        False,
+        "do everything up to the first step (data, model, checks), and write nothing but the cache",
+        group="training",
+    )
 
     # Machine
     device: Device = option("auto", "where to compute", group="machine", nested="device")

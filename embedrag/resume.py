@@ -61,6 +61,7 @@ FREE = (
     "use_cpu",
     "num_processes",
     "shard_weights",
+    "dry_run",
 )
 
 

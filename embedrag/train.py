@@ -37,6 +37,9 @@ def train(options: TrainOptions) -> int:
         return launch(options, count)
     try:
         run = prepare(options)
+        if options.dry_run:
+            say(f"dry run: ready for the first step; {run.output_dir} was not touched")
+            return 0
         with run.processes.main_first():
             if run.processes.main:
                 _make_room(run)

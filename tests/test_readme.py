@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedrag.cli import COMMANDS
+from embedrag.cli import COMMANDS, main
 from embedrag.options import markdown_table, parse
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +84,20 @@ def test_preset_is_read_without_a_problem(path: Path, monkeypatch: pytest.Monkey
     data = json.loads(path.read_text(encoding="utf-8"))
     assert options.model_name_or_path == data.get("model_name_or_path", data.get("model_id"))
     assert all(Path(source).exists() for source in options.train_dataset)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_preset_is_ready_for_its_first_step(
+    path: Path, tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model; data, settings and checks are those of the preset."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("EMBEDRAG_CACHE", str(tmp_path / "cache"))
+    words = ["--config", str(path), "--model_name_or_path", tiny_bert, "--use_cpu", "--dry_run"]
+    assert main(["train", *words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "dry run: ready for the first step" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert f"configs/{path.name}" in README.read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":
