@@ -20,10 +20,10 @@ import numpy as np
 
 from embedrag.bm25 import Bm25
 from embedrag.cli import main as embedrag
-from embedrag.evaluate import score
 from embedrag.metrics import METRICS
 from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.saved import load_encoder
+from embedrag.scores import score
 from embedrag.search import best_of
 from embedrag.verdict import comparison, table
 

@@ -24,11 +24,11 @@ from embedrag.cached import random_state, set_random_state
 from embedrag.checkpoint import save_model
 from embedrag.config import TrainOptions
 from embedrag.errors import StoppedError
-from embedrag.evaluate import leave, lines, outcome, training_curve
 from embedrag.files import atomic_folder, write_atomic
 from embedrag.logs import RunLog, now, say
 from embedrag.monitor import Monitor
 from embedrag.optimize import Optimization
+from embedrag.outcome import leave, lines, outcome, training_curve
 from embedrag.prepare import Run
 from embedrag.resume import engine_state
 from embedrag.sampling import Batch, Batches, steps_of_epoch

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from embedrag.encoder import Encoder
-from embedrag.evaluate import Scores, score
 from embedrag.logs import now
 from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet
+from embedrag.scores import Scores, score
 
 CUTOFFS = (1, 5, 10, 100)
 

@@ -16,11 +16,12 @@ from typing import Any
 from embedrag.config import DemoOptions, TrainOptions
 from embedrag.device import peak_memory_bytes
 from embedrag.errors import UserError
-from embedrag.evaluate import leave, outcome, score, training_curve
 from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
+from embedrag.outcome import leave, outcome, training_curve
 from embedrag.retrieval import load_set
 from embedrag.saved import load_encoder
+from embedrag.scores import score
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.train import train
 from embedrag.verdict import table

@@ -1,0 +1,193 @@
+"""What a model does on a retrieval set.
+
+The search is exact. Passages are searched as they are encoded, so their texts are held and their vectors are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from embedrag.encoder import TEXTS_PER_BLOCK, Encoder
+from embedrag.metrics import METRICS
+from embedrag.processes import Processes
+from embedrag.retrieval import RetrievalSet
+from embedrag.search import TopK, search_faiss
+from embedrag.vectors import unit
+
+MAPPED = 150  # queries on the 2-D map
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model does on a retrieval set of q queries.
+
+    Attributes:
+        metrics: `ndcg@10` and so on -> [q].
+        first: [q] the passage that came first.
+        positive: cosines of queries with their relevant passages.
+        negative: cosines with wrong ones: those that were labelled, else one at random for each relevant passage.
+        triplets: share of (query, relevant, wrong) in which the relevant passage scores higher.
+        places: (query, one of its relevant passages) of the map.
+        vectors: [2 * places, D], queries first.
+    """
+
+    metrics: dict[str, np.ndarray]
+    first: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    triplets: float
+    places: list[tuple[int, int]]
+    vectors: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Mean of every metric, and the figures of the cosines."""
+        positive = float(self.positive.mean())
+        means = {name: float(values.mean()) for name, values in self.metrics.items()}
+        means["mean_positive_score"] = positive
+        if not len(self.negative):
+            return means  # every passage is relevant
+        negative = float(self.negative.mean())
+        return means | {
+            "mean_negative_score": negative,
+            "mean_difference": positive - negative,
+            "triplet_accuracy": self.triplets,
+        }
+
+
+def score(
+    encoder: Encoder,
+    data: RetrievalSet,
+    cutoffs: Sequence[int],
+    title: str = "",
+    faiss_index: str | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - immutable
+) -> Scores:
+    """Rank the passages for every query, and compare with what is relevant.
+
+    Args:
+        encoder: the model.
+        data: q queries and their passages.
+        cutoffs: the k of the metrics.
+        title: of the progress bar.
+        faiss_index: search by FAISS, as its index factory names it, and not exactly.
+        processes: that share the encoding; all get the same scores.
+    """
+    bar = tqdm(
+        total=len(data.queries) + len(data.passages),
+        unit="text",
+        desc=title,
+        dynamic_ncols=True,
+        leave=False,
+        disable=not processes.main,
+    )
+    queries = unit(np.concatenate(list(_vectors(encoder, data.queries, "query", bar.update, processes))))
+    pairs = _Pairs(data, queries)
+
+    def passages() -> Iterator[np.ndarray]:
+        for block in _vectors(encoder, data.passages, "passage", bar.update, processes):
+            vectors = unit(block)
+            pairs.see(vectors)
+            yield vectors
+
+    if faiss_index:
+        found, _ = search_faiss(queries, passages(), max(cutoffs), faiss_index)
+    else:
+        top = TopK(queries, max(cutoffs), "cuda" if encoder.device.type == "cuda" else "cpu")
+        for block in passages():
+            top.add(block)
+        found, _ = top.result()
+    bar.close()
+    gains = [[rel.get(int(doc), 0.0) for doc in docs] for docs, rel in zip(found, data.relevant, strict=True)]
+    judged = list(zip(gains, [list(rel.values()) for rel in data.relevant], strict=True))
+    return Scores(
+        {
+            f"{name}@{k}": np.array([metric(got, rel, k) for got, rel in judged])
+            for name, metric in METRICS.items()
+            for k in cutoffs
+        },
+        found[:, 0],
+        *pairs.result(),
+    )
+
+
+def _vectors(
+    encoder: Encoder, texts: Sequence[str], role: str, progress: Callable[[int], object], processes: Processes
+) -> Iterator[np.ndarray]:
+    """Vectors of all texts in blocks, in order; several processes encode a part of each block."""
+    size = 1 if encoder.sharded else processes.size  # with weights in parts all compute the same, hand in hand
+    if size == 1:
+        yield from encoder.blocks(texts, role, progress)
+        return
+    step = TEXTS_PER_BLOCK * size
+    for start in range(0, len(texts), step):
+        block = texts[start : start + step]
+        bounds = [len(block) * rank // size for rank in (processes.rank, processes.rank + 1)]
+        yield np.concatenate(processes.gather(encoder.encode(block[slice(*bounds)], role)))
+        progress(len(block))
+
+
+class _Pairs:
+    """Cosines of labelled pairs, and vectors for the map, picked out of the passages as they pass by."""
+
+    def __init__(self, data: RetrievalSet, queries: np.ndarray) -> None:
+        draw = np.random.default_rng(SEED)
+        rows: list[tuple[int, int, bool]] = []
+        for query, (relevant, wrong) in enumerate(zip(data.relevant, data.negatives, strict=True)):
+            rows += [(query, passage, True) for passage in relevant]
+            wrong = wrong or self._drawn(len(data.passages), relevant, draw)
+            rows += [(query, passage, False) for passage in wrong]
+        rows.sort(key=lambda row: row[1])
+        self._query, self._passage = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
+        self._is_positive = np.array([row[2] for row in rows], bool)
+        self._cosines = np.zeros(len(rows), np.float32)
+        picked = np.sort(draw.permutation(len(data.queries))[:MAPPED])
+        self._places = [(int(query), next(iter(data.relevant[query]))) for query in picked]
+        self._kept: dict[int, np.ndarray] = {}
+        self._wanted = {passage for _, passage in self._places}
+        self._queries, self._seen = queries, 0
+
+    @staticmethod
+    def _drawn(passages: int, relevant: dict[int, float], draw: np.random.Generator) -> list[int]:
+        """As many wrong passages as there are relevant ones, or as there are at all."""
+        if 2 * len(relevant) >= passages:
+            return [number for number in range(passages) if number not in relevant]
+        found: dict[int, None] = {}
+        while len(found) < len(relevant):
+            number = int(draw.integers(passages))
+            if number not in relevant:
+                found[number] = None
+        return list(found)
+
+    def see(self, block: np.ndarray) -> None:
+        """The next passages [m, D]."""
+        start, stop = np.searchsorted(self._passage, [self._seen, self._seen + len(block)])
+        rows = slice(start, stop)
+        self._cosines[rows] = np.einsum(
+            "nd,nd->n", self._queries[self._query[rows]], block[self._passage[rows] - self._seen]
+        )
+        self._kept |= {n: block[n - self._seen] for n in self._wanted if self._seen <= n < self._seen + len(block)}
+        self._seen += len(block)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, float, list[tuple[int, int]], np.ndarray]:
+        """The fields of `Scores` from `positive` on."""
+        positive, negative = self._cosines[self._is_positive], self._cosines[~self._is_positive]
+        right = total = 0
+        by_query = np.argsort(self._query, kind="stable")
+        for rows in np.split(by_query, np.flatnonzero(np.diff(self._query[by_query])) + 1):
+            own = self._cosines[rows[self._is_positive[rows]]]
+            wrong = self._cosines[rows[~self._is_positive[rows]]]
+            right += int((own[:, None] > wrong[None]).sum())
+            total += len(own) * len(wrong)
+        vectors = [self._queries[query] for query, _ in self._places] + [self._kept[p] for _, p in self._places]
+        return (
+            positive,
+            negative,
+            right / total if total else 0.0,
+            self._places,
+            np.stack(vectors),
+        )
