@@ -28,7 +28,6 @@ from embedrag.files import atomic_folder, write_atomic
 from embedrag.logs import RunLog, now, say
 from embedrag.monitor import Monitor
 from embedrag.optimize import Optimization
-from embedrag.outcome import leave, lines, outcome, training_curve
 from embedrag.prepare import Run
 from embedrag.resume import engine_state
 from embedrag.sampling import Batch, Batches, steps_of_epoch
@@ -215,23 +214,13 @@ class Trainer:
         self._evaluate()
         if self.stopped_early:
             say(f"training: ended early, for {self.monitor.since_best} evaluations brought nothing better")
-        folder = self.run.output_dir
         if self.processes.main:
+            folder, options = self.run.output_dir, self.options
             with atomic_folder(folder / "final") as final:
                 shutil.copytree(folder / f"{BEST}{self.monitor.best_step}", final, dirs_exist_ok=True)
+            name = options.eval_dataset or f"{options.eval_split:.0%} of the rows, held out"
+            self.monitor.conclude(folder, options.model_name_or_path, name)
         self.processes.barrier()
-        if not self.monitor.best:
-            return
-        options = self.options
-        result: dict[str, Any] = {"model": str(folder / "final"), "baseline": options.model_name_or_path}
-        result |= {"data": options.eval_dataset or f"{options.eval_split:.0%} of the rows, held out"}
-        result |= outcome(self.run.evaluation, self.monitor.best, self.monitor.base, self.monitor.metric)
-        result["curve"] = training_curve(folder / "final", self.monitor.metric)
-        if self.processes.main:
-            leave(result, folder)
-        say(f"evaluation: final/ is the state after step {self.monitor.best_step}")
-        for line in lines(result):
-            say(line)
 
     def _shown_metric(self) -> dict[str, str]:
         if not self.log.evaluations or not self.monitor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from embedrag.encoder import Encoder
-from embedrag.logs import now
+from embedrag.logs import now, say
+from embedrag.outcome import leave, lines, outcome, training_curve
 from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet
 from embedrag.scores import Scores, score
@@ -72,6 +74,24 @@ class Monitor:
         else:
             self.since_best += 1
         return row, better
+
+    def conclude(self, folder: Path, base: str, data: str) -> None:
+        """Say whether the best state beats the base, and leave the page about it in the folder of the run.
+
+        Args:
+            folder: holds logs and final/.
+            base: name of the base.
+            data: name of what was scored on.
+        """
+        if not self.best:
+            return
+        result: dict[str, Any] = {"model": str(folder / "final"), "baseline": base, "data": data}
+        result |= outcome(self.data, self.best, self.base, self.metric)
+        result["curve"] = training_curve(folder / "final", self.metric)
+        leave(result, folder)
+        say(f"evaluation: final/ is the state after step {self.best_step}")
+        for line in lines(result):
+            say(line)
 
     def value(self, scores: Scores) -> float:
         """The metric that decides."""

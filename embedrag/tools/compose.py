@@ -1,0 +1,59 @@
+"""A glossary, or any two columns, as training rows with hard negatives.
+
+All definitions of a term are positives of one row. Its negatives are the definitions of other terms that lie nearest
+to it, for a model learns most from those. A definition that belongs to the term too, wherever it stands, is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from embedrag.config import ComposeOptions
+from embedrag.errors import flag_named
+from embedrag.files import check_targets, write_lines
+from embedrag.logs import say
+from embedrag.mine import identity
+from embedrag.tools.nearest import by_model, by_words, different
+from embedrag.tools.tables import Pair, read_table
+
+
+def run(options: ComposeOptions) -> int:
+    """`embedrag compose`: write training rows from a table."""
+    source, output = Path(options.input).expanduser(), Path(options.output).expanduser()
+    check_targets({"--output": options.output}, [options.input], options.overwrite)
+    table = read_table(source, options.columns, options.encoding)
+    for line in table.report():
+        say(f"{source}: {line}")
+    with flag_named("--model", "--model_name_or_path"):
+        rows = list(compose(table.pairs, options))
+    write_lines(output, rows)
+    short = sum(len(row["neg"]) < options.hard_k for row in rows)
+    say(
+        f"composed: {len(rows):,} rows of {len(table.pairs):,} pairs into {output}; "
+        f"{short:,} have fewer than {options.hard_k} negatives"
+    )
+    return 0
+
+
+def compose(pairs: list[Pair], options: ComposeOptions) -> Iterator[dict[str, Any]]:
+    """Rows `{"query", "pos", "neg", "term"}`, one a term, in order of first appearance."""
+    groups: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(identity(pair.term), []).append(pair)
+    terms = [group[0].term for group in groups.values()]
+    answers = [different([pair.definition for pair in group]) for group in groups.values()]
+    passages = different([text for texts in answers for text in texts])
+    marks = [identity(text) for text in passages]
+    depth = min(len(passages), options.hard_k + 1 + max(map(len, answers)))
+    if options.model:
+        found = by_model(terms, passages, depth, options.model, options.device, options.trust_remote_code)
+    else:
+        # A term's few words often occur nowhere else; together with what it means they do.
+        found = by_words([" ".join([term, *own]) for term, own in zip(terms, answers, strict=True)], passages, depth)
+    for term, own, numbers in zip(terms, answers, found, strict=True):
+        barred = {identity(term), *map(identity, own)}
+        near = (passages[number] for number in numbers if marks[number] not in barred)
+        yield {"query": term, "pos": own, "neg": list(islice(near, options.hard_k)), "term": term}

@@ -1,0 +1,91 @@
+"""Korean particles, whose form depends on the sound before them: 저항은, 전류는; 칩으로, 코일로.
+
+The sound is that of the last letter read aloud. Latin capitals are read by name (LED: 엘이디), small letters as an
+English word, whose last sound is guessed from its spelling (coil: 코일, chip: 칩), digits one by one (4: 사).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Form after a consonant, form after a vowel.
+PARTICLES = {
+    "은": ("은", "는"),
+    "이": ("이", "가"),
+    "을": ("을", "를"),
+    "과": ("과", "와"),
+    "으로": ("으로", "로"),
+    "이란": ("이란", "란"),
+    "이라": ("이라", "라"),
+    "이나": ("이나", "나"),
+    "이며": ("이며", "며"),
+    "이에": ("이에", "예"),
+    "아": ("아", "야"),
+}
+NAMES = {form: forms for forms in PARTICLES.values() for form in forms}
+# Final sound of Latin letters and of digits when they are read: "" a vowel, "l" the liquid ㄹ, "c" another consonant.
+LETTERS = {"l": "l", "m": "c", "n": "c", "r": "l"}
+DIGITS = {"0": "c", "1": "l", "3": "c", "6": "c", "7": "l", "8": "l"}
+SIGNS = {"℃": "", "%": "", "Ω": "c", "μ": "", "°": ""}
+
+
+def final_sound(text: str) -> str:
+    """How a text ends when it is read in Korean: `c` a consonant, `l` the consonant ㄹ, empty a vowel.
+
+    >>> [final_sound(text) for text in ("저항", "전류", "코일", "LED", "USB 3", "coil", "LCD(액정)")]
+    ['c', '', 'l', '', 'c', 'l', '']
+    """
+    text = re.sub(r"\s*[(（\[][^()（）\[\]]*[)）\]]\s*$", "", text) or text  # what stands in brackets is not read
+    text = unicodedata.normalize("NFC", text).rstrip()
+    while text and not text[-1].isalnum() and text[-1] not in SIGNS:
+        text = text[:-1]
+    if not text:
+        return ""
+    last = text[-1]
+    if "가" <= last <= "힣":
+        final = (ord(last) - ord("가")) % 28
+        return "" if final == 0 else "l" if final == 8 else "c"
+    if last.isdigit():
+        return _digits(re.findall(r"\d+$", text)[0])
+    if last in SIGNS:
+        return SIGNS[last]
+    word = re.findall(r"[A-Za-z]*$", text)[0]
+    return _english(word) if word else ""
+
+
+def _digits(number: str) -> str:
+    """Digits one by one, but a round number by its unit: 10 십, 100 백, 1000 천, 10000 만, 100000000 억."""
+    return DIGITS.get(unicodedata.normalize("NFKC", number)[-1], "")
+
+
+def _english(word: str) -> str:
+    """Final sound of an English word as Korean borrows it: only stops after short vowels, and l, m, n stay consonants.
+
+    Capitals (LED), single letters and mixed ones (IoT) are read letter by letter.
+    """
+    if not word[1:].islower():
+        return LETTERS.get(word[-1].lower(), "")
+    word = word.lower()
+    if word.endswith("le") and word[-3] not in "aeiou":  # cable, module would be 모듈 as well
+        return "l"
+    if re.search(r"(?:ule|ile|ole|ale|eme|ime|ome|ame|ume|ine|one|ane|une|ene)$", word):
+        return "l" if word.endswith("le") else "c"
+    if word.endswith("ng") or word[-1] in "mn":
+        return "c"
+    if word[-1] == "l":
+        return "l"
+    # A short vowel and a stop: chip 칩, set 셋, block 블록. After a long one or a consonant a vowel is added: note 노트.
+    return "c" if re.search(r"(?:^|[^aeiou])[aeiou](?:ck|p|k|t|c|b)$", word) else ""
+
+
+def with_particle(word: str, particle: str) -> str:
+    """A word and the form of the particle that fits it; either form names the particle.
+
+    >>> with_particle("저항", "는"), with_particle("코일", "으로"), with_particle("LED", "은")
+    ('저항은', '코일로', 'LED는')
+    """
+    after_consonant, after_vowel = NAMES[particle]
+    sound = final_sound(word)
+    closed = sound == "c" or (sound == "l" and particle not in ("으로", "로"))
+    return word + (after_consonant if closed else after_vowel)
