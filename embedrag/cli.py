@@ -40,6 +40,12 @@ COMMANDS = {
     "docstrings": Command(
         config.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
     ),
+    "compose": Command(
+        config.ComposeOptions, "embedrag.tools.compose:run", "make training rows with hard negatives from a glossary"
+    ),
+    "synth": Command(
+        config.SynthOptions, "embedrag.tools.synth:run", "make training and test rows from terms and acronyms"
+    ),
     "demo": Command(config.DemoOptions, "embedrag.tools.demo:run", "score, train and score again on packaged data"),
 }
 

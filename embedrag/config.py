@@ -581,6 +581,75 @@ class MineOptions(Options):
         return self
 
 
+class ComposeOptions(Options):
+    """Options of `embedrag compose`."""
+
+    input: str = option(
+        ..., "CSV or TSV file of terms and definitions, or of anchors and positives", group="compose", min_length=1
+    )
+    output: str = option(..., "JSONL file of training rows", group="compose", min_length=1)
+    hard_k: int = option(3, "hard negatives of a row: the nearest definitions of other terms", group="compose", ge=0)
+    columns: Annotated[list[str] | None, BeforeValidator(_as_list)] = option(
+        None,
+        "names of the two columns, term first; left out: found by their names in several languages",
+        group="compose",
+        min_length=2,
+        max_length=2,
+    )
+    encoding: str | None = option(
+        None, "encoding of the file; left out: detected (UTF-8, UTF-16, CP949, GB18030, Big5)", group="compose"
+    )
+    model: str | None = option(
+        None, "model or adapter folder, or hub id, that finds the negatives; left out: BM25", group="compose"
+    )
+    device: Device = option("auto", "where to compute", group="compose")
+    overwrite: bool = option(False, "replace the output file", group="compose")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model", group="compose")
+
+
+class SynthOptions(Options):
+    """Options of `embedrag synth`."""
+
+    terms: str | None = option(
+        None, "CSV, TSV or JSONL file of term, definition and perhaps category", group="synth", min_length=1
+    )
+    acronyms: str | None = option(
+        None, "JSONL file of acronym, full, definition and perhaps term, category", group="synth", min_length=1
+    )
+    templates: str | None = option(
+        None,
+        "JSON file of query templates, or ko, zh, en; left out: the one for the language of the terms",
+        group="synth",
+        min_length=1,
+    )
+    pairs_per_term: int = option(6, "rows of a term", group="synth", ge=0)
+    pairs_per_acronym: int = option(8, "rows of an acronym", group="synth", ge=0)
+    test_split: float = option(
+        0.2, "share of the terms and acronyms that only the test set has; 0: no test set", group="synth", ge=0, lt=1
+    )
+    seed: int = option(42, "seed of the split and of the draws", group="synth", ge=0, le=2**32 - 1)
+    output_dir: str = option(..., "folder for train.jsonl and test.jsonl", group="synth", min_length=1)
+    encoding: str | None = option(None, "encoding of a CSV or TSV file; left out: detected", group="synth")
+    llm_base_url: str | None = option(
+        None, "OpenAI-compatible server that writes further queries (key: $OPENAI_API_KEY)", group="synth"
+    )
+    llm_model: str | None = option(None, "name of the model on that server", group="synth")
+    llm_queries: int = option(4, "queries that it writes for a definition", group="synth", ge=1)
+    llm_timeout: float = option(60.0, "seconds that one answer may take", group="synth", gt=0)
+    overwrite: bool = option(False, "replace train.jsonl and test.jsonl", group="synth")
+
+    @model_validator(mode="after")
+    def _agree(self) -> SynthOptions:
+        problems = []
+        if not self.terms and not self.acronyms:
+            problems.append("name --terms, --acronyms or both")
+        if bool(self.llm_base_url) != bool(self.llm_model):
+            problems.append("--llm_base_url and --llm_model go together; name both or none")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
 class DemoOptions(Options):
     """Options of `embedrag demo`."""
 

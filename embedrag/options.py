@@ -67,7 +67,7 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
         UserError: with all problems together, one a line.
     """
     parser = build_parser(cls, prog, description, config_file)
-    namespace, rest = parser.parse_known_args(list(argv))
+    namespace, rest = parser.parse_known_args([_underscored(word, parser) for word in argv])
     values = {name: value for name, value in vars(namespace).items() if value is not None}
     free = next((name for name, field in cls.model_fields.items() if extra(field)["positional"]), None)
     if free and rest and not any(word.startswith("-") for word in rest):
@@ -194,6 +194,13 @@ def _leaves(data: dict[str, Any], keys: dict[str, str], prefix: str = "") -> Ite
             yield from _leaves(value, keys, f"{path}.")
         else:
             yield path, value
+
+
+def _underscored(word: str, parser: argparse.ArgumentParser) -> str:
+    """A flag written with dashes (`--hard-k`) as it is known; any other word as it is."""
+    flag, equals, value = word.partition("=")
+    known = f"--{flag[2:].replace('-', '_')}"
+    return f"{known}{equals}{value}" if flag.startswith("--") and known in parser._option_string_actions else word
 
 
 def _unknown_flags(cls: type[Options], rest: list[str]) -> Iterator[str]:

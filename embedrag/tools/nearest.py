@@ -31,9 +31,7 @@ def by_model(
 ) -> Iterator[np.ndarray]:
     """The same by cosine of a model's vectors; a model ranks every passage."""
     encoder = load_encoder(model, device, trust_remote_code=trust_remote_code)
-    top = TopK(
-        unit(encoder.encode(list(queries), "query")), depth, "cuda" if encoder.device.type == "cuda" else "cpu"
-    )
+    top = TopK(unit(encoder.encode(list(queries), "query")), depth, "cuda" if encoder.device.type == "cuda" else "cpu")
     top.add(unit(encoder.encode(list(passages), "passage")))
     yield from top.result()[0]
 

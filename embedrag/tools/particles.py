@@ -18,16 +18,18 @@ PARTICLES = {
     "으로": ("으로", "로"),
     "이란": ("이란", "란"),
     "이라": ("이라", "라"),
+    "이라는": ("이라는", "라는"),
+    "이라고": ("이라고", "라고"),
     "이나": ("이나", "나"),
     "이며": ("이며", "며"),
-    "이에": ("이에", "예"),
     "아": ("아", "야"),
 }
 NAMES = {form: forms for forms in PARTICLES.values() for form in forms}
 # Final sound of Latin letters and of digits when they are read: "" a vowel, "l" the liquid ㄹ, "c" another consonant.
 LETTERS = {"l": "l", "m": "c", "n": "c", "r": "l"}
 DIGITS = {"0": "c", "1": "l", "3": "c", "6": "c", "7": "l", "8": "l"}
-SIGNS = {"℃": "", "%": "", "Ω": "c", "μ": "", "°": ""}
+WITH_VOWEL = frozenset({"bit", "kit", "set"})  # 비트, 키트, 세트
+SIGNS = {"℃": "", "%": "", "Ω": "c", "\u2126": "c", "μ": "", "°": ""}
 
 
 def final_sound(text: str) -> str:
@@ -43,40 +45,29 @@ def final_sound(text: str) -> str:
     if not text:
         return ""
     last = text[-1]
+    if last in SIGNS:
+        return SIGNS[last]
     if "가" <= last <= "힣":
         final = (ord(last) - ord("가")) % 28
         return "" if final == 0 else "l" if final == 8 else "c"
-    if last.isdigit():
-        return _digits(re.findall(r"\d+$", text)[0])
-    if last in SIGNS:
-        return SIGNS[last]
+    if last.isdecimal():  # 10, 100 and 1000 (십, 백, 천) end in consonants too, as 0 (영) does
+        return DIGITS.get(unicodedata.normalize("NFKC", last), "")
     word = re.findall(r"[A-Za-z]*$", text)[0]
     return _english(word) if word else ""
 
 
-def _digits(number: str) -> str:
-    """Digits one by one, but a round number by its unit: 10 십, 100 백, 1000 천, 10000 만, 100000000 억."""
-    return DIGITS.get(unicodedata.normalize("NFKC", number)[-1], "")
-
-
 def _english(word: str) -> str:
-    """Final sound of an English word as Korean borrows it: only stops after short vowels, and l, m, n stay consonants.
-
-    Capitals (LED), single letters and mixed ones (IoT) are read letter by letter.
-    """
-    if not word[1:].islower():
+    """Final sound of a word in Latin letters; all but words of small letters behind the first are spelt (LED, IoT)."""
+    if len(word) == 1 or not word[1:].islower():
         return LETTERS.get(word[-1].lower(), "")
     word = word.lower()
-    if word.endswith("le") and word[-3] not in "aeiou":  # cable, module would be 모듈 as well
+    if re.search(r"(l|le)$", word):
         return "l"
-    if re.search(r"(?:ule|ile|ole|ale|eme|ime|ome|ame|ume|ine|one|ane|une|ene)$", word):
-        return "l" if word.endswith("le") else "c"
-    if word.endswith("ng") or word[-1] in "mn":
+    if re.search(r"([mn]e?|ng)$", word):
         return "c"
-    if word[-1] == "l":
-        return "l"
-    # A short vowel and a stop: chip 칩, set 셋, block 블록. After a long one or a consonant a vowel is added: note 노트.
-    return "c" if re.search(r"(?:^|[^aeiou])[aeiou](?:ck|p|k|t|c|b)$", word) else ""
+    # A short vowel and a stop: chip 칩, socket 소켓, block 블록. Behind anything else a vowel is added: note 노트.
+    short = re.search(r"(^|[^aeiou]|qu)[aeiou](ck|[ptkc])$|ook$", word)
+    return "c" if short and word not in WITH_VOWEL else ""
 
 
 def with_particle(word: str, particle: str) -> str:

@@ -36,7 +36,9 @@ DEFINITION_COLUMNS = frozenset(
     "definition definitions positive pos pos_doc meaning description explanation answer text beschreibung "
     "définition definición 정의 뜻 설명 의미 답변 뜻풀이 풀이 定义 释义 解释 说明 含义 答案 定義 釋義 解釋 說明 含義 説明 意味".split()
 )
-CATEGORY_COLUMNS = frozenset("category topic field domain subject 분류 분야 범주 类别 分类 领域 類別 分類 領域 カテゴリ".split())
+CATEGORY_COLUMNS = frozenset(
+    "category topic field domain subject 분류 분야 범주 类别 分类 领域 類別 分類 領域 カテゴリ".split()
+)
 SHOWN = 20  # faulty lines that are named; the rest is counted
 
 

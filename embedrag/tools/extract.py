@@ -1,0 +1,241 @@
+"""Terms and definitions of an HTML page: definition lists, tables with fitting headings, "term: definition" lines.
+
+The parser (selectolax) reads broken markup as browsers do, by the rules of HTML 5. The tree is only read: hidden
+parts are walked around, for taking nodes out of a tree while others point into it ends in crashes. Walks keep their
+own stack, so that ten thousand nested boxes are no harm.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+Pair = tuple[str, str]
+
+TERM_CHARACTERS = (2, 100)
+DEFINITION_CHARACTERS = (20, 2000)  # a character of Chinese, Japanese or Korean counts as two
+_SKIPPED_TAGS = set("script style noscript template head nav footer aside form button select svg iframe".split())
+_SKIPPED_CLASSES = set(
+    "reference mw-editsection noprint navbox hatnote toc reflist references mw-empty-elt mw-cite-backlink metadata "
+    "ambox sidebar infobox catlinks mw-jump-link visually-hidden sr-only hidden".split()
+)
+_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
+_INLINE = set("a abbr b bdi bdo cite code data dfn em font i img kbd mark q rb ruby s samp small span strong".split())
+_INLINE |= set("sub sup time tt u var wbr rt rp big del ins math -text".split())
+_BOLD = {"b", "strong", "dfn"}
+_NOTE = re.compile(
+    r"\[\s*(?:\d{1,3}|(?:note|nb|n|a|Anm\.|注|註|주) ?\d{1,3}|edit|citation needed|clarification needed|by whom\?|when\?|who\?"
+    r"|편집|출처 필요|编辑|編輯|編集|要出典|来源请求|來源請求|Bearbeiten|modifier|editar|réf\. nécessaire|cita requerida)\s*\]",
+    re.I,
+)
+_LINE = re.compile(
+    r"^(?:[-*•·]\s+)?(?P<mark>\*\*|__)?(?P<term>[^:：\n]{1,100}?):?(?P=mark)?\s*(?::\s|：|\s[–—-]{1,2}\s|——)\s*(?P<rest>\S.*)$"
+    .replace("(?P=mark)?", "(?:\\*\\*|__)?")
+)
+_SEPARATOR = re.compile(r"^\s*(?::\s*|：\s*|[–—-]{1,2}\s+|——\s*)")
+_NO_TERM = re.compile(
+    r"(?:note|notes|example|examples|e\.g|see|see also|source|sources|warning|tip|abstract|figure|table|hinweis|beispiel"
+    r"|siehe|quelle|remarque|exemple|voir|nota|ejemplo|véase|fuente|주의|참고|예|예시|출처|注意|注|例|参考|参见|來源|来源|出典)",
+    re.I,
+)
+_REFERENCE_ONLY = re.compile(r"(?:see|see also|siehe|voir|véase|참조|参见|參見|見よ|→|⇒)\s.{0,80}$", re.I)
+_TERM_HEADS = set(
+    "term terms word expression phrase acronym abbreviation concept 용어 낱말 단어 약어 약자 术语 術語 词语 詞語 名词 名詞 缩写 "
+    "縮寫 用語 言葉 略語 begriff fachbegriff ausdruck abkürzung wort terme mot sigle abréviation término palabra sigla "
+    "abreviatura termo termine parola термин слово".split()
+)
+_DEFINITION_HEADS = set(
+    "definition definitions meaning description explanation 정의 설명 뜻 의미 풀이 定义 定義 释义 釋義 解释 解釋 说明 說明 説明 "
+    "含义 含義 意思 意味 definition bedeutung erklärung beschreibung erläuterung définition signification description "
+    "explication definición significado descripción definição significato definizione определение значение".split()
+)
+
+
+def extract(html: str) -> list[Pair]:
+    """(term, definition) of a page in its order; too short, too long and repeated ones are left out.
+
+    >>> extract("<dl><dt>Volt[1]<dd>The unit of <b>electric</b> potential.</dl>")
+    [('Volt', 'The unit of electric potential.')]
+    """
+    root = LexborHTMLParser(html).root
+    found: list[Pair] = []
+    plain: list[Pair] = []
+    todo = [(root, False)] if root else []
+    while todo:
+        node, inside = todo.pop()
+        tag = node.tag or ""
+        if tag == "dl":
+            found += _of_list(node)
+            inside = True
+        elif tag == "table":
+            rows = list(_of_table(node))
+            found += rows
+            inside = inside or bool(rows)
+        elif tag in ("p", "li") and not inside:
+            pair, certain = _of_line(node)
+            (found if certain else plain).extend(pair)
+        todo += [(child, inside) for child in reversed(list(_children(node))) if child.tag != "-text"]
+    if len(plain) > 2:  # one or two plain lines with a colon are prose, not a glossary
+        found += plain
+    return tidy(found)
+
+
+def tidy(pairs: Iterable[Pair]) -> list[Pair]:
+    """Clean terms and definitions; drop what is too short, too long, a mere reference, or there already."""
+    kept: dict[Pair, Pair] = {}
+    for term, definition in pairs:
+        term = _clean(term).strip(" :：–—-*•·")
+        definition = re.sub(r"^[:：–—]\s*", "", _clean(definition)).strip("* ")
+        fits = TERM_CHARACTERS[0] <= _width(term) and len(term) <= TERM_CHARACTERS[1]
+        fits &= DEFINITION_CHARACTERS[0] <= _width(definition) and len(definition) <= DEFINITION_CHARACTERS[1]
+        if fits and re.search(r"\w", term) and not _REFERENCE_ONLY.match(definition):
+            kept.setdefault(pair_key((term, definition)), (term, definition))
+    return list(kept.values())
+
+
+def pair_key(pair: Pair) -> Pair:
+    """What two pairs have in common that differ in case, width or spacing alone."""
+    term, definition = (" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in pair)
+    return term, definition
+
+
+def _children(node: LexborNode) -> Iterator[LexborNode]:
+    """Children that a reader sees, texts included."""
+    child = node.child
+    while child is not None:
+        if child.tag == "-text" or (child.is_element_node and not _is_hidden(child)):
+            yield child
+        child = child.next
+
+
+def _is_hidden(node: LexborNode) -> bool:
+    if node.tag in _SKIPPED_TAGS:
+        return True
+    attributes = node.attributes
+    if not attributes:
+        return False
+    classes = (attributes.get("class") or "").split()
+    if not _SKIPPED_CLASSES.isdisjoint(classes) or "hidden" in attributes or attributes.get("aria-hidden") == "true":
+        return not any("mwe-math-fallback" in name for name in classes)
+    return bool(_HIDDEN.search(attributes.get("style") or ""))
+
+
+def _text(node: LexborNode, without: str = "") -> str:
+    """Visible text; boxes are apart, inline elements are not. `without` names a tag whose contents stay out."""
+    parts: list[str] = []
+    todo: list[LexborNode | str] = [node]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            parts.append(item)
+        elif item.tag == "-text":
+            parts.append(item.text_content or "")
+        elif item.tag == "img" and "mwe-math" in (item.attributes.get("class") or ""):
+            formula = (item.attributes.get("alt") or "").strip()
+            parts.append(re.sub(r"^\{\\displaystyle\s*(.*)\}$", r"\1", formula, flags=re.S).strip())
+        elif item.tag != without or item is node:
+            inline = item.tag in _INLINE
+            todo += [] if inline else [" "]
+            todo += reversed(list(_children(item)))
+            parts += [] if inline else [" "]
+    return "".join(parts)
+
+
+def _clean(text: str) -> str:
+    text = _NOTE.sub("", text.replace("\u00ad", "").replace("\u200b", "").replace("\ufeff", ""))
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zs", "Zl", "Zp") else c for c in text)
+    return re.sub(r"\s+([,.;)])", r"\1", " ".join(text.split()))
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _of_list(node: LexborNode) -> Iterator[Pair]:
+    """Every <dt> with all <dd> that follow it; several <dt> in a row share them. Each may be wrapped in a <div>."""
+    terms: list[str] = []
+    parts: list[str] = []
+    items = [inner for child in _children(node) for inner in (_children(child) if child.tag == "div" else [child])]
+    for item in items:
+        if item.tag == "dt":
+            if parts:
+                yield from ((term, " ".join(parts)) for term in terms)
+                terms, parts = [], []
+            terms.append(_text(item))
+        elif item.tag == "dd" and terms:
+            parts.append(_text(item))
+    if parts:
+        yield from ((term, " ".join(parts)) for term in terms)
+
+
+def _of_table(node: LexborNode) -> Iterator[Pair]:
+    """Rows below a heading that names a term and a definition."""
+    columns: tuple[int, int] | None = None
+    for number, cells in enumerate(_rows(node)):
+        texts = [_clean(_text(cell, without="table")) for cell in cells]
+        if columns:
+            if len(texts) > max(columns):
+                yield texts[columns[0]], texts[columns[1]]
+        elif number < 3:
+            heads = [set(re.findall(r"\w+", text.casefold())) if len(text) < 40 else set() for text in texts]
+            term = next((i for i, words in enumerate(heads) if words & _TERM_HEADS), None)
+            meaning = next((i for i, words in enumerate(heads) if words & _DEFINITION_HEADS and i != term), None)
+            columns = (term, meaning) if term is not None and meaning is not None else None
+
+
+def _rows(table: LexborNode) -> Iterator[list[LexborNode]]:
+    """Cells of a table row by row, those that reach over several rows or columns repeated."""
+    groups = [child for child in _children(table) if child.tag in ("thead", "tbody", "tfoot")]
+    lines = [row for group in [*groups, table] for row in _children(group) if row.tag == "tr"]
+    hanging: dict[int, tuple[int, LexborNode]] = {}
+    for line in lines:
+        row: list[LexborNode] = []
+        cells = [cell for cell in _children(line) if cell.tag in ("td", "th")]
+        while cells or len(row) in hanging:
+            if len(row) in hanging:
+                rest, cell = hanging.pop(len(row))
+                span = 1
+            else:
+                cell = cells.pop(0)
+                rest, span = _span(cell, "rowspan", 1000), _span(cell, "colspan", 50)
+            for _ in range(span):
+                if rest > 1:
+                    hanging[len(row)] = (rest - 1, cell)
+                row.append(cell)
+                if len(row) > 200:
+                    return
+        yield row
+
+
+def _span(cell: LexborNode, name: str, most: int) -> int:
+    text = cell.attributes.get(name) or "1"
+    return min(int(text), most) if text.isdecimal() and int(text[:6]) else 1
+
+
+def _of_line(node: LexborNode) -> tuple[list[Pair], bool]:
+    """The pair of a paragraph or list item, and whether bold type makes it certain."""
+    parts = [child for child in _children(node) if child.tag != "-text" or (child.text_content or "").strip()]
+    text = _clean(_text(node, without="ul" if node.tag == "li" else ""))
+    first = parts[0] if parts else None
+    while first is not None and first.tag not in _BOLD and first.tag in ("a", "span", "i", "em"):
+        first = next(_children(first), None)
+    if first is not None and first.tag in _BOLD:
+        bold = _clean(_text(first))
+        rest = text.removeprefix(bold)
+        separator = _SEPARATOR.match(rest) or re.search(r"[:：]$", bold)
+        if rest != text and separator:
+            return ([] if _is_no_term(bold) else [(bold, _SEPARATOR.sub("", rest))]), True
+        return [], False
+    if line := _LINE.match(text):
+        term = line["term"].strip("*_ ")
+        certain = line["mark"] is not None
+        if not _is_no_term(term) and len(term) <= 60 and len(term.split()) <= 6:
+            return [(term, line["rest"])], certain
+    return [], False
+
+
+def _is_no_term(text: str) -> bool:
+    return bool(_NO_TERM.fullmatch(text.strip(" :：."))) or bool(re.search(r"[.!?。！？]\s", text))

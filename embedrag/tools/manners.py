@@ -1,0 +1,128 @@
+"""Where a crawler may go and how fast: addresses, robots.txt, one request at a time.
+
+A page names other pages, and a name resolves to any address; so each address is looked up here, checked, and used
+for the connection itself: a second look-up between check and use could give another one. `EMBEDRAG_CRAWL_ALLOW_PRIVATE=1`
+in the environment allows addresses of the own machine and network; it is there for tests against a local server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Callable
+
+import httpx
+
+AGENT = "EmbedRAG"  # the name that robots.txt is asked about, and the first word of the user agent
+LONGEST_DELAY = 60.0  # seconds between requests; a host that asks for more is left alone
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class PageError(Exception):
+    """Why a page was not read; the crawl goes on with the next."""
+
+
+class StatusError(PageError):
+    """The server refused with a 4xx that another try does not change."""
+
+
+class BusyError(PageError):
+    """The page may come at another try; `wait` are the seconds that the server asked for."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+def check_url(text: str) -> httpx.URL:
+    """The URL without its fragment.
+
+    Raises:
+        PageError: it is none of http or https, has no host, or carries a password that the output would show.
+
+    >>> str(check_url("https://Example.org/a#b"))
+    'https://example.org/a'
+    """
+    try:
+        url = httpx.URL(text.strip()).copy_with(fragment=None)
+        host, _ = url.host, url.port
+    except (httpx.InvalidURL, ValueError) as error:
+        raise PageError(f"no URL: {error}") from None
+    if url.scheme not in ("http", "https"):
+        raise PageError(f"{url.scheme or 'no'} scheme: only http and https are read")
+    if not host:
+        raise PageError("no host in the URL")
+    if url.userinfo:
+        raise PageError("a URL with user name or password is not read")
+    return url
+
+
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the public network; those hidden in an IPv6 one are looked at, too.
+
+    >>> [is_public(a) for a in ("93.184.216.34", "10.1.2.3", "169.254.169.254", "::1", "::ffff:127.0.0.1")]
+    [True, False, False, False, False]
+    >>> is_public("64:ff9b::7f00:1"), is_public("2606:4700::1111")
+    (False, True)
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host, in the order in which they should be tried.
+
+    Raises:
+        PageError: there are none, or one of them is private.
+        BusyError: the look-up failed in a way that may pass.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        reason = f"host {host} not found ({error.strerror})"
+        raise (BusyError(reason) if error.errno == socket.EAI_AGAIN else PageError(reason)) from None
+    except (UnicodeError, OSError) as error:
+        raise PageError(f"host {host} not found ({error})") from None
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if os.environ.get("EMBEDRAG_CRAWL_ALLOW_PRIVATE") != "1":
+        for address in addresses:
+            if not is_public(address):
+                raise PageError(f"{host} is {address}, a private address: not read")
+    return addresses
+
+
+class Pace:
+    """At most one request every `delay` seconds to one host; a host may ask for more room."""
+
+    def __init__(self, delay: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        """Keep time.
+
+        Args:
+            delay: seconds from one request to the next.
+            clock: the time in seconds, never going back.
+            sleep: waits so many seconds.
+        """
+        self._delays: dict[str, float] = defaultdict(lambda: delay)
+        self._last: dict[str, float] = {}
+        self._clock, self._sleep = clock, sleep
+
+    def slow_down(self, host: str, delay: float) -> None:
+        """Leave at least `delay` seconds between two requests to `host`."""
+        self._delays[host] = max(self._delays[host], delay)
+
+    def wait(self, host: str) -> None:
+        """Return when the next request to `host` may go out, which it then must."""
+        if host in self._last:
+            rest = self._last[host] + self._delays[host] - self._clock()
+            if rest > 0:
+                self._sleep(rest)
+        self._last[host] = self._clock()

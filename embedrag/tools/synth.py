@@ -1,0 +1,172 @@
+"""Training and test rows from a list of terms and acronyms, by templates, and on request by a language model.
+
+The two sides share no term, acronym or definition, so a score on the test set says how the model does on words that it
+was never taught. Negatives are near things of the same side. Everything is a function of the files and the seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from embedrag.config import SynthOptions
+from embedrag.errors import UserError
+from embedrag.files import check_targets, write_lines
+from embedrag.logs import say
+from embedrag.mine import identity
+from embedrag.tools.items import Item, groups_of, read_items, split
+from embedrag.tools.nearest import by_words
+from embedrag.tools.templates import Kind, fill, language_of, load, shipped
+from embedrag.tools.writer import Writer
+
+NEAR = 5  # nearest things that the negatives of an item rotate through
+LLM = "llm_query"
+ANSWERS = "llm_queries.jsonl"
+Row = dict[str, str]
+
+
+def run(options: SynthOptions) -> int:
+    """`embedrag synth`: write train.jsonl and test.jsonl."""
+    folder = Path(options.output_dir).expanduser()
+    outputs = {side: folder / f"{side}.jsonl" for side in ("train", "test")}
+    check_targets(
+        {f"--output_dir ({side})": str(path) for side, path in outputs.items()},
+        [options.terms, options.acronyms],
+        options.overwrite,
+    )
+    items, notes = read_items(options.terms, options.acronyms, options.encoding)
+    language = options.templates or language_of(f"{item.term} {item.definition}" for item in items)
+    templates = load(language)
+    for note in notes:
+        say(note)
+    say(f"templates: {shipped().get(language, language)}")
+    writer = None
+    if options.llm_base_url:
+        if not templates.llm_prompt:
+            raise UserError(f"--templates {language}: has no llm_prompt, which --llm_base_url needs")
+        writer = Writer(
+            options.llm_base_url,
+            options.llm_model or "",
+            templates.llm_prompt,
+            options.llm_queries,
+            options.llm_timeout,
+            folder / ANSWERS,
+        )
+    groups = groups_of(items)
+    sides = split(items, groups, options.test_split, options.seed)
+    written: list[list[Row]] = []
+    for name, numbers in zip(outputs, sides, strict=True):
+        side = Side([items[n] for n in numbers], [groups[n] for n in numbers], options.seed)
+        rows = [row for item in range(len(numbers)) for row in side.rows(item, templates.kinds, options, writer)]
+        written.append(_unknown(rows, written[0]) if written else rows)
+        _tell(name, side, written[-1], options)
+    if not written[0]:
+        raise UserError(f"--templates {language}: no kind of it fits these terms; nothing to train on")
+    for (_, path), rows in zip(outputs.items(), written, strict=True):
+        if rows:
+            write_lines(path, rows)
+        elif path.exists():  # of an earlier run, whose terms are trained on now
+            path.unlink()
+    if writer:
+        say(
+            f"language model: asked {writer.asked:,} times, {writer.dropped:,} queries dropped (repeats, copies of the "
+            f"definition, empty), {writer.empty:,} definitions without an answer that could be read"
+        )
+    say(f"rows are in {folder}")
+    return 0
+
+
+class Side:
+    """The items of the training or of the test set."""
+
+    def __init__(self, items: Sequence[Item], groups: Sequence[int], seed: int) -> None:
+        """Rank for each item the others that may be its negatives, near ones first."""
+        self.items, self.groups, self.seed = items, groups, seed
+        self.short: list[str] = []
+        self._done = set[tuple[int, int]]()
+        texts = [f"{item.term} {item.definition}" for item in items]
+        found = by_words(texts, [item.definition for item in items], len(items)) if items else iter(())
+        self._near = [self._others(number, [int(other) for other in near]) for number, near in enumerate(found)]
+
+    def rows(self, number: int, kinds: Sequence[Kind], options: SynthOptions, writer: Writer | None) -> Iterator[Row]:
+        """Rows of one item: kinds take turns until there are enough, then those of the language model."""
+        item = self.items[number]
+        acronym = "acronym" in item.fields
+        wanted = options.pairs_per_acronym if acronym else options.pairs_per_term
+        made = 0
+        for kind, template in self._turns(item, kinds):
+            if made < wanted and (row := self._row(number, kind, fill(template, item.fields), made)):
+                made += 1
+                yield row
+        if made < wanted:
+            self.short.append(item.fields.get("acronym", item.term))
+        if writer:
+            kind = Kind(LLM, (), "{definition}", options.llm_queries)
+            name = f"{item.fields['acronym']} ({item.fields['full']})" if acronym else item.term
+            for turn, query in enumerate(writer.queries(name, item.definition)):
+                if row := self._row(number, kind, query, turn):
+                    yield row
+
+    def _turns(self, item: Item, kinds: Sequence[Kind]) -> Iterator[tuple[Kind, str]]:
+        """Templates in a random order that gives each kind its turn."""
+        rng = random.Random(f"{self.seed}:{sorted(item.fields.items())}")
+        queues = []
+        for kind in kinds:
+            if kind.fits(item.fields):
+                queues.append((kind, rng.sample(kind.queries, len(kind.queries))[: kind.most]))
+        for turn in range(max((len(queue) for _, queue in queues), default=0)):
+            for kind, queue in queues:
+                if turn < len(queue):
+                    yield kind, queue[turn]
+
+    def _row(self, number: int, kind: Kind, query: str, turn: int) -> Row | None:
+        """A row, unless it was there before or its query holds the answer."""
+        item = self.items[number]
+        positive = fill(kind.positive, item.fields)
+        key = (identity(query), identity(positive))
+        if key in self._done or key[0] == key[1] or positive.casefold() in query.casefold():
+            return None
+        self._done.add(key)
+        row = {"query": query, "positive": positive}
+        if negatives := self._negatives(number, kind, set(key)):
+            row["negative"] = negatives[turn % len(negatives)]
+        row |= {"term": item.term, "type": kind.type}
+        return row | {key: item.fields[key] for key in ("acronym", "full") if key in item.fields}
+
+    def _negatives(self, number: int, kind: Kind, barred: set[int]) -> list[str]:
+        found: dict[int, str] = {}
+        for other in self._near[number]:
+            fields = self.items[other].fields
+            if ("acronym" in fields) != ("acronym" in self.items[number].fields) and "{definition" not in kind.positive:
+                continue  # a name of another sort would be told apart by its looks
+            text = fill(kind.positive, fields)
+            if identity(text) not in barred:
+                found.setdefault(identity(text), text)
+            if len(found) == NEAR:
+                break
+        return list(found.values())
+
+    def _others(self, number: int, near: list[int]) -> list[int]:
+        """Items of other groups: near ones, then the rest in a random order."""
+        rest = sorted(set(range(len(self.items))) - set(near))
+        random.Random(f"{self.seed}:{self.items[number].term}:rest").shuffle(rest)
+        return [other for other in [*near, *rest] if self.groups[other] != self.groups[number]]
+
+
+def _unknown(rows: list[Row], trained: list[Row]) -> list[Row]:
+    """Test rows without those whose query or positive was trained on, which a language model may bring about."""
+    known = {identity(row[key]) for row in trained for key in ("query", "positive")}
+    return [row for row in rows if not known & {identity(row["query"]), identity(row["positive"])}]
+
+
+def _tell(name: str, side: Side, rows: list[Row], options: SynthOptions) -> None:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(Counter(row["type"] for row in rows).items()))
+    acronyms = sum("acronym" in item.fields for item in side.items)
+    say(f"{name}: {len(rows):,} rows of {len(side.items) - acronyms:,} terms and {acronyms:,} acronyms ({kinds})")
+    if side.short:
+        shown = ", ".join(side.short[:10]) + (" …" if len(side.short) > 10 else "")
+        say(f"{name}: {len(side.short):,} have fewer rows than asked for, their templates are used up: {shown}")
+    if bare := sum("negative" not in row for row in rows):
+        say(f"{name}: {bare:,} rows have no negative, for there is nothing else on this side to take one from")

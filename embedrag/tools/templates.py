@@ -1,0 +1,135 @@
+"""Templates of queries, kept in JSON files: another language or tone needs no code.
+
+A file holds `kinds`; each has a `type` (written into the rows), `queries` to fill in, and the `positive` that answers
+them. `{term}` is replaced by a field; `{term:은}` adds the Korean particle in the form that fits. A kind is used for
+what has all its fields: terms have `term` and `definition`, acronyms `acronym`, `full` and `definition`, both perhaps
+`category`. `most` limits how many rows of one term a kind gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedrag.errors import UserError, near_miss
+from embedrag.tools.particles import NAMES, with_particle
+
+FOLDER = Path(__file__).with_name("data")
+FIELDS = ("term", "definition", "category", "acronym", "full")
+HOLE = re.compile(r"\{(\w*)(?::(\w*))?\}")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Queries of one type, and what answers them."""
+
+    type: str
+    queries: tuple[str, ...]
+    positive: str
+    most: int
+
+    def fits(self, fields: Mapping[str, str]) -> bool:
+        """Whether a thing has every field that occurs."""
+        return all(fields.get(hole[1]) for text in (*self.queries, self.positive) for hole in HOLE.finditer(text))
+
+
+@dataclass(frozen=True)
+class Templates:
+    """One file: its kinds, and what a language model is asked (`{n}` queries for a `{term}` and its `{definition}`)."""
+
+    kinds: tuple[Kind, ...]
+    llm_prompt: str
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """A template with its fields, each with its particle.
+
+    >>> fill("{term:은} 무엇인가?", {"term": "저항"})
+    '저항은 무엇인가?'
+    """
+    return HOLE.sub(lambda hole: with_particle(fields[hole[1]], hole[2]) if hole[2] else fields[hole[1]], template)
+
+
+def shipped() -> dict[str, Path]:
+    """Language -> template file that comes with the package."""
+    return {path.stem.removeprefix("templates_"): path for path in sorted(FOLDER.glob("templates_*.json"))}
+
+
+def language_of(texts: Iterable[str]) -> str:
+    """Korean, Chinese or English, by the letters of texts.
+
+    >>> language_of(["저항", "LED"]), language_of(["提单 B/L"]), language_of(["fuse"])
+    ('ko', 'zh', 'en')
+    """
+    joined = " ".join(texts)
+    hangul, han = len(re.findall("[가-힣]", joined)), len(re.findall("[\u4e00-\u9fff]", joined))
+    if not hangul and not han:
+        return "en"
+    return "ko" if hangul >= han else "zh"
+
+
+def load(name: str) -> Templates:
+    """Read a template file.
+
+    Args:
+        name: its path, or the language of one that is shipped.
+
+    Raises:
+        UserError: with every problem of the file.
+    """
+    path = shipped().get(name) or Path(name).expanduser()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"--templates {path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--templates {path}: not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f"--templates {name}: {error.strerror or error}; give a file, or one of {', '.join(shipped())}"
+        ) from None
+    kinds = data.get("kinds") if isinstance(data, dict) else None
+    if not isinstance(kinds, list) or not kinds:
+        raise UserError(f'--templates {path}: must hold {{"kinds": [{{"type", "queries", "positive"}}, …]}}')
+    prompt = data.get("llm_prompt", "")
+    problems = [f"{path}: kinds[{i}]: {text}" for i, kind in enumerate(kinds) for text in _problems(kind)]
+    if not isinstance(prompt, str) or (prompt and not {"{n}", "{definition}"} <= set(re.findall(r"\{\w+\}", prompt))):
+        problems.append(f"{path}: llm_prompt must be a text with {{n}} and {{definition}}")
+    if problems:
+        raise UserError("\n".join(problems))
+    made = [Kind(k["type"], tuple(dict.fromkeys(k["queries"])), k["positive"], k.get("most", 10**9)) for k in kinds]
+    return Templates(tuple(made), prompt)
+
+
+def _problems(kind: Any) -> list[str]:
+    if not isinstance(kind, dict):
+        return ["must be an object"]
+    problems = [
+        f"unknown key {key}{near_miss(key, ('type', 'queries', 'positive', 'most'))}"
+        for key in set(kind) - {"type", "queries", "positive", "most"}
+    ]
+    queries, positive = kind.get("queries"), kind.get("positive")
+    if not isinstance(kind.get("type"), str) or not kind["type"]:
+        problems.append("type must be a name")
+    if not isinstance(queries, list) or not queries or not all(isinstance(q, str) and q.strip() for q in queries):
+        return [*problems, "queries must be a list of texts"]
+    if not isinstance(positive, str) or not HOLE.search(positive):
+        return [*problems, "positive must be a text with a field, such as {definition}"]
+    most = kind.get("most", 1)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        problems.append("most must be a number of at least 1")
+    for text in [*queries, positive]:
+        for name, particle in HOLE.findall(text):
+            if name not in FIELDS:
+                problems.append(
+                    f"{text!r}: no field {{{name}}}{near_miss(name, FIELDS)}; there are {', '.join(FIELDS)}"
+                )
+            if particle and particle not in NAMES:
+                problems.append(f"{text!r}: unknown particle {particle}; there are {', '.join(NAMES)}")
+        if text in queries and not HOLE.search(text):
+            problems.append(f"{text!r}: has no field, so every term would get the same query")
+    return problems
