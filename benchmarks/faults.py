@@ -142,11 +142,15 @@ def write_rows(folder: Path, draw: random.Random) -> Path:
 
 
 def losses(output: Path) -> Losses:
-    """(global step, loss) of the log, which is valid at every instant."""
+    """(global step, loss) of the log; read again where it was written while it was read."""
     path = output / "detailed_training_logs.json"
-    if not path.is_file() or not path.stat().st_size:
-        return []
-    return [(row["global_step"], row["loss"]) for row in json.loads(path.read_text())["step_logs"]]
+    for _ in range(100):
+        text = path.read_text() if path.is_file() else ""
+        try:
+            return [(row["global_step"], row["loss"]) for row in json.loads(text)["step_logs"]] if text else []
+        except ValueError:
+            time.sleep(0.01)
+    raise SystemExit(f"{path} is no JSON")
 
 
 def equal(one: Path, other: Path) -> bool:
