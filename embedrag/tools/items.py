@@ -39,16 +39,17 @@ class Item:
         return self.fields["definition"]
 
     def names(self) -> set[str]:
-        """Every text that stands for it: fields but the category, and what a pair of brackets adds to a name.
+        """Every text that stands for it: its fields but the category, and its term."""
+        return {plain(text) for key, text in self.fields.items() if key != "category"} | {plain(self.term)}
 
-        >>> sorted(Item({"term": "발광 다이오드(LED)", "definition": "빛"}, "발광 다이오드(LED)", "").names())
-        ['led', '발광 다이오드', '발광 다이오드(led)', '빛']
+    def aliases(self) -> set[str]:
+        """What may be another's name: the parts of a name with brackets.
+
+        >>> sorted(Item({"term": "발광 다이오드(LED)", "definition": "빛"}, "발광 다이오드(LED)", "").aliases())
+        ['led', '발광 다이오드']
         """
-        found = {plain(text) for key, text in self.fields.items() if key != "category"} | {plain(self.term)}
-        for text in (self.fields.get("term"), self.fields.get("full"), self.term):
-            if parts := re.fullmatch(r"(.+?)\s*\((.+)\)", plain(text or "")):
-                found |= {parts[1], parts[2]}
-        return found
+        parts = [re.fullmatch(r"(.+?)\s*\((.+)\)", name) for name in self.names() - {plain(self.definition)}]
+        return {text for part in parts if part for text in part.groups()}
 
 
 def read_items(terms: str | None, acronyms: str | None, encoding: str | None) -> tuple[list[Item], list[str]]:
@@ -108,6 +109,10 @@ def groups_of(items: Sequence[Item]) -> list[int]:
     for number, item in enumerate(items):
         for name in item.names():
             first, second = sorted((root(number), root(owner.setdefault(name, number))))
+            parent[second] = first
+    for number, item in enumerate(items):  # a word in brackets that nobody is called by, such as a unit, binds nothing
+        for name in item.aliases() & owner.keys():
+            first, second = sorted((root(number), root(owner[name])))
             parent[second] = first
     return [root(number) for number in range(len(items))]
 

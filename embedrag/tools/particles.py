@@ -28,7 +28,7 @@ NAMES = {form: forms for forms in PARTICLES.values() for form in forms}
 # Final sound of Latin letters and of digits when they are read: "" a vowel, "l" the liquid ㄹ, "c" another consonant.
 LETTERS = {"l": "l", "m": "c", "n": "c", "r": "l"}
 DIGITS = {"0": "c", "1": "l", "3": "c", "6": "c", "7": "l", "8": "l"}
-WITH_VOWEL = frozenset({"bit", "kit", "set"})  # 비트, 키트, 세트
+SPOKEN = {"bit": "", "kit": "", "set": "", "mosfet": "c", "finfet": "c", "asic": "c"}  # 비트, 세트; 모스펫, 에이식
 SIGNS = {"℃": "", "%": "", "Ω": "c", "\u2126": "c", "μ": "", "°": ""}
 
 
@@ -58,6 +58,8 @@ def final_sound(text: str) -> str:
 
 def _english(word: str) -> str:
     """Final sound of a word in Latin letters; all but words of small letters behind the first are spelt (LED, IoT)."""
+    if word.lower() in SPOKEN:
+        return SPOKEN[word.lower()]
     if len(word) == 1 or not word[1:].islower():
         return LETTERS.get(word[-1].lower(), "")
     word = word.lower()
@@ -66,8 +68,8 @@ def _english(word: str) -> str:
     if re.search(r"([mn]e?|ng)$", word):
         return "c"
     # A short vowel and a stop: chip 칩, socket 소켓, block 블록. Behind anything else a vowel is added: note 노트.
-    short = re.search(r"(^|[^aeiou]|qu)[aeiou](ck|[ptkc])$|ook$", word)
-    return "c" if short and word not in WITH_VOWEL else ""
+    short = re.search(r"(^|[^aeiou]|qu)[aeiou](ck|[ptkc])$|(cuit|ook)$", word)
+    return "c" if short else ""
 
 
 def with_particle(word: str, particle: str) -> str:

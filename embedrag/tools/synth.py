@@ -22,6 +22,7 @@ from embedrag.tools.templates import Kind, fill, language_of, load, shipped
 from embedrag.tools.writer import Writer
 
 NEAR = 5  # nearest things that the negatives of an item rotate through
+CANDIDATES = 50  # near things that are looked at, and as many others of each sort where they do not suffice
 LLM = "llm_query"
 ANSWERS = "llm_queries.jsonl"
 Row = dict[str, str]
@@ -33,7 +34,7 @@ def run(options: SynthOptions) -> int:
     outputs = {side: folder / f"{side}.jsonl" for side in ("train", "test")}
     check_targets(
         {f"--output_dir ({side})": str(path) for side, path in outputs.items()},
-        [options.terms, options.acronyms],
+        [options.terms, options.acronyms, options.templates],
         options.overwrite,
     )
     items, notes = read_items(options.terms, options.acronyms, options.encoding)
@@ -41,7 +42,7 @@ def run(options: SynthOptions) -> int:
     templates = load(language)
     for note in notes:
         say(note)
-    say(f"templates: {shipped().get(language, language)}")
+    say(f"templates: {language}{', which comes with the package' if language in shipped() else ''}")
     writer = None
     if options.llm_base_url:
         if not templates.llm_prompt:
@@ -61,9 +62,13 @@ def run(options: SynthOptions) -> int:
         side = Side([items[n] for n in numbers], [groups[n] for n in numbers], options.seed)
         rows = [row for item in range(len(numbers)) for row in side.rows(item, templates.kinds, options, writer)]
         written.append(_unknown(rows, written[0]) if written else rows)
-        _tell(name, side, written[-1], options)
+        if numbers:
+            _tell(name, side, written[-1])
     if not written[0]:
-        raise UserError(f"--templates {language}: no kind of it fits these terms; nothing to train on")
+        raise UserError(
+            f"--templates {language}: no kind of it fits these terms, or the numbers of pairs are 0; "
+            "there is nothing to train on"
+        )
     for (_, path), rows in zip(outputs.items(), written, strict=True):
         if rows:
             write_lines(path, rows)
@@ -87,7 +92,10 @@ class Side:
         self.short: list[str] = []
         self._done = set[tuple[int, int]]()
         texts = [f"{item.term} {item.definition}" for item in items]
-        found = by_words(texts, [item.definition for item in items], len(items)) if items else iter(())
+        self._sorts: list[list[int]] = [[], []]
+        for number, item in enumerate(items):
+            self._sorts["acronym" in item.fields].append(number)
+        found = by_words(texts, [item.definition for item in items], min(len(items), CANDIDATES)) if items else iter(())
         self._near = [self._others(number, [int(other) for other in near]) for number, near in enumerate(found)]
 
     def rows(self, number: int, kinds: Sequence[Kind], options: SynthOptions, writer: Writer | None) -> Iterator[Row]:
@@ -149,10 +157,10 @@ class Side:
         return list(found.values())
 
     def _others(self, number: int, near: list[int]) -> list[int]:
-        """Items of other groups: near ones, then the rest in a random order."""
-        rest = sorted(set(range(len(self.items))) - set(near))
-        random.Random(f"{self.seed}:{self.items[number].term}:rest").shuffle(rest)
-        return [other for other in [*near, *rest] if self.groups[other] != self.groups[number]]
+        """Items of other groups: near ones, then some terms and acronyms at random, should those not do."""
+        rng = random.Random(f"{self.seed}:{self.items[number].term}:rest")
+        rest = [other for sort in self._sorts for other in rng.sample(sort, min(len(sort), CANDIDATES))]
+        return [other for other in dict.fromkeys([*near, *rest]) if self.groups[other] != self.groups[number]]
 
 
 def _unknown(rows: list[Row], trained: list[Row]) -> list[Row]:
@@ -161,7 +169,7 @@ def _unknown(rows: list[Row], trained: list[Row]) -> list[Row]:
     return [row for row in rows if not known & {identity(row["query"]), identity(row["positive"])}]
 
 
-def _tell(name: str, side: Side, rows: list[Row], options: SynthOptions) -> None:
+def _tell(name: str, side: Side, rows: list[Row]) -> None:
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(Counter(row["type"] for row in rows).items()))
     acronyms = sum("acronym" in item.fields for item in side.items)
     say(f"{name}: {len(rows):,} rows of {len(side.items) - acronyms:,} terms and {acronyms:,} acronyms ({kinds})")

@@ -15,6 +15,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from embedrag.errors import UserError, near_miss
@@ -30,11 +31,13 @@ MARKS = (
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
 TERM_COLUMNS = frozenset(
     "term terms word anchor query question keyword headword entry title name begriff terme término "
-    "용어 단어 낱말 질문 표제어 용어명 术语 词 词条 词语 名词 名称 問題 问题 術語 詞 詞條 詞彙 名詞 名稱 用語 単語".split()
+    "용어 단어 낱말 질문 표제어 용어명 "
+    "术语 词 词条 词语 名词 名称 問題 问题 術語 詞 詞條 詞彙 名詞 名稱 用語 単語".split()
 )
 DEFINITION_COLUMNS = frozenset(
     "definition definitions positive pos pos_doc meaning description explanation answer text beschreibung "
-    "définition definición 정의 뜻 설명 의미 답변 뜻풀이 풀이 定义 释义 解释 说明 含义 答案 定義 釋義 解釋 說明 含義 説明 意味".split()
+    "définition definición 정의 뜻 설명 의미 답변 뜻풀이 풀이 "
+    "定义 释义 解释 说明 含义 答案 定義 釋義 解釋 說明 含義 説明 意味".split()
 )
 CATEGORY_COLUMNS = frozenset(
     "category topic field domain subject 분류 분야 범주 类别 分类 领域 類別 分類 領域 カテゴリ".split()
@@ -104,13 +107,14 @@ def decode(path: Path, encoding: str | None) -> tuple[str, str]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"--input {path}: {error.strerror or error}") from None
+        raise UserError(f"{path}: {error.strerror or error}") from None
     if not data.strip():
         raise UserError(f"{path}: empty; a header and rows are needed")
     name = encoding or detect(data)
     if name is None:
         raise UserError(
-            f"{path}: in none of UTF-8, UTF-16, CP949, GB18030, Big5 for sure; name it with --encoding, or save it as UTF-8"
+            f"{path}: in none of UTF-8, UTF-16, CP949, GB18030, Big5 for sure; name its encoding with --encoding, "
+            "or save it as UTF-8"
         )
     try:
         text = data.decode(name)
@@ -124,9 +128,9 @@ def decode(path: Path, encoding: str | None) -> tuple[str, str]:
 
 
 def detect(data: bytes) -> str | None:
-    """Name of the encoding, None where there is doubt.
+    r"""Name of the encoding, None where there is doubt.
 
-    >>> detect("용어,정의\\n저항,전류를 막는 소자".encode("cp949"))
+    >>> detect("용어,정의\n저항,전류를 막는 소자".encode("cp949"))
     'cp949'
     """
     for mark, name in MARKS:
@@ -173,10 +177,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
     table = Table(name, delimiter, (header[places[0]], header[places[1]]))
     topic = next((place for place, title in enumerate(header) if plain(title) in CATEGORY_COLUMNS), None)
     seen = set[tuple[str, str]]()
-    for line, cells in _rows(path, text, delimiter):
+    for line, cells in islice(_rows(path, text, delimiter), 1, None):
         place = f"{path}:{line}"
-        if line == 1 or cells == header and not table.pairs:
-            continue
         if len(cells) != len(header):
             table.fault(f"not as many cells as the header's {len(header)}", place)
             continue
@@ -225,7 +227,7 @@ def _layout(path: Path, text: str, columns: Sequence[str] | None) -> tuple[str, 
             return mark, [cell.strip() for cell in header], (found[0][0], found[1][0])
     there = [cell.strip() for cell in max(headers.values(), key=len)]
     known = " and ".join(columns) if columns else "term and definition, or anchor and positive,"
-    hint = next((hint for name in columns or () if (hint := near_miss(name, there))), "")
+    hint = next((hint for name in columns or () if name not in there and (hint := near_miss(name, there))), "")
     raise UserError(
         f"{path}:1: no columns {known} in its header; there are: {', '.join(there)}{hint}; "
         "name two of them with --columns TERM DEFINITION"

@@ -91,7 +91,7 @@ class Writer:
             answer = self._client.chat.completions.create(
                 model=self._model, messages=[{"role": "user", "content": prompt}]
             )
-            return (answer.choices[0].message.content or "") if answer.choices else ""
+            return "" if answer.choices == [] else answer.choices[0].message.content or ""
         except openai.APITimeoutError:
             problem = "no answer in time; raise --llm_timeout"
         except openai.APIConnectionError as error:
@@ -100,8 +100,10 @@ class Writer:
             problem = f"refuses the key; set the environment variable {KEY}"
         except openai.NotFoundError:
             problem = f"knows no such address or no model {self._model}; check --llm_base_url and --llm_model"
-        except (openai.APIError, ValueError, AttributeError) as error:
+        except openai.APIError as error:
             problem = " ".join(str(error).split())[:200]
+        except (ValueError, TypeError, AttributeError):  # a web page, for example
+            problem = "does not answer as an OpenAI-compatible server does"
         kept = (
             f"; {len(self._known):,} answers are kept in {self._cache}, the same command goes on" if self._known else ""
         )
@@ -109,9 +111,9 @@ class Writer:
 
 
 def parse_list(answer: str) -> list[str]:
-    """Texts of a list, as models write it: in a code block, with words around it, with a comma too many, or as lines.
+    r"""Texts of a list, as models write it: in a code block, with words around it, with a comma too many, or as lines.
 
-    >>> parse_list('Sure!\\n```json\\n["a b", "c d",]\\n```'), parse_list("1. a b\\n2. c d")
+    >>> parse_list('Sure!\n```json\n["a b", "c d",]\n```'), parse_list("1. a b\n2. c d")
     (['a b', 'c d'], ['a b', 'c d'])
     """
     answer = re.sub(r"<think>.*?</think>", "", answer, flags=re.S)

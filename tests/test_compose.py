@@ -1,0 +1,208 @@
+"""Tables of any delimiter and encoding become training rows, and no negative is an answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embedrag.cli import main
+from embedrag.mine import identity
+from embedrag.records import read_records
+from embedrag.tools.tables import DELIMITERS, detect, read_table
+
+ROOT = Path(__file__).parent.parent
+KOREAN = [
+    ("저항기", "전류를 제한하거나, 전압을 나누는 데 쓰는 수동 부품이다."),
+    ("축전기", "두 전극 사이에 전하를 모아 두는 부품이다; 직류는 막는다."),
+    ("다이오드", "한쪽 방향으로만 전류를 흘리는 | 두 단자 소자이다."),
+    ("퓨즈", "지나친 전류가 흐르면 녹아 끊어지는 보호 부품이다."),
+]
+CHINESE = [
+    ("仓储", "在仓库中保管货物，并管理入库和出库的活动。"),
+    ("提单", "承运人签发的货物收据; 也是物权凭证。"),
+    ("托盘", "便于叉车搬运的平台状器具。"),
+]
+TRADITIONAL = [
+    ("倉儲", "在倉庫中保管貨物，並管理入庫和出庫的活動。"),
+    ("提單", "承運人簽發的貨物收據; 也是物權憑證。"),
+    ("棧板", "便於堆高機搬運的平臺狀器具。"),
+]
+HEADERS = {"ko": ("용어", "정의"), "zh": ("术语", "定义"), "tw": ("術語", "定義")}
+TEXTS = {"ko": KOREAN, "zh": CHINESE, "tw": TRADITIONAL}
+ENCODINGS = [
+    *((language, name) for language in TEXTS for name in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")),
+    ("ko", "cp949"),
+    ("ko", "euc-kr"),
+    ("zh", "gb18030"),
+    ("zh", "gb2312"),
+    ("tw", "big5"),
+]
+
+
+def write(path: Path, rows: list[tuple[str, ...]], encoding: str = "utf-8", delimiter: str = ",") -> Path:
+    with path.open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    return path
+
+
+def compose(source: Path, *more: str, code: int = 0) -> list[dict]:
+    output = source.with_name("pairs.jsonl")
+    assert main(["compose", "--input", str(source), "--output", str(output), *more]) == code
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] if not code else []
+
+
+@pytest.mark.parametrize("delimiter", DELIMITERS, ids=list(DELIMITERS.values()))
+@pytest.mark.parametrize(("language", "encoding"), ENCODINGS)
+def test_every_encoding_and_delimiter_gives_the_same_pairs(
+    language: str, encoding: str, delimiter: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "table.csv", [HEADERS[language], *TEXTS[language]], encoding, delimiter)
+    table = read_table(path)
+    assert [(pair.term, pair.definition) for pair in table.pairs] == TEXTS[language]
+    assert table.delimiter == delimiter and not table.faults
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "known"),
+    [("electronics_ko_terms.csv", "cp949", "cp949"), ("logistics_zh_terms.csv", "gb18030", "gb18030")],
+)
+def test_shipped_glossaries_are_known_in_their_national_encoding(name: str, encoding: str, known: str) -> None:
+    text = (ROOT / "datasets" / name).read_text(encoding="utf-8")
+    assert detect(text.encode(encoding)) == known
+    lines = text.splitlines()
+    found = [detect("\n".join(lines[i : i + 3]).encode(encoding)) for i in range(0, len(lines) - 3, 3)]
+    assert found.count(known) == len(found)
+
+
+def test_unknown_encoding_is_an_error_and_the_flag_settles_it(tmp_path: Path, capsys) -> None:
+    path = write(tmp_path / "t.csv", [("term", "definition"), ("café", "où l'on boit"), ("thé", "à l'eau")], "latin-1")
+    compose(path, code=2)
+    assert "--encoding" in capsys.readouterr().err
+    assert compose(path, "--encoding", "latin-1")[0]["query"] == "café"
+    compose(path, "--encoding", "latin-11", "--overwrite", code=2)
+    assert "latin-11: unknown" in capsys.readouterr().err
+    compose(path, "--encoding", "utf-8", "--overwrite", code=2)
+    assert f"{path}:2: not utf-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("Term", "Definition"),
+        (" anchor ", "POSITIVE"),
+        ("용어", "뜻"),
+        ("词条", "释义"),
+        ("用語", "説明"),
+        ("id", "definition", "term"),
+    ],
+)
+def test_columns_are_found_by_name(header: tuple[str, ...], tmp_path: Path) -> None:
+    given = {name.strip().lower() for name in header}
+    rows = [("7", text, term) if "id" in given else (term, text) for term, text in KOREAN]
+    assert [row["query"] for row in compose(write(tmp_path / "t.csv", [header, *rows]))] == [t for t, _ in KOREAN]
+
+
+def test_columns_can_be_named_and_missing_ones_are_an_error_that_lists_those_there(tmp_path: Path, capsys) -> None:
+    path = write(tmp_path / "t.csv", [("kurz", "lang", "x"), *[(*pair, "") for pair in KOREAN]])
+    compose(path, code=2)
+    assert f"{path}:1: no columns term and definition" in (error := capsys.readouterr().err)
+    assert "kurz, lang, x" in error and "--columns" in error
+    compose(path, "--columns", "kurz", "lnag", code=2)
+    assert "did you mean lang?" in capsys.readouterr().err
+    assert compose(path, "--columns", "lang", "kurz")[0]["pos"] == ["저항기"]
+
+
+def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        '\nterm,definition\na,"first\nline"\nb,\n,c\n\nd,one,too many\nA,first  LINE\ne,E\nf,second text\n',
+        encoding="utf-8",
+    )
+    assert [row["query"] for row in compose(path)] == ["a", "f"]
+    said = capsys.readouterr().out
+    assert f"empty cell: 2 ({path}:5, {path}:6)" in said
+    assert f"header's 2: 1 ({path}:8)" in said
+    assert f"same as an earlier row: 1 ({path}:9)" in said
+    assert f"repeats the term: 1 ({path}:10)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("term,definition\n", "no row with a term and a definition"),
+        ("term,definition\na,\n", "no row with a term and a definition"),
+        ('term,definition\na,b\nc,"open\n', ":3: not a readable table"),
+    ],
+)
+def test_files_without_a_readable_row_are_errors(text: str, message: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    compose(path, code=2)
+    assert message in (error := capsys.readouterr().err) and str(path) in error
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_no_negative_is_an_answer_and_near_ones_come_first(tmp_path: Path) -> None:
+    rows = [(f"pump {i}", f"moves water of pond {i} through a pipe") for i in range(6)]
+    rows += [("frog", "sits by the pond"), ("FROG ", "jumps through a pipe of water"), ("toad", "Sits  by the POND")]
+    found = {row["query"]: row for row in compose(write(tmp_path / "t.csv", [("term", "definition"), *rows]))}
+    assert len(found) == 8
+    assert found["frog"]["pos"] == ["sits by the pond", "jumps through a pipe of water"]
+    for row in found.values():
+        barred = {identity(text) for text in (*row["pos"], row["query"])}
+        assert not barred & {identity(text) for text in row["neg"]}
+        assert len(row["neg"]) == len({identity(text) for text in row["neg"]}) == 3
+    assert found["pump 3"]["neg"][0].startswith("moves water")
+
+
+class Letters:
+    """An encoder whose vectors count the letters of a text."""
+
+    device = torch.device("cpu")
+
+    def encode(self, texts: list[str], role: str) -> np.ndarray:
+        return np.array(
+            [np.bincount([ord(letter) % 64 for letter in text], minlength=64) for text in texts], np.float32
+        )
+
+
+def test_negatives_of_a_model_follow_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedrag.tools.nearest.load_encoder", lambda *_, **__: Letters())
+    rows = [("stone", "a stone"), ("toner", "one toner"), ("STONE", "the stone"), ("fig", "zig"), ("jig", "quick")]
+    found = compose(write(tmp_path / "t.csv", [("term", "definition"), *rows]), "--model", "x", "--hard_k", "2")
+    assert [len(row["neg"]) for row in found] == [2, 2, 2, 2]
+    assert found[0]["pos"] == ["a stone", "the stone"] and found[0]["neg"][0] == "one toner"
+    assert found[2]["neg"][0] == "quick"
+
+
+@pytest.mark.slow
+def test_a_real_model_finds_negatives_and_a_missing_one_is_an_error(tmp_path: Path, tiny_bert: str, capsys) -> None:
+    path = write(tmp_path / "t.csv", [("term", "definition"), *KOREAN, ("저항기", KOREAN[3][1])])
+    rows = compose(path, "--model", tiny_bert, "--hard_k", "2", "--device", "cpu")
+    assert [len(row["neg"]) for row in rows] == [2, 2, 2, 2]
+    assert not set(rows[0]["pos"]) & set(rows[0]["neg"]) and len(rows[0]["pos"]) == 2
+    compose(path, "--model", str(tmp_path / "nowhere"), "--overwrite", code=2)
+    assert "nowhere" in (error := capsys.readouterr().err) and "--model_name_or_path" not in error
+
+
+@pytest.mark.parametrize("flag", ["--hard-k", "--hard_k", "--hard-k="])
+def test_flags_may_have_dashes(flag: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", [("term", "definition"), *KOREAN])
+    words = [f"{flag}1"] if flag.endswith("=") else [flag, "1"]
+    assert {len(row["neg"]) for row in compose(path, *words)} == {1}
+
+
+def test_shipped_glossary_gives_rows_that_training_reads_and_check_calls_clean(tmp_path: Path) -> None:
+    output = tmp_path / "pairs.jsonl"
+    source = ROOT / "datasets" / "electronics_ko_terms.csv"
+    assert main(["compose", "--input", str(source), "--output", str(output), "--hard-k", "3"]) == 0
+    records = [record for _, record in read_records([str(output)])]
+    assert len(records) >= 150 and all(len(record.neg) == 3 and record.dropped == 0 for record in records)
+    assert main(["check", str(output)]) == 0
+    assert main(["compose", "--input", str(source), "--output", str(source), "--overwrite"]) == 2
