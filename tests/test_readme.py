@@ -55,6 +55,7 @@ def test_bash_commands_run_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "docs.jsonl").stat().st_size > 1000
     assert "ndcg@10" in json.loads((tmp_path / "outputs" / "metrics.json").read_text())
     assert "<html" in (tmp_path / "outputs" / "report.html").read_text()
+    assert (tmp_path / "outputs" / "synth" / "test.jsonl").stat().st_size > 1000
     assert '"teacher_scores"' in (tmp_path / "outputs" / "mined.jsonl").read_text()
 
 
