@@ -46,6 +46,9 @@ COMMANDS = {
     "synth": Command(
         config.SynthOptions, "embedrag.tools.synth:run", "make training and test rows from terms and acronyms"
     ),
+    "crawl": Command(
+        config.CrawlOptions, "embedrag.tools.crawl:run", "make training rows from glossaries in the web (extra crawl)"
+    ),
     "demo": Command(config.DemoOptions, "embedrag.tools.demo:run", "score, train and score again on packaged data"),
 }
 

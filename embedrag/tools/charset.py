@@ -32,7 +32,7 @@ _SAMPLE = 100_000  # bytes on which two claims are compared
 
 
 def decode(body: bytes, claimed: str = "") -> str:
-    """The text of a page.
+    r"""The text of a page.
 
     Args:
         body: as it came.
@@ -43,7 +43,7 @@ def decode(body: bytes, claimed: str = "") -> str:
 
     >>> decode("용어는 정의를 가진다".encode("euc-kr"), claimed="iso-8859-1")
     '용어는 정의를 가진다'
-    >>> decode(b'<meta charset="latin-1">caf\\xe9')[-4:]
+    >>> decode(b'<meta charset="latin-1">caf\xe9')[-4:]
     'café'
     """
     for mark, name in _BOMS:

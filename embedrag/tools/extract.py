@@ -13,10 +13,16 @@ from collections.abc import Iterable, Iterator
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from embedrag.tools.glossary_words import DEFINITION_HEADS, NO_TERM, NOTE, REFERENCE_ONLY, TERM_HEADS
+from embedrag.tools.manners import PageError
+
 Pair = tuple[str, str]
 
 TERM_CHARACTERS = (2, 100)
 DEFINITION_CHARACTERS = (20, 2000)  # a character of Chinese, Japanese or Korean counts as two
+DEPTH = 6  # lists and tables within each other; more is no glossary, and each costs another reading of the same text
+MOST_NESTED = 2000
+_BOX = re.compile(r"<(/?)(?:div|dl|ul|ol|table|section|article|blockquote|center|main|fieldset|details|pre)\b", re.I)
 _SKIPPED_TAGS = set("script style noscript template head nav footer aside form button select svg iframe".split())
 _SKIPPED_CLASSES = set(
     "reference mw-editsection noprint navbox hatnote toc reflist references mw-empty-elt mw-cite-backlink metadata "
@@ -26,47 +32,34 @@ _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 _INLINE = set("a abbr b bdi bdo cite code data dfn em font i img kbd mark q rb ruby s samp small span strong".split())
 _INLINE |= set("sub sup time tt u var wbr rt rp big del ins math -text".split())
 _BOLD = {"b", "strong", "dfn"}
-_NOTE = re.compile(
-    r"\[\s*(?:\d{1,3}|(?:note|nb|n|a|Anm\.|注|註|주) ?\d{1,3}|edit|citation needed|clarification needed|by whom\?|when\?|who\?"
-    r"|편집|출처 필요|编辑|編輯|編集|要出典|来源请求|來源請求|Bearbeiten|modifier|editar|réf\. nécessaire|cita requerida)\s*\]",
-    re.I,
-)
 _LINE = re.compile(
-    r"^(?:[-*•·]\s+)?(?P<mark>\*\*|__)?(?P<term>[^:：\n]{1,100}?):?(?P=mark)?\s*(?::\s|：|\s[–—-]{1,2}\s|——)\s*(?P<rest>\S.*)$"
-    .replace("(?P=mark)?", "(?:\\*\\*|__)?")
+    r"^(?:[-*•·]\s+)?(?P<mark>\*\*|__)?(?P<term>[^:：\n]{1,100}?):?(?:\*\*|__)?"
+    r"\s*(?::\s|：|\s[–—-]{1,2}\s|——)\s*(?P<rest>\S.*)$"
 )
 _SEPARATOR = re.compile(r"^\s*(?::\s*|：\s*|[–—-]{1,2}\s+|——\s*)")
-_NO_TERM = re.compile(
-    r"(?:note|notes|example|examples|e\.g|see|see also|source|sources|warning|tip|abstract|figure|table|hinweis|beispiel"
-    r"|siehe|quelle|remarque|exemple|voir|nota|ejemplo|véase|fuente|주의|참고|예|예시|출처|注意|注|例|参考|参见|來源|来源|出典)",
-    re.I,
-)
-_REFERENCE_ONLY = re.compile(r"(?:see|see also|siehe|voir|véase|참조|参见|參見|見よ|→|⇒)\s.{0,80}$", re.I)
-_TERM_HEADS = set(
-    "term terms word expression phrase acronym abbreviation concept 용어 낱말 단어 약어 약자 术语 術語 词语 詞語 名词 名詞 缩写 "
-    "縮寫 用語 言葉 略語 begriff fachbegriff ausdruck abkürzung wort terme mot sigle abréviation término palabra sigla "
-    "abreviatura termo termine parola термин слово".split()
-)
-_DEFINITION_HEADS = set(
-    "definition definitions meaning description explanation 정의 설명 뜻 의미 풀이 定义 定義 释义 釋義 解释 解釋 说明 說明 説明 "
-    "含义 含義 意思 意味 definition bedeutung erklärung beschreibung erläuterung définition signification description "
-    "explication definición significado descripción definição significato definizione определение значение".split()
-)
 
 
 def extract(html: str) -> list[Pair]:
     """(term, definition) of a page in its order; too short, too long and repeated ones are left out.
 
+    Raises:
+        PageError: the markup is nested as no author's is; to parse it would take minutes.
+
     >>> extract("<dl><dt>Volt[1]<dd>The unit of <b>electric</b> potential.</dl>")
     [('Volt', 'The unit of electric potential.')]
     """
+    if _deepest(html) > MOST_NESTED:
+        raise PageError("markup nested too deeply")
     root = LexborHTMLParser(html).root
     found: list[Pair] = []
     plain: list[Pair] = []
-    todo = [(root, False)] if root else []
+    todo = [(root, False, 0)] if root else []
     while todo:
-        node, inside = todo.pop()
+        node, inside, depth = todo.pop()
         tag = node.tag or ""
+        depth += tag in ("dl", "table", "li")
+        if depth > DEPTH:
+            continue
         if tag == "dl":
             found += _of_list(node)
             inside = True
@@ -77,10 +70,18 @@ def extract(html: str) -> list[Pair]:
         elif tag in ("p", "li") and not inside:
             pair, certain = _of_line(node)
             (found if certain else plain).extend(pair)
-        todo += [(child, inside) for child in reversed(list(_children(node))) if child.tag != "-text"]
+        todo += [(child, inside, depth) for child in reversed(list(_children(node))) if child.tag != "-text"]
     if len(plain) > 2:  # one or two plain lines with a colon are prose, not a glossary
         found += plain
     return tidy(found)
+
+
+def _deepest(html: str) -> int:
+    depth = deepest = 0
+    for match in _BOX.finditer(html):
+        depth = max(0, depth - 1) if match[1] else depth + 1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def tidy(pairs: Iterable[Pair]) -> list[Pair]:
@@ -91,7 +92,7 @@ def tidy(pairs: Iterable[Pair]) -> list[Pair]:
         definition = re.sub(r"^[:：–—]\s*", "", _clean(definition)).strip("* ")
         fits = TERM_CHARACTERS[0] <= _width(term) and len(term) <= TERM_CHARACTERS[1]
         fits &= DEFINITION_CHARACTERS[0] <= _width(definition) and len(definition) <= DEFINITION_CHARACTERS[1]
-        if fits and re.search(r"\w", term) and not _REFERENCE_ONLY.match(definition):
+        if fits and re.search(r"\w", term) and not REFERENCE_ONLY.match(definition):
             kept.setdefault(pair_key((term, definition)), (term, definition))
     return list(kept.values())
 
@@ -123,8 +124,8 @@ def _is_hidden(node: LexborNode) -> bool:
     return bool(_HIDDEN.search(attributes.get("style") or ""))
 
 
-def _text(node: LexborNode, without: str = "") -> str:
-    """Visible text; boxes are apart, inline elements are not. `without` names a tag whose contents stay out."""
+def _text(node: LexborNode, without: tuple[str, ...] = ()) -> str:
+    """Visible text; boxes are apart, inline elements are not. contents of the tags `without` stay out."""
     parts: list[str] = []
     todo: list[LexborNode | str] = [node]
     while todo:
@@ -136,7 +137,7 @@ def _text(node: LexborNode, without: str = "") -> str:
         elif item.tag == "img" and "mwe-math" in (item.attributes.get("class") or ""):
             formula = (item.attributes.get("alt") or "").strip()
             parts.append(re.sub(r"^\{\\displaystyle\s*(.*)\}$", r"\1", formula, flags=re.S).strip())
-        elif item.tag != without or item is node:
+        elif item is node or item.tag not in without:
             inline = item.tag in _INLINE
             todo += [] if inline else [" "]
             todo += reversed(list(_children(item)))
@@ -145,7 +146,7 @@ def _text(node: LexborNode, without: str = "") -> str:
 
 
 def _clean(text: str) -> str:
-    text = _NOTE.sub("", text.replace("\u00ad", "").replace("\u200b", "").replace("\ufeff", ""))
+    text = NOTE.sub("", text.replace("\u00ad", "").replace("\u200b", "").replace("\ufeff", ""))
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Zs", "Zl", "Zp") else c for c in text)
     return re.sub(r"\s+([,.;)])", r"\1", " ".join(text.split()))
 
@@ -175,14 +176,14 @@ def _of_table(node: LexborNode) -> Iterator[Pair]:
     """Rows below a heading that names a term and a definition."""
     columns: tuple[int, int] | None = None
     for number, cells in enumerate(_rows(node)):
-        texts = [_clean(_text(cell, without="table")) for cell in cells]
+        texts = [_clean(_text(cell, without=("table",))) for cell in cells]
         if columns:
             if len(texts) > max(columns):
                 yield texts[columns[0]], texts[columns[1]]
         elif number < 3:
             heads = [set(re.findall(r"\w+", text.casefold())) if len(text) < 40 else set() for text in texts]
-            term = next((i for i, words in enumerate(heads) if words & _TERM_HEADS), None)
-            meaning = next((i for i, words in enumerate(heads) if words & _DEFINITION_HEADS and i != term), None)
+            term = next((i for i, words in enumerate(heads) if words & TERM_HEADS), None)
+            meaning = next((i for i, words in enumerate(heads) if words & DEFINITION_HEADS and i != term), None)
             columns = (term, meaning) if term is not None and meaning is not None else None
 
 
@@ -218,7 +219,7 @@ def _span(cell: LexborNode, name: str, most: int) -> int:
 def _of_line(node: LexborNode) -> tuple[list[Pair], bool]:
     """The pair of a paragraph or list item, and whether bold type makes it certain."""
     parts = [child for child in _children(node) if child.tag != "-text" or (child.text_content or "").strip()]
-    text = _clean(_text(node, without="ul" if node.tag == "li" else ""))
+    text = _clean(_text(node, without=("ul", "ol") if node.tag == "li" else ()))
     first = parts[0] if parts else None
     while first is not None and first.tag not in _BOLD and first.tag in ("a", "span", "i", "em"):
         first = next(_children(first), None)
@@ -238,4 +239,4 @@ def _of_line(node: LexborNode) -> tuple[list[Pair], bool]:
 
 
 def _is_no_term(text: str) -> bool:
-    return bool(_NO_TERM.fullmatch(text.strip(" :：."))) or bool(re.search(r"[.!?。！？]\s", text))
+    return bool(NO_TERM.fullmatch(text.strip(" :：."))) or bool(re.search(r"[.!?。！？]\s", text))

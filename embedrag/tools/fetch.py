@@ -9,6 +9,7 @@ time limits of sockets start anew with each byte. Proxies and cookies are not us
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Collection
@@ -20,7 +21,8 @@ import tenacity
 from protego import Protego
 
 from embedrag import __version__
-from embedrag.tools.manners import AGENT, LONGEST_DELAY, BusyError, PageError, Pace, StatusError, check_url, resolve
+from embedrag.tools.manners import AGENT, LONGEST_DELAY, BusyError, Pace, PageError, StatusError, check_url, resolve
+from embedrag.tools.packed import unpack
 
 HTML = ("text/html", "application/xhtml+xml")
 XML = ("application/xml", "text/xml", "application/gzip", "application/x-gzip")
@@ -33,7 +35,7 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Page:
-    """What a URL gave: `url` is where the redirects ended, `kind` the content type, `charset` as the server named it."""
+    """What a URL gave: `url` is where the redirects ended, `kind` the content type, `charset` what the server said."""
 
     url: str
     kind: str
@@ -67,11 +69,12 @@ class Fetcher:
         """
         about = "; ".join(part for part in ("glossary crawler", contact) if part)
         self._agent = f"{AGENT}/{__version__} ({about})"
-        self._timeout, self._max_bytes, self._sleep = timeout, max_bytes, sleep
+        self.max_bytes = max_bytes
+        self._timeout, self._sleep = timeout, sleep
         self._pace = Pace(delay, clock, sleep)
         self._robots: dict[str, Protego | str | None] = {}
         self._left: dict[str, str] = {}
-        self._tls = httpx.create_ssl_context()
+        self._tls: ssl.SSLContext | bool = False  # made for the first https URL: it reads many certificates
 
     def get(self, url: str, kinds: Collection[str] = HTML) -> Page:
         """Read a page that robots.txt allows, behind its redirects.
@@ -88,6 +91,10 @@ class Fetcher:
     def ask(self, url: str) -> Page:
         """Read the JSON of an interface made for programs; robots.txt speaks of pages and is asked by the caller."""
         return self._follow(url, ("application/json",), robots=False)
+
+    def pause(self, seconds: float) -> None:
+        """Wait."""
+        self._sleep(seconds)
 
     def obey(self, url: str) -> None:
         """Raise PageError when robots.txt of the URL's host forbids it, or can't be read."""
@@ -154,7 +161,7 @@ class Fetcher:
             return asyncio.run(asyncio.wait_for(self._exchange(url, kinds), self._timeout))
         except (asyncio.TimeoutError, TimeoutError):
             raise PageError(f"not whole after {self._timeout:g} s") from None
-        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
             raise PageError(f"can't be asked for: {error}") from None
         except httpx.HTTPError as error:
             raise BusyError(f"no answer: {error or type(error).__name__}") from None
@@ -167,6 +174,8 @@ class Fetcher:
     async def _exchange(self, url: httpx.URL, kinds: Collection[str]) -> Page:
         """Ask the host at the address that was checked, and at no other."""
         host = url.raw_host.decode("ascii")
+        if url.scheme == "https" and self._tls is False:
+            self._tls = httpx.create_ssl_context()
         headers = {
             "Host": url.netloc.decode("ascii"),
             "User-Agent": self._agent,
@@ -175,12 +184,13 @@ class Fetcher:
         }
         limits = httpx.Timeout(min(10.0, self._timeout))
         *others, last = await resolve(host, url.port or (443 if url.scheme == "https" else 80))
-        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=limits) as client:
+        # The transport and not a client, which would already look into where a redirect leads.
+        async with httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False) as transport:
             for address in [*others, last]:
-                request = client.build_request("GET", url.copy_with(host=address), headers=headers)
-                request.extensions["sni_hostname"] = host
+                request = httpx.Request("GET", url.copy_with(host=address), headers=headers)
+                request.extensions = {"sni_hostname": host, "timeout": limits.as_dict()}
                 try:
-                    answer = await client.send(request, stream=True)
+                    answer = await transport.handle_async_request(request)
                 except (httpx.ConnectError, httpx.ConnectTimeout):
                     if address == last:
                         raise
@@ -206,7 +216,7 @@ class Fetcher:
         packing = headers.get("content-encoding", "identity").strip().lower()
         if packing not in ("identity", "gzip", "x-gzip", ""):
             raise PageError(f"content encoding {packing}: not read")
-        most = self._max_bytes if kinds else ROBOTS_BYTES  # of robots.txt the beginning counts
+        most = self.max_bytes if kinds else ROBOTS_BYTES  # of robots.txt the beginning counts
         body = bytearray()
         unpacker = zlib.decompressobj(31) if "gzip" in packing else None
         async for piece in answer.aiter_raw():
@@ -216,14 +226,6 @@ class Fetcher:
                     raise PageError(f"larger than {most / 1e6:g} MB: not read to its end")
                 break
         return Page(url, kind, answer.charset_encoding or "", bytes(body[:most]), wait)
-
-
-def unpack(unpacker: zlib._Decompress, piece: bytes, most: int) -> bytes:
-    """At most `most` bytes of what a packed piece holds, so that a small one can't fill the memory."""
-    try:
-        return unpacker.decompress(piece, max(1, most))
-    except zlib.error as error:
-        raise PageError(f"damaged gzip: {error}") from None
 
 
 def retry_after(text: str) -> float | None:

@@ -1,8 +1,8 @@
 """Where a crawler may go and how fast: addresses, robots.txt, one request at a time.
 
 A page names other pages, and a name resolves to any address; so each address is looked up here, checked, and used
-for the connection itself: a second look-up between check and use could give another one. `EMBEDRAG_CRAWL_ALLOW_PRIVATE=1`
-in the environment allows addresses of the own machine and network; it is there for tests against a local server.
+for the connection itself: a second look-up between check and use could give another one. In the environment
+`EMBEDRAG_CRAWL_ALLOW_PRIVATE=1` allows addresses of the own machine and network, for tests against a local server.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""`embedrag crawl`: terms and definitions of glossaries in the web -> a table and training rows.
+
+A crawl is a list of pages, read one after the other; each ends as pairs or as a reason, never as the end of the crawl.
+What was taken is kept page by page (`crawl_state.jsonl`), so an interrupted crawl goes on with the same command, and
+the two outputs are written whole at the end. Faults of the network are dealt with in `fetch`, those of markup in
+`extract`. Packages of the extra `crawl` are imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+from embedrag.config import CrawlOptions
+from embedrag.errors import UserError
+from embedrag.files import atomic_file, check_targets, write_lines
+from embedrag.logs import now, say
+from embedrag.tools.crawl_state import NAME, State
+
+if TYPE_CHECKING:
+    from embedrag.tools.fetch import Fetcher
+
+PACKAGES = ("httpx", "tenacity", "selectolax", "protego", "charset_normalizer")
+FOLDER = "data"  # where training looks for pairs.jsonl when no data set is named
+
+
+def run(options: CrawlOptions) -> int:
+    """`embedrag crawl`: 0 when something was extracted, 1 otherwise."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"embedrag crawl needs {', '.join(missing)}: pip install 'embedrag[crawl]'")
+    if options.dry_run:
+        return dry_run(options)
+    from embedrag.tools.fetch import Fetcher
+
+    return crawl(options, Fetcher(options.contact, options.delay, options.timeout, round(options.max_mb * 1e6)))
+
+
+def dry_run(options: CrawlOptions) -> int:
+    """Read the packaged page instead of the network; writes only into a folder that was named."""
+    from embedrag.tools.extract import extract
+
+    page = files("embedrag.tools") / "data" / "glossary_page.html"
+    pairs = extract(page.read_text(encoding="utf-8"))[: options.limit_per_source]
+    rows = [(term, text, "embedrag/tools/data/glossary_page.html", now()) for term, text in pairs]
+    say(tabulate([row[:2] for row in rows], ["term", "definition"], disable_numparse=True, maxcolwidths=[24, 80]))
+    if options.output_dir:
+        folder = Path(options.output_dir).expanduser()
+        check_targets(_targets(folder), [], options.overwrite)
+        write(folder, rows)
+    say(f"{len(rows)} pairs of the packaged page; nothing was asked of the network")
+    return 0
+
+
+def crawl(options: CrawlOptions, fetcher: Fetcher, wiki: str | None = None) -> int:
+    """Read all sources and write the outputs.
+
+    Args:
+        options: of the command.
+        fetcher: reads pages.
+        wiki: where Wikipedia is, `{language}` in it; tests have one of their own.
+
+    Returns:
+        0 when something was extracted, 1 otherwise.
+
+    Raises:
+        UserError: the folder holds something else, or a language is unknown.
+    """
+    from embedrag.tools import wikipedia
+    from embedrag.tools.crawl_pages import Crawl
+
+    wikipedia.check_languages(options.languages)
+    folder = Path(options.output_dir or FOLDER).expanduser()
+    if not (folder / NAME).exists():
+        check_targets(_targets(folder), [], options.overwrite)
+    if options.sources and not options.contact:
+        say("note: Wikipedia asks programs to say whose they are: --contact with an address or URL of yours")
+    settings = options.model_dump(include={"sources", "urls", "languages", "limit_per_source"})
+    state = State(folder / NAME, settings, options.overwrite)
+    try:
+        work = Crawl(options, fetcher, state, wiki or wikipedia.BASE)
+        work.run()
+    finally:
+        state.close()
+    say(tabulate(work.table, ["page", "pairs", "note"], disable_numparse=True, maxcolwidths=[None, None, 60]))
+    pages = sum(row[1].isdecimal() for row in work.table)
+    if work.rows:
+        write(folder, work.rows)
+    say(f"{len(work.rows):,} pairs of {pages:,} pages; {work.failed:,} failed")
+    if work.rows:
+        say(f"in {folder / 'glossary.csv'} and {folder / 'pairs.jsonl'}")
+    if work.failed:
+        say("the same command tries the failed pages again")
+    return 0 if work.rows else 1
+
+
+def write(folder: Path, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """Write (term, definition, URL, time) as a table and as training rows, each whole or not at all."""
+    with atomic_file(folder / "glossary.csv") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["term", "definition", "source_url", "retrieved_at"])
+        table.writerows(rows)
+    lines = [
+        {"anchor": term, "positive": text, "term": term, "source": source, "retrieved_at": time}
+        for term, text, source, time in rows
+    ]
+    write_lines(folder / "pairs.jsonl", lines)
+
+
+def _targets(folder: Path) -> dict[str, str | None]:
+    return {f"--output_dir {name}": str(folder / name) for name in ("glossary.csv", "pairs.jsonl")}
