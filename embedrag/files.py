@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
 from safetensors import SafetensorError
 
 from embedrag.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextmanager
@@ -77,6 +79,8 @@ def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, 
     Raises:
         RunError: when the disk refuses; `target` is then as it was.
     """
+    import numpy as np
+
     with _temporary(target) as temporary, temporary.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from embedrag.errors import LostContactError
+from embedrag.shard import is_part
 
 T = TypeVar("T")
 BUCKET = 1 << 25  # elements that are reduced at once
@@ -65,7 +65,7 @@ class Processes:
         """
         if self.size == 1:
             return
-        for group in _buckets([parameter for parameter in parameters if not isinstance(parameter, DTensor)]):
+        for group in _buckets([parameter for parameter in parameters if not is_part(parameter)]):
             for parameter in group:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)

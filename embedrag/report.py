@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from embedrag.errors import RunError
 from embedrag.files import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,10 +69,7 @@ def write_html(result: dict[str, Any], path: Path) -> None:
         RunError: when the disk refuses; what was there before is whole.
     """
     page = render(result)
-    try:
-        write_atomic(path, page)
-    except OSError as error:
-        raise RunError(f"{path}: not written ({error.strerror}); what was there before is whole") from None
+    write_atomic(path, page)
 
 
 def render(result: dict[str, Any]) -> str:

@@ -6,12 +6,12 @@ computes, and each process keeps and updates its part. What is saved is whole, s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(backbone: nn.Module, device: torch.device, processes: int) -> None:
@@ -33,9 +33,15 @@ def shard(backbone: nn.Module, device: torch.device, processes: int) -> None:
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
 
+def is_part(value: object) -> bool:
+    """Whether a tensor is this process's part of one; false where torch's module for parts (a second) is not loaded."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether `shard` was called on it."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(is_part(parameter) for parameter in module.parameters())
 
 
 def whole(value: Any, keep: bool = True) -> Any:
@@ -45,7 +51,7 @@ def whole(value: Any, keep: bool = True) -> Any:
         value: what may hold parts of tensors.
         keep: False: take part in it, and get None in the place of what was put together.
     """
-    if isinstance(value, DTensor):
+    if is_part(value):
         gathered: Tensor = value.full_tensor()
         return gathered.detach().cpu() if keep else None
     if isinstance(value, dict):
@@ -57,10 +63,12 @@ def whole(value: Any, keep: bool = True) -> Any:
 
 def part_of(parameter: Tensor, saved: Tensor) -> Tensor:
     """What this process holds of a whole tensor that is laid out as a parameter is."""
-    if not isinstance(parameter, DTensor) or saved.shape != parameter.shape:
+    if not is_part(parameter) or saved.shape != parameter.shape:
         return saved
-    saved = saved.to(parameter.device)
-    return distribute_tensor(saved, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    held = cast(DTensor, parameter)
+    return distribute_tensor(saved.to(held.device), held.device_mesh, held.placements, src_data_rank=None)
 
 
 def _blocks(backbone: nn.Module) -> Iterator[nn.Module]:

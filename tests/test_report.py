@@ -310,13 +310,12 @@ def test_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "page.html"
     write_html({"model": "first"}, path)
     assert list(tmp_path.iterdir()) == [path]
-    before, real = path.read_bytes(), Path.write_text
+    before = path.read_bytes()
 
-    def half(self: Path, text: str, **settings: str) -> int:
-        real(self, text[:1000], **settings)
+    def full(written: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr("embedrag.files._flush", full)
     with pytest.raises(RunError, match="page.html: not written .No space left"):
         write_html(FULL, path)
     assert path.read_bytes() == before
