@@ -58,8 +58,11 @@ def fastest(tries: Mapping[torch.dtype, Callable[[], object]], repeats: int = 3)
 
 @lru_cache
 def bfloat16_multiplies_faster() -> bool:
-    """Whether this CPU is faster with bfloat16 at all; milliseconds, even where it is a hundred times slower."""
-    a = torch.randn(192, 192, generator=torch.Generator().manual_seed(0))
+    """Whether this CPU is faster with bfloat16 at all (some are a hundred times slower, then this takes 0.3 s).
+
+    Smaller products take less time than it takes to wake a thread, and would say nothing on a busy machine.
+    """
+    a = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
     b = a.bfloat16()
     return fastest({torch.float32: lambda: a @ a, torch.bfloat16: lambda: b @ b}) == torch.bfloat16
 

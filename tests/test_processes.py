@@ -173,6 +173,7 @@ def test_weights_in_parts_train_as_whole_ones_and_go_on_bit_for_bit(
     tiny_qwen3: str, data: Path, tmp_path: Path
 ) -> None:
     words = ["--finetune_type", "full", "--lr", "1e-3", "--save_steps", "1", "--save_total_limit", "99"]
+    words += ["--dtype", "float32"]
     assert main(command(tiny_qwen3, data, tmp_path / "one", *words, "--batch_size", "4")[3:]) == 0
     words += ["--batch_size", "2", "--num_processes", "2", "--shard_weights", "--gradient_checkpointing"]
     two = run(*command(tiny_qwen3, data, tmp_path / "two", *words, "--token_budget", "16"))
