@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from embedrag.config import CheckOptions, TrainOptions
+from embedrag.commands import CheckOptions
+from embedrag.config import TrainOptions
 from embedrag.contract import TextTokenizer, describe_base, load_tokenizer, settle
 from embedrag.errors import UserError, flag_named, near_miss
 from embedrag.faults import FAULT, KINDS, NOTE

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedrag import __version__, config
+from embedrag import __version__, commands, config, fields
 from embedrag.errors import LAUNCHED, LostContactError, UserError, near_miss
 from embedrag.options import parse
 
@@ -23,7 +23,7 @@ from embedrag.options import parse
 class Command:
     """A command: its options, the function that does it (imported only when it runs), and its one-line help."""
 
-    options: type[config.Options]
+    options: type[fields.Options]
     function: str
     text: str
     config_file: bool = False
@@ -31,25 +31,25 @@ class Command:
 
 COMMANDS = {
     "train": Command(config.TrainOptions, "embedrag.train:train", "fine-tune an embedding model", config_file=True),
-    "merge": Command(config.MergeOptions, "embedrag.merge:run", "merge an adapter into its base, with proof"),
-    "encode": Command(config.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
-    "evaluate": Command(config.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
-    "mteb": Command(config.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
-    "check": Command(config.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
-    "mine": Command(config.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
+    "merge": Command(commands.MergeOptions, "embedrag.merge:run", "merge an adapter into its base, with proof"),
+    "encode": Command(commands.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
+    "evaluate": Command(commands.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
+    "mteb": Command(commands.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
+    "check": Command(commands.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
+    "mine": Command(commands.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
     "docstrings": Command(
-        config.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
+        commands.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
     ),
     "compose": Command(
-        config.ComposeOptions, "embedrag.tools.compose:run", "make training rows with hard negatives from a glossary"
+        commands.ComposeOptions, "embedrag.tools.compose:run", "make training rows with hard negatives from a glossary"
     ),
     "synth": Command(
-        config.SynthOptions, "embedrag.tools.synth:run", "make training and test rows from terms and acronyms"
+        commands.SynthOptions, "embedrag.tools.synth:run", "make training and test rows from terms and acronyms"
     ),
     "crawl": Command(
-        config.CrawlOptions, "embedrag.tools.crawl:run", "make training rows from glossaries in the web (extra crawl)"
+        commands.CrawlOptions, "embedrag.tools.crawl:run", "make training rows from glossaries in the web (extra crawl)"
     ),
-    "demo": Command(config.DemoOptions, "embedrag.tools.demo:run", "score, train and score again on packaged data"),
+    "demo": Command(commands.DemoOptions, "embedrag.tools.demo:run", "score, train and score again on packaged data"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from embedrag.config import EncodeOptions
+from embedrag.commands import EncodeOptions
 from embedrag.encoder import TEXTS_PER_BLOCK
 from embedrag.errors import UserError
 from embedrag.files import check_targets, write_vectors

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from embedrag.config import EvaluateOptions
+from embedrag.commands import EvaluateOptions
 from embedrag.contract import check_local_path
 from embedrag.errors import UserError, flag_named
 from embedrag.files import check_targets, write_atomic

@@ -24,7 +24,7 @@ from torch import Tensor
 from embedrag import __version__
 from embedrag.adapter import Adapter, read_adapter, targets
 from embedrag.card import training_section, write_card
-from embedrag.config import MergeOptions
+from embedrag.commands import MergeOptions
 from embedrag.contract import Base, describe_base, load_tokenizer
 from embedrag.dequantize import QuantizedLayers, quantized_layers
 from embedrag.errors import UserError

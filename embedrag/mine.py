@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from embedrag.bm25 import Bm25
-from embedrag.config import MineOptions
+from embedrag.commands import MineOptions
 from embedrag.encode import read_texts
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError

@@ -15,7 +15,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from embedrag.config import MtebOptions
+from embedrag.commands import MtebOptions
 from embedrag.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.errors import UserError, near_miss
 from embedrag.logs import say

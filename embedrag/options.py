@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from embedrag.config import Options
 from embedrag.errors import UserError, near_miss
+from embedrag.fields import Options
 
 Model = TypeVar("Model", bound=Options)
 

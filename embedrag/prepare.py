@@ -98,18 +98,8 @@ def prepare(options: TrainOptions) -> Run:
         UserError: for anything the user can mend.
     """
     options = with_engine(options).resolved()
-    output_dir = Path(options.output_dir, options.run_name or "")
-    checkpoint, lines = open_checkpoint(options.resume, output_dir)
-    for line in lines:
-        say(line)
-    _check_surroundings(options, output_dir, checkpoint)
-    asked = options.model_dump()
-    if checkpoint:
-        for line in compare_settings(checkpoint, asked):
-            say(line)
-        options = engine_options(checkpoint, options)
-    elif options.resume:
-        say(f"resume: no whole checkpoint in {output_dir}, so the run starts at its beginning")
+    asked, output_dir = options.model_dump(), Path(options.output_dir, options.run_name or "")
+    checkpoint, options = _take_up(options, output_dir)
     device = pick_device(options.device)
     processes = join(device)
     if options.shard_weights and processes.size == 1:
@@ -169,6 +159,21 @@ def prepare(options: TrainOptions) -> Run:
         processes=processes,
         evaluation=evaluation,
     )
+
+
+def _take_up(options: TrainOptions, output_dir: Path) -> tuple[Checkpoint | None, TrainOptions]:
+    """What the run goes on from, and its options with what was settled then; the surroundings are checked."""
+    checkpoint, lines = open_checkpoint(options.resume, output_dir)
+    for line in lines:
+        say(line)
+    _check_surroundings(options, output_dir, checkpoint)
+    if checkpoint:
+        for line in compare_settings(checkpoint, options.model_dump()):
+            say(line)
+        return checkpoint, engine_options(checkpoint, options)
+    if options.resume:
+        say(f"resume: no whole checkpoint in {output_dir}, so the run starts at its beginning")
+    return None, options
 
 
 def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Checkpoint | None) -> None:

@@ -11,51 +11,37 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import math
-import re
-import textwrap
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from embedrag.figures import TEMPLATES, figures
 from embedrag.files import write_atomic
+from embedrag.wording import (
+    Row,
+    chance,
+    comparison_rows,
+    cut,
+    finite,
+    kind_of,
+    label,
+    own_values,
+    plain,
+    signed,
+    untested,
+)
 
-TEMPLATES = Path(__file__).parent / "templates"
 TEXT_COLUMNS = 120
-HOVER_COLUMNS = 44
-HOVER_LINES = 6
-NAMES = {
-    "ndcg": "nDCG",
-    "mrr": "MRR",
-    "map": "MAP",
-    "triplet_accuracy": "Triplet accuracy",
-    "mean_positive_score": "Mean score of positives",
-    "mean_negative_score": "Mean score of negatives",
-    "mean_difference": "Mean difference of the scores",
-}
 WORDS = {
     "better": "The tuned model is better",
     "worse": "The tuned model is worse",
     "no clear difference": "No clear difference between the tuned model and the base",
-}
-TITLES = {
-    "bars": "Metrics",
-    "differences": "Tuned − base, with 95 % interval",
-    "histogram-baseline": "Scores of positives and negatives: base",
-    "histogram-model": "Scores of positives and negatives: the model",
-    "curve": "Training",
-    "map": "Map of queries and passages: near means similar to the model",
 }
 FORGOTTEN = {
     "better": "Nothing forgotten, better here too",
     "worse": "Something was forgotten",
     "no clear difference": "No forgetting seen",
 }
-
-Row = dict[str, Any]
-Figure = dict[str, Any]
 
 
 def write_html(result: dict[str, Any], path: Path) -> None:
@@ -78,9 +64,9 @@ def render(result: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(cut=cut, label=label, plain=plain, signed=signed, chance=chance, kind=_kind)
+    environment.filters.update(cut=cut, label=label, plain=plain, signed=signed, chance=chance, kind=kind_of)
     scripts = [get_plotlyjs(), (TEMPLATES / "report.js").read_text(encoding="utf-8")]
-    rows, metric = _rows(result.get("comparison")), result.get("metric", "ndcg@10")
+    rows, metric = comparison_rows(result.get("comparison")), result.get("metric", "ndcg@10")
     general = result.get("general") or {}
     page = environment.get_template("report.html").render(
         result=result,
@@ -113,10 +99,10 @@ def headline(result: dict[str, Any]) -> tuple[str, str]:
     'nDCG@10 0.500 → 0.600, +0.100 (95 % interval +0.050 … +0.150, p < 0.001, 450 queries)'
     """
     metric = result.get("metric", "ndcg@10")
-    row = _main_row(_rows(result.get("comparison")), metric)
+    row = _main_row(comparison_rows(result.get("comparison")), metric)
     if row:
         return WORDS.get(str(result.get("verdict", row["verdict"])), "Tuned model and base"), _line(row, result)
-    value = _number(result.get(metric))
+    value = finite(result.get(metric))
     words = WORDS.get(str(result.get("verdict")), "The model's own figures, without a base to compare with")
     if value is None:
         return words, ""
@@ -125,127 +111,11 @@ def headline(result: dict[str, Any]) -> tuple[str, str]:
 
 def forgetting(general: dict[str, Any], metric: str) -> tuple[str, str, str] | None:
     """The check on the general set: verdict, its words, and the figures behind it."""
-    row = _main_row(_rows(general.get("comparison")), metric)
+    row = _main_row(comparison_rows(general.get("comparison")), metric)
     found = general.get("verdict", row.get("verdict") if row else None)
     if found not in FORGOTTEN:
         return None
     return found, FORGOTTEN[found], _line(row, general) if row else ""
-
-
-def figures(result: dict[str, Any], rows: list[Row]) -> dict[str, Figure]:
-    """The Plotly figures that the result has data for; colours are names of CSS variables.
-
-    Args:
-        result: of the evaluation.
-        rows: its comparison, as far as it is whole.
-    """
-    metric = result.get("metric", "ndcg@10")
-    made = {
-        "bars": _bars(_bar_rows(result, rows), metric, bool(rows)),
-        "differences": _differences([row for row in rows if row["low"] is not None], metric),
-        **_histograms(result.get("histograms") or {}, bool(rows)),
-        "curve": _curve(result.get("curve") or [], metric),
-        "map": _map((result.get("map") or {}).get("points") or []),
-    }
-    return {name: figure for name, figure in made.items() if figure}
-
-
-def drawings(result: dict[str, Any]) -> dict[str, Any]:
-    """The same figures for a notebook, as Plotly's own objects: with titles, in the page's light colours."""
-    from plotly.graph_objects import Figure as Drawing
-
-    light = (TEMPLATES / "report.html").read_text(encoding="utf-8").partition("@media")[0]
-    colours = dict(re.findall(r"(--[a-z]+): (#\w+);", light))
-    made = {}
-    for name, figure in figures(result, _rows(result.get("comparison"))).items():
-        drawing = made[name] = Drawing(_coloured(figure, colours))
-        title = {"text": TITLES[name], "font_size": 15, "x": 0, "xref": "paper", "yref": "container", "y": 0.98}
-        drawing.update_layout(
-            title=title | {"yanchor": "top"},
-            height=drawing.layout.height + 34,
-            margin_t=70,
-            paper_bgcolor=colours["--page"],
-        )
-    return made
-
-
-def _coloured(value: Any, colours: dict[str, str], key: str = "") -> Any:
-    """CSS variables under a key that ends in "color" -> their colours, as the page's script does it."""
-    if isinstance(value, dict):
-        return {name: _coloured(item, colours, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_coloured(item, colours, key) for item in value]
-    named = isinstance(value, str) and key.endswith("color") and value.startswith("var(")
-    return colours[value[4:-1]] if named else value
-
-
-def cut(text: Any, columns: int) -> str:
-    """Text on one line, ended with an ellipsis when it is wider; a CJK sign takes two columns.
-
-    >>> cut("a frog sits by the pond", 10), cut("青蛙在池塘边", 6)
-    ('a frog sit…', '青蛙在…')
-    """
-    line = " ".join(str(text).split())
-    for index, sign in enumerate(line):
-        columns -= _columns(sign)
-        if columns < 0:
-            return line[:index].rstrip() + "…"
-    return line
-
-
-def label(name: str) -> str:
-    """Name of a metric as it is written in papers.
-
-    >>> label("ndcg@10"), label("recall@5"), label("triplet_accuracy")
-    ('nDCG@10', 'Recall@5', 'Triplet accuracy')
-    """
-    kind, at, k = str(name).partition("@")
-    return NAMES.get(kind, kind.replace("_", " ").capitalize()) + at + k
-
-
-def plain(value: float) -> str:
-    """A value with three digits, with a real minus."""
-    return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def chance(value: float) -> str:
-    """A p value; below a thousandth no more than that.
-
-    >>> chance(0.00001), chance(0.0421)
-    ('< 0.001', '0.042')
-    """
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _number(value: Any) -> float | None:
-    """The value if it is a finite number."""
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if usable else None
-
-
-def _rows(comparison: Any) -> list[Row]:
-    """Rows of a comparison that have both values; the rest of a row is a number or None."""
-    rows = []
-    for row in comparison or []:
-        numbers = {key: _number(row.get(key)) for key in ("base", "tuned", "difference", "low", "high", "p_value")}
-        if numbers["base"] is None or numbers["tuned"] is None:
-            continue
-        if numbers["difference"] is None:
-            numbers["difference"] = numbers["tuned"] - numbers["base"]
-        if numbers["low"] is None or numbers["high"] is None:
-            numbers["low"] = numbers["high"] = None
-        rows.append({"metric": str(row.get("metric", "")), "verdict": row.get("verdict"), **numbers})
-    return rows
-
-
-def _row(metric: str, base: float, tuned: float) -> Row:
-    """Two values that nobody has tested."""
-    return _rows([{"metric": metric, "base": base, "tuned": tuned}])[0]
 
 
 def _main_row(rows: list[Row], metric: str) -> Row | None:
@@ -266,7 +136,7 @@ def _line(row: Row, data: dict[str, Any]) -> str:
 
 
 def _queries(data: dict[str, Any]) -> str:
-    return f"{data['queries']:,} queries" if _number(data.get("queries")) is not None else ""
+    return f"{data['queries']:,} queries" if finite(data.get("queries")) is not None else ""
 
 
 def _in_brackets(parts: Iterable[str]) -> str:
@@ -274,27 +144,16 @@ def _in_brackets(parts: Iterable[str]) -> str:
     return f" ({inside})" if inside else ""
 
 
-def _kind(verdict: Any) -> str:
-    """CSS class of a verdict."""
-    return verdict if verdict in ("better", "worse") else "unclear"
-
-
-def _values(result: dict[str, Any]) -> dict[str, float]:
-    """Metrics of the model itself, in the order of the result."""
-    named = {name: _number(value) for name, value in result.items() if "@" in name or name in NAMES}
-    return {name: value for name, value in named.items() if value is not None}
-
-
 def _tables(result: dict[str, Any], rows: list[Row], general: dict[str, Any]) -> list[tuple[str, list[Row]]]:
     """Title and rows of each table; metrics that nothing is compared with have only the tuned value."""
     compared = {row["metric"] for row in rows}
     base = result.get("baseline_metrics") or {}
     own = [
-        {"metric": name, "tuned": value} if _number(base.get(name)) is None else _row(name, base[name], value)
-        for name, value in _values(result).items()
+        {"metric": name, "tuned": value} if finite(base.get(name)) is None else untested(name, base[name], value)
+        for name, value in own_values(result).items()
         if name not in compared
     ]
-    tables = [("This data", [*rows, *own]), ("General data", _rows(general.get("comparison")))]
+    tables = [("This data", [*rows, *own]), ("General data", comparison_rows(general.get("comparison")))]
     return [(title, found) for title, found in tables if found]
 
 
@@ -304,250 +163,5 @@ def _examples(rows: Any) -> list[Row]:
     for row in rows or []:
         texts = {key: str(row[key]) for key in ("query", "relevant", "base_first", "tuned_first") if row.get(key)}
         hits = {f"{key}_hit": texts.get(f"{key}_first") == texts.get("relevant", "") for key in ("base", "tuned")}
-        examples.append({**texts, **hits, "base": _number(row.get("base")), "tuned": _number(row.get("tuned"))})
+        examples.append({**texts, **hits, "base": finite(row.get("base")), "tuned": finite(row.get("tuned"))})
     return examples
-
-
-def _bar_rows(result: dict[str, Any], rows: list[Row]) -> list[Row]:
-    """Metrics between 0 and 1; mean scores are cosines, so they stand in the table only."""
-    found = rows or [{"metric": name, "tuned": value} for name, value in _values(result).items()]
-    return [row for row in found if not row["metric"].startswith("mean_")]
-
-
-def _bars(rows: list[Row], metric: str, compared: bool) -> Figure | None:
-    """Values of base and tuned model, a pair of bars for each metric."""
-    if not rows:
-        return None
-    sides = [("base", "Base"), ("tuned", "Tuned")] if compared else [("tuned", "Model")]
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": name,
-            "y": [_axis_name(row["metric"], metric) for row in rows],
-            "x": [row[side] for row in rows],
-            "text": [plain(row[side]) for row in rows],
-            "textposition": "outside",
-            "cliponaxis": False,
-            "hoverinfo": "skip",
-            "marker": {"color": f"var(--{side})"},
-        }
-        for side, name in sides
-    ]
-    highest = max(row[side] for row in rows for side, _ in sides)
-    layout = _layout(80 + (38 if compared else 26) * len(rows), showlegend=compared, bargap=0.3, bargroupgap=0.08)
-    # room for the number behind the longest bar
-    layout["xaxis"] |= {"range": [0, max(highest, 0.01) * 1.18]}
-    layout["yaxis"] |= {"range": [len(rows) - 0.5, -0.5], "showgrid": False}
-    return {"data": data, "layout": layout}
-
-
-def _differences(rows: list[Row], metric: str) -> Figure | None:
-    """Tuned - base with its interval, beside a line at 0."""
-    rows = [row for row in rows if not row["metric"].startswith("mean_")]
-    if not rows:
-        return None
-    colours = [f"var(--{_kind(row['verdict'])})" for row in rows]
-    names = [_axis_name(row["metric"], metric) for row in rows]
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [row["low"], row["high"]],
-            "y": [name, name],
-            "line": {"width": 3, "color": colour},
-            "hoverinfo": "skip",
-        }
-        for row, name, colour in zip(rows, names, colours, strict=True)
-    ]
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [row["difference"] for row in rows],
-            "y": names,
-            "marker": {"size": 11, "color": colours},
-            "hoverinfo": "text",
-            "hovertext": [
-                f"{_safe(label(row['metric']))} {signed(row['difference'])}<br>"
-                f"95 % interval {signed(row['low'])} … {signed(row['high'])}<br>{_safe(row['verdict'] or '')}"
-                for row in rows
-            ],
-        }
-    )
-    layout = _layout(80 + 38 * len(rows), showlegend=False)
-    layout["xaxis"] |= {"zeroline": True, "zerolinewidth": 2, "zerolinecolor": "var(--muted)", "tickformat": "+.3~f"}
-    low, high = min(0, *(row["low"] for row in rows)), max(0, *(row["high"] for row in rows))
-    edge = 0.06 * (high - low) or 0.01
-    layout["xaxis"] |= {"range": [low - edge, high + edge]}
-    layout["yaxis"] |= {"range": [len(rows) - 0.5, -0.5]}
-    return {"data": data, "layout": layout}
-
-
-def _histograms(histograms: dict[str, Any], compared: bool) -> dict[str, Figure]:
-    """A histogram for each model, with the same axes, so that they can be compared."""
-    edges = histograms.get("edges") or []
-    shares: dict[str, dict[str, list[float]]] = {}
-    for side in ("baseline", "model"):
-        for sign, counts in (histograms.get(side) or {}).items():
-            if sign in ("positive", "negative") and len(counts) == len(edges) - 1 and sum(counts) > 0:
-                shares.setdefault(side, {})[sign] = [100 * count / sum(counts) for count in counts]
-    if not shares:
-        return {}
-    every = [share for signs in shares.values() for values in signs.values() for share in values]
-    used = [
-        index
-        for index in range(len(edges) - 1)
-        if any(values[index] for signs in shares.values() for values in signs.values())
-    ]
-    return {
-        f"histogram-{side}": _histogram(edges, signs, [edges[used[0]], edges[used[-1] + 1]], max(every))
-        for side, signs in shares.items()
-    }
-
-
-def _histogram(edges: list[float], signs: dict[str, list[float]], scores: list[float], highest: float) -> Figure:
-    """Shares of positives and negatives in each bin of scores."""
-    spans = list(zip(edges[:-1], edges[1:], strict=True))
-    data = [
-        {
-            "type": "bar",
-            "name": {"positive": "Positives", "negative": "Negatives"}[sign],
-            "x": [(low + high) / 2 for low, high in spans],
-            "width": [high - low for low, high in spans],
-            "y": signs[sign],
-            "opacity": 0.65,
-            "marker": {"color": f"var(--{sign})", "line": {"width": 0}},
-            "hoverinfo": "text",
-            "hovertext": [
-                f"{share:.1f} % of the {sign}s score<br>{plain(low)} … {plain(high)}"
-                for share, (low, high) in zip(signs[sign], spans, strict=True)
-            ],
-        }
-        for sign in ("negative", "positive")
-        if sign in signs
-    ]
-    layout = _layout(300, barmode="overlay", bargap=0)
-    layout["xaxis"] |= {"title": {"text": "cosine"}, "range": scores}
-    layout["yaxis"] |= {"range": [0, highest * 1.05], "ticksuffix": " %"}
-    return {"data": data, "layout": layout}
-
-
-def _curve(rows: list[Row], metric: str) -> Figure | None:
-    """Loss below, the metric above, over the optimizer steps."""
-    data: list[dict[str, Any]] = []
-    for key, name, colour, mode in (("loss", "loss", "base", "lines"), (metric, label(metric), "tuned", "")):
-        points = [(_number(row.get("step")), _number(row.get(key))) for row in rows]
-        points = [(step, value) for step, value in points if step is not None and value is not None]
-        if points:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": mode or "lines+markers",
-                    "name": _safe(name),
-                    "x": [step for step, _ in points],
-                    "y": [value for _, value in points],
-                    "yaxis": "y2" if data else "y",
-                    "line": {"color": f"var(--{colour})", "width": 2},
-                    "hovertemplate": "step %{x}: %{y:.4~f}",
-                }
-            )
-    if not data:
-        return None
-    layout = _layout(230 * len(data), showlegend=False)
-    layout["xaxis"] |= {"title": {"text": "step"}}
-    layout["yaxis"] |= {"title": {"text": data[0]["name"]}}
-    if len(data) == 2:
-        layout["yaxis"] |= {"domain": [0, 0.46]}
-        layout["yaxis2"] = {**layout["yaxis"], "domain": [0.54, 1], "title": {"text": data[1]["name"]}}
-    return {"data": data, "layout": layout}
-
-
-def _map(points: list[Row]) -> Figure | None:
-    """Queries and passages as dots, with a line between the two of a pair."""
-    points = [point for point in points if _number(point.get("x")) is not None and _number(point.get("y")) is not None]
-    if not points:
-        return None
-    pairs: dict[Any, dict[str, Row]] = {}
-    for point in points:
-        if point.get("pair") is not None:
-            pairs.setdefault(point["pair"], {})[point.get("kind", "")] = point
-    whole = [pair for pair in pairs.values() if {"query", "passage"} <= set(pair)]
-    lines: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "Pairs",
-        "hoverinfo": "skip",
-        "opacity": 0.45,
-        "line": {"color": "var(--base)", "width": 1},
-        **{axis: [v for pair in whole for v in (pair["query"][axis], pair["passage"][axis], None)] for axis in "xy"},
-    }
-    data = [lines] if whole else []
-    for kind, name, colour, symbol in (
-        ("passage", "Passages", "passage", "circle"),
-        ("query", "Queries", "query", "diamond"),
-    ):
-        found = [point for point in points if point.get("kind") == kind]
-        if found:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": name,
-                    "x": [point["x"] for point in found],
-                    "y": [point["y"] for point in found],
-                    "marker": {"color": f"var(--{colour})", "symbol": symbol, "size": 8, "opacity": 0.85},
-                    "hoverinfo": "text",
-                    "hovertext": [_hover(kind, point.get("text", "")) for point in found],
-                    "customdata": [[kind, str(point.get("text", "")), point.get("pair")] for point in found],
-                }
-            )
-    layout = _layout(540, hovermode="closest")
-    bare = {"showticklabels": False, "showgrid": False, "ticks": ""}
-    layout["xaxis"] |= bare
-    layout["yaxis"] |= bare
-    return {"data": data, "layout": layout}
-
-
-def _axis_name(metric: str, main: str) -> str:
-    """Name on an axis; that of the verdict's metric is bold."""
-    name = _safe(label(metric))
-    return f"<b>{name}</b>" if metric == main else name
-
-
-def _layout(height: int, **more: Any) -> dict[str, Any]:
-    """What all figures share."""
-    axis = {"gridcolor": "var(--line)", "zeroline": False, "automargin": True, "linecolor": "var(--line)"}
-    return {
-        "height": height,
-        "margin": {"l": 8, "r": 12, "t": 36, "b": 36},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "var(--text)", "size": 13},
-        "hoverlabel": {
-            "align": "left",
-            "bgcolor": "var(--raised)",
-            "bordercolor": "var(--line)",
-            "font": {"color": "var(--text)"},
-        },
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": "var(--text)"},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-        "xaxis": dict(axis),
-        "yaxis": dict(axis),
-        **more,
-    }
-
-
-def _hover(kind: str, text: Any) -> str:
-    """A hover label: cut, wrapped, and escaped, as Plotly reads tags in it."""
-    line = cut(text, HOVER_COLUMNS * HOVER_LINES)
-    width = HOVER_COLUMNS * len(line) // max(sum(map(_columns, line)), 1)
-    return "<br>".join([f"<b>{kind}</b>", *map(_safe, textwrap.wrap(line, max(width, 1)))])
-
-
-def _safe(text: str) -> str:
-    return html.escape(text, quote=False)
-
-
-def _columns(sign: str) -> int:
-    return 2 if unicodedata.east_asian_width(sign) in "WF" else 1

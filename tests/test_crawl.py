@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -21,7 +22,7 @@ import pytest
 pytest.importorskip("selectolax")
 
 from embedrag.cli import main
-from embedrag.config import CrawlOptions
+from embedrag.commands import CrawlOptions
 from embedrag.errors import UserError
 from embedrag.options import parse
 from embedrag.records import parse_row
@@ -74,10 +75,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(path)
         self.server.agents.add(self.headers["User-Agent"])
         answer = self.server.answers.get(path)
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the crawler may have had enough
             answer(self) if answer else self.give(404, b"", {})
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def give(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from embedrag.cli import main
-from embedrag.config import MtebOptions
+from embedrag.commands import MtebOptions
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.metrics import ndcg

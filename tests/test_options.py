@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag import cli
-from embedrag.config import EvaluateOptions, TrainOptions
+from embedrag.commands import EvaluateOptions
+from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.options import build_parser, config_keys, extra, markdown_table, parse
 

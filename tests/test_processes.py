@@ -35,6 +35,8 @@ def gradients(model: str, kind: str, processes: Processes, budget: int | None) -
     encoder = encoder_of(model, kind.removeprefix("sharded "))
     if kind.startswith("sharded") and processes.size > 1:
         shard(encoder.backbone, torch.device("cpu"), processes.size)
+        held = sum(parameter.to_local().numel() for parameter in encoder.parameters())
+        assert held < 1.2 * sum(parameter.numel() for parameter in encoder.parameters()) / processes.size
     encoder.token_budget = encoder.chunk_tokens = budget or encoder.chunk_tokens
     output = ContrastiveStep(encoder, 0.1).backward(batch_of_5(), WEIGHT, processes=processes)
     processes.sum_gradients([p for p in encoder.parameters() if p.requires_grad])

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from embedrag.errors import RunError
-from embedrag.report import cut, drawings, forgetting, headline, render, write_html
+from embedrag.figures import drawings
+from embedrag.report import forgetting, headline, render, write_html
+from embedrag.wording import cut
 
 EVIL = (
     '</script><script>document.title="hacked"</script><img src=x onerror="document.title=\'hacked\'">'

@@ -12,6 +12,8 @@ import re
 
 from charset_normalizer import from_bytes
 
+from embedrag.tools.tables import is_utf8
+
 _META = re.compile(rb"""<meta[^>]{0,300}?charset\s*=\s*["']?\s*([\w:.-]{2,40})""", re.I)
 _XML = re.compile(rb"""^\s*<\?xml[^>]{0,100}encoding\s*=\s*["']([\w:.-]{2,40})""", re.I)
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -49,10 +51,8 @@ def decode(body: bytes, claimed: str = "") -> str:
     for mark, name in _BOMS:
         if body.startswith(mark):
             return body.decode(name, errors="replace")
-    try:
+    if is_utf8(body):
         return body.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
     named = _META.search(body[:_HEAD]) or _XML.match(body[:_HEAD])
     claims = [_known(claimed), _known(named[1].decode("ascii")) if named else ""]
     claims = [name for name in dict.fromkeys(claims) if name and name != "utf-8"]

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from embedrag.config import ComposeOptions
+from embedrag.commands import ComposeOptions
 from embedrag.errors import flag_named
 from embedrag.files import check_targets, write_lines
 from embedrag.logs import say

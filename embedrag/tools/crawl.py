@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from embedrag.config import CrawlOptions
+from embedrag.commands import CrawlOptions
 from embedrag.errors import UserError
 from embedrag.files import atomic_file, check_targets, write_lines
 from embedrag.logs import now, say

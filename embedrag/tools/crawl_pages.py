@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from embedrag.config import CrawlOptions
+from embedrag.commands import CrawlOptions
 from embedrag.logs import now
 from embedrag.tools import wikipedia
 from embedrag.tools.charset import decode

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from embedrag.config import DemoOptions, TrainOptions
+from embedrag.commands import DemoOptions
+from embedrag.config import TrainOptions
 from embedrag.device import peak_memory_bytes
 from embedrag.errors import UserError
 from embedrag.files import write_atomic, write_lines

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedrag.config import DocstringsOptions
+from embedrag.commands import DocstringsOptions
 from embedrag.errors import UserError
 from embedrag.files import write_lines
 from embedrag.logs import say

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from embedrag.config import SynthOptions
+from embedrag.commands import SynthOptions
 from embedrag.errors import UserError
 from embedrag.files import check_targets, write_lines
 from embedrag.logs import say

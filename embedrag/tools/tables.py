@@ -139,15 +139,21 @@ def detect(data: bytes) -> str | None:
     for zero, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # the high bytes of commas, line ends and Latin letters
         if len(data) % 2 == 0 and data[zero::2].count(0) > max(1, 4 * data[1 - zero :: 2].count(0)):
             return name
-    try:
-        data.decode("utf-8")
+    if is_utf8(data):
         return "utf-8"
-    except UnicodeDecodeError:
-        pass
     from charset_normalizer import from_bytes
 
     ranked = [match.encoding for match in from_bytes(data, cp_isolation=list(NATIONAL))]
     return next((name for name in [*ranked, *NATIONAL] if _sane(data, name)), None)
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether all of it is UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _sane(data: bytes, encoding: str) -> bool:
