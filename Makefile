@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m embedrag demo --output_dir demo_output
 
 test: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 bench: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.memory

@@ -115,6 +115,7 @@ def initial_adapter(model: Model, rows: Path, lora: dict[str, Any], scratch: Pat
     """The weights of fresh adapters as EmbedRAG initialises them, in a file for all contestants."""
     from benchmarks.contestants.common import adapter_name
     from embedrag.config import TrainOptions
+    from embedrag.fields import Source
     from embedrag.prepare import prepare
 
     options = TrainOptions(
@@ -122,7 +123,7 @@ def initial_adapter(model: Model, rows: Path, lora: dict[str, Any], scratch: Pat
         finetune_type="lora",
         lora_r=lora["r"],
         lora_alpha=lora["alpha"],
-        train_dataset=[str(rows)],
+        train_dataset=[Source(path=str(rows))],
         cache_dir=str(scratch / "cache"),
         output_dir=str(scratch / "unused"),
         batch_size=2,
@@ -164,7 +165,7 @@ def make_rows(mix: str, batch_size: int, steps: int, seed: int, model: Model, fo
     """Rows for `steps` full batches, written twice: as a file, and in the order of EmbedRAG's first pass over it."""
     from transformers import AutoTokenizer
 
-    from embedrag.sampling import pass_order
+    from embedrag.order import RowOrder
 
     draw = np.random.default_rng([sorted(MIXES).index(mix), batch_size, steps])
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
@@ -173,7 +174,7 @@ def make_rows(mix: str, batch_size: int, steps: int, seed: int, model: Model, fo
     texts = [text for row in rows for text in (row["query"], *row["pos"], *row["neg"])]
     if len(set(texts)) < len(texts):
         raise RuntimeError("the drawn rows have equal texts; choose other numbers of rows")
-    ordered = [rows[place] for place in pass_order(len(rows), seed, 0)]
+    ordered = [rows[place] for _, place in RowOrder(len(rows), seed).between(0, len(rows))]
     lengths = [[len(ids) for ids in tokenizer(_texts(row))["input_ids"]] for row in ordered]
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("rows", rows), ("ordered", ordered)):

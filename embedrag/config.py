@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from embedrag.fields import Device, Options, TextList, as_list, lower, option, whole_number
+from embedrag.fields import Device, Options, SourceList, as_list, lower, option, whole_number
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
@@ -65,14 +65,22 @@ class TrainOptions(Options):
     )
 
     # Data
-    train_dataset: TextList | None = option(
+    train_dataset: SourceList | None = option(
         None,
-        "JSONL, CSV, TSV, Parquet files or a hub id; left out: data/pairs.jsonl, tools/data/pairs.jsonl, a demo set",
+        "JSONL, CSV, TSV, Parquet files or hub ids, each perhaps with a weight (`a.jsonl:2` comes twice an epoch); "
+        "left out: data/pairs.jsonl, tools/data/pairs.jsonl, a demo set",
         group="data",
         nested="data.pairs_path",
     )
+    one_source_per_batch: bool = option(
+        False, "with several data sets: all rows of a batch come from the same one", group="data"
+    )
     stream: bool = option(
-        False, "read a hub dataset as a stream instead of downloading it whole", group="data", nested="data.stream"
+        False,
+        "read rows as they come, an epoch (steps_per_epoch) at a time: for data that has no end or is not to be "
+        "downloaded whole",
+        group="data",
+        nested="data.stream",
     )
     cache_dir: str | None = option(
         None, "where tokenised data is kept; left out: $EMBEDRAG_CACHE or ~/.cache/embedrag", group="data"
@@ -294,11 +302,21 @@ class TrainOptions(Options):
         if not self.eval_dataset and not self.eval_split:
             idle = [name for name in ("eval_steps", "early_stopping_patience") if getattr(self, name)]
             problems += [f"--{name} needs --eval_dataset or --eval_split" for name in idle]
+        if self.stream:
+            problems += self._against_streaming()
         if self.shard_weights:
             problems += self._against_sharding()
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _against_streaming(self) -> Iterator[str]:
+        if not self.steps_per_epoch:
+            yield "--stream reads rows as they come, so an epoch has no end of its own; set --steps_per_epoch"
+        if self.eval_split:
+            yield "--eval_split can't hold rows of a stream out; name an --eval_dataset"
+        if not self.train_dataset:
+            yield "--stream needs --train_dataset"
 
     def _against_sharding(self) -> Iterator[str]:
         if self.finetune_type != "full":

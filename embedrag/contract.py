@@ -232,8 +232,12 @@ class TextTokenizer:
             One list of ids a text, never empty, at most the role's length.
         """
         prompt = getattr(self.contract, f"{role}_prompt")
+        return self.ids(role, [prompt + text for text in texts])
+
+    def ids(self, role: str, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts that have their prompts already."""
         ids: list[list[int]] = self.tokenizer(
-            [prompt + text for text in texts],
+            list(texts),
             truncation=True,
             max_length=getattr(self.contract, f"{role}_max_len"),
             return_attention_mask=False,

@@ -1,29 +1,58 @@
-"""The data of a run: read, checked, tokenised, and a part of it held out."""
+"""The data of a run: read, checked, tokenised, ordered, and a part of it held out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from embedrag.config import TrainOptions
-from embedrag.contract import TextTokenizer
+from embedrag.contract import Contract, TextTokenizer
 from embedrag.errors import UserError
 from embedrag.faults import Rows, short_report
+from embedrag.fields import Source
 from embedrag.logs import say
+from embedrag.order import MixedOrder, RowOrder
 from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet, load_set
+from embedrag.slices import Slices, quotas
 from embedrag.split import held_out_set, hold_out
-from embedrag.tokens import TokenStore, cache_folder, open_store
+from embedrag.tokens import Prompts, TokenStore, cache_folder, open_store
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
 
 
+@dataclass
+class TrainingData:
+    """The rows of a run and their order.
+
+    Attributes:
+        store: the rows; of a stream, those of the present epoch.
+        order: which comes when; the same for all epochs of a stream.
+        checksum: of rows and order, to know them again; of a stream, of its first epoch.
+        slices: the further epochs of a stream.
+        epoch: the one that `store` holds, where it is a stream's.
+    """
+
+    store: TokenStore
+    order: RowOrder
+    checksum: str
+    slices: Slices | None = None
+    epoch: int = 0
+
+    def at(self, epoch: int) -> TokenStore:
+        """The rows of an epoch, from 0; a stream only goes forward."""
+        if self.slices and epoch != self.epoch:
+            self.store, self.epoch = self.slices.store(epoch), epoch
+        return self.store
+
+
 def open_data(
     options: TrainOptions, tokenizer: TextTokenizer, processes: Processes
-) -> tuple[TokenStore, RetrievalSet | None]:
+) -> tuple[TrainingData, RetrievalSet | None]:
     """Rows to train on, and what the model is scored on meanwhile.
 
     Args:
@@ -35,17 +64,25 @@ def open_data(
         UserError: for bad rows, for settings in which nothing can be learnt from them.
     """
     sources = options.train_dataset or []
+    paths, cache = [source.path for source in sources], cache_folder(options.cache_dir)
+    prompts = [_prompts(source, tokenizer.contract) for source in sources]
+    batch = options.batch_size * processes.size
     evaluation = load_set(options.eval_dataset, flag="--eval_dataset") if options.eval_dataset else None
-    with processes.main_first():
-        store, found = open_store(
-            sources, tokenizer, tokenizer.key, cache_folder(options.cache_dir), stream=options.stream
-        )
-    for line in _data_lines(store, found):
+    slices = None
+    if options.stream:
+        slices = Slices(paths, _quotas(options, batch), tokenizer.ids, prompts, cache)
+        store, found = slices.store(0), False
+        if len(set(processes.gather(store.checksum))) > 1:
+            raise UserError("--stream: the processes were given different rows; the source must give all the same")
+    else:
+        with processes.main_first():
+            store, found = open_store(paths, tokenizer.ids, tokenizer.key, cache, prompts)
+    for line in _data_lines(store, found, stream=options.stream):
         say(line)
     if options.eval_split:
         total = len(store)
         store, held = hold_out(store, options.eval_split, options.seed)
-        evaluation = held_out_set(sources, held, total, options.seed, options.stream)
+        evaluation = held_out_set(paths, held, total, options.seed)
         say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are trained on")
     for line in _check_negatives(store, options):
         say(line)
@@ -56,15 +93,59 @@ def open_data(
             f"--gather_negatives false: {len(store)} rows are too few for {processes.size} processes with rows of "
             "their own; lower --num_processes"
         )
-    return store, evaluation
+    order, mix = _order(store, options, batch)
+    return TrainingData(store, order, store.checksum + mix, slices), evaluation
 
 
-def default_dataset(options: TrainOptions) -> list[str]:
+def _prompts(source: Source, contract: Contract) -> Prompts:
+    """What stands before the texts of a data set: its own prompts, or those of all."""
+    query, passage = source.query_prompt, source.passage_prompt
+    return (
+        contract.query_prompt if query is None else query,
+        contract.passage_prompt if passage is None else passage,
+    )
+
+
+def _quotas(options: TrainOptions, batch: int) -> list[int]:
+    """Rows that each source of a stream gives to an epoch."""
+    sources = options.train_dataset or []
+    rows = batch * options.gradient_accumulation_steps * (options.steps_per_epoch or 0)
+    shares = quotas([source.weight for source in sources], rows, batch if options.one_source_per_batch else 1)
+    for source, share in zip(sources, shares, strict=True):
+        if not share:
+            raise UserError(
+                f"--train_dataset {source}: its weight gives it none of the {rows:,} rows of an epoch; raise it, or "
+                "--steps_per_epoch"
+            )
+    return shares
+
+
+def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[RowOrder, str]:
+    """The order of the rows, and what tells it from others."""
+    sources = options.train_dataset or []
+    weights = [1.0 if options.stream else source.weight for source in sources]
+    together = batch if options.one_source_per_batch and len(sources) > 1 else 1
+    if together == 1 and set(weights) == {1.0}:
+        return RowOrder(len(store), options.seed), ""
+    sets = [np.flatnonzero(store.row_sets == number) for number in range(len(sources))]
+    for source, rows in zip(sources, sets, strict=True):
+        if len(rows) < together:
+            raise UserError(
+                f"--one_source_per_batch: {source.path} has {len(rows)} rows, fewer than the {together} of a batch; "
+                "lower --batch_size, or leave the flag out"
+            )
+    order = MixedOrder(sets, weights, options.seed, together)
+    for source, rows, count in zip(sources, sets, order.positions, strict=True):
+        say(f"data: {source.path}: {len(rows):,} rows, {count:,} of the {len(order):,} that an epoch shows")
+    return order, f"-{weights}-{together}"
+
+
+def default_dataset(options: TrainOptions) -> list[Source]:
     """Where data is looked for when none is named: two well-known paths, then a demo set that is written here."""
     for name in DEFAULT_DATASETS:
         if Path(name).is_file():
             say(f"data: no --train_dataset named; {name} is used")
-            return [name]
+            return [Source(path=name)]
     from embedrag.tools.docstrings import collect, to_rows
 
     cache = cache_folder(options.cache_dir)
@@ -73,13 +154,14 @@ def default_dataset(options: TrainOptions) -> list[str]:
     cache.mkdir(parents=True, exist_ok=True)
     rows = to_rows(collect(["stdlib"]), neg_nums=4, seed=42)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return [str(path)]
+    return [Source(path=str(path))]
 
 
-def _data_lines(store: TokenStore, found: bool) -> Iterator[str]:
+def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
     report = store.report
     shapes = "; ".join(f"{count:,} × {{{shape}}}" for shape, count in report["shapes"].items())
-    yield f"data: {report['rows']:,} rows ({shapes}) from {', '.join(store.sources)}"
+    first = " of the first epoch" if stream else ""
+    yield f"data: {report['rows']:,} rows{first} ({shapes}) from {', '.join(store.sources)}"
     yield (
         f"data: {report['unique_texts']:,} different texts, {len(store.token_ids):,} tokens "
         f"({'tokenised before' if found else 'tokenised now'}); {report['mean_negatives']:.1f} negatives a row, "

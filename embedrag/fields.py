@@ -7,6 +7,9 @@ imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,6 +19,8 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_serializer,
+    model_validator,
 )
 
 
@@ -49,8 +54,8 @@ def option(
 
 
 def as_list(value: Any) -> Any:
-    """A single text as a list of one."""
-    return [value] if isinstance(value, str) else value
+    """A single text or object as a list of one."""
+    return [value] if isinstance(value, (str, dict)) else value
 
 
 def lower(value: Any) -> Any:
@@ -63,8 +68,61 @@ def whole_number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
-Device = Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(lower)]
 TextList = Annotated[list[str], BeforeValidator(as_list)]
+Device = Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(lower)]
+
+
+class Source(BaseModel):
+    """A data set of a training, written `rows.jsonl`, `rows.jsonl:2` or as an object with these keys.
+
+    Attributes:
+        path: a file, a folder of files or a hub id.
+        weight: how often its rows come in an epoch.
+        query_prompt: text before its queries; None: the one of all.
+        passage_prompt: text before its passages; None: the one of all.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    path: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0)
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("{") and value.endswith("}"):
+            try:
+                return json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"not a JSON object ({error})") from None
+        weighted = re.fullmatch(r"(.+):(\d+|\d*\.\d+)", value, re.DOTALL)
+        if weighted and not _exists(value):
+            return {"path": weighted[1], "weight": float(weighted[2])}
+        return {"path": value}
+
+    @model_serializer
+    def _as_written(self) -> str | dict[str, Any]:
+        written = str(self)
+        if Source.model_validate(written) == self:
+            return written
+        return {name: value for name, value in self if value is not None}
+
+    def __str__(self) -> str:
+        return self.path if self.weight == 1 else f"{self.path}:{self.weight:g}"
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except OSError:
+        return False
+
+
+SourceList = Annotated[list[Source], BeforeValidator(as_list)]
 
 
 class Options(BaseModel):

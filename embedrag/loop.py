@@ -242,7 +242,7 @@ class Trainer:
             "last": self.last,
             "log": self.log.state(),
             "options": self.run.asked,
-            "data": self.run.store.checksum,
+            "data": self.run.data.checksum,
             "engine": engine_state(self.run.step.encoder),
             "random": self.processes.gather(random_state(self.run.device)),
         }
@@ -285,7 +285,7 @@ class Trainer:
         options, steps = self.options, self.steps[epoch][done:]
         bounds = [bound for step in steps for bound in step]
         part = (0, 1) if options.gather_negatives else (self.processes.rank, self.processes.size)
-        data = Batches(self.run.store, bounds, options.neg_nums, options.seed, part)
+        data = Batches(self.run.data.at(epoch), self.run.data.order, bounds, options.neg_nums, part)
         # A generator of its own, for the loader draws a seed, and a resumed epoch would draw it again.
         loader = iter(DataLoader(data, None, num_workers=options.num_workers, generator=torch.Generator()))
         for step in steps:
@@ -294,7 +294,7 @@ class Trainer:
     def _epoch_steps(self, epoch: int, first: int | None = None) -> list[list[tuple[int, int]]]:
         options = self.options
         return steps_of_epoch(
-            len(self.run.store),
+            len(self.run.data.order),
             options.batch_size * self.processes.size,
             options.gradient_accumulation_steps,
             epoch,

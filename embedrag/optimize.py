@@ -136,7 +136,7 @@ class Optimization:
             set_random_state(state, self.run.device)
             encoder = self.run.step.encoder
             largest = max(encoder.work(batch.tokens)[0] for batch in batches)
-            if not halve_budget(encoder, largest, longest_text(self.run.store)[1]):
+            if not halve_budget(encoder, largest, longest_text(self.run.data.store)[1]):
                 raise self._too_large(number, "though only one text's activations were held at once")
             if self.run.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -202,7 +202,7 @@ class Optimization:
         if gradient_ok and bool(torch.isfinite(losses).all()):
             return True
         bad = rows[~torch.isfinite(losses)] if not torch.isfinite(losses).all() else rows
-        places = ", ".join(self.run.store.place(int(row)) for row in bad[:8]) + (" …" if len(bad) > 8 else "")
+        places = ", ".join(self.run.data.store.place(int(row)) for row in bad[:8]) + (" …" if len(bad) > 8 else "")
         what = "gradient" if torch.isfinite(losses).all() else "loss"
         if self.run.options.on_nonfinite == "skip":
             self.skipped += 1

@@ -33,14 +33,14 @@ from embedrag.budget import longest_texts, settle_budget
 from embedrag.checkpoint import check_output_dir, check_sources
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, Contract, check_local_path, describe_base, load_tokenizer, settle
-from embedrag.data import default_dataset, open_data
+from embedrag.data import TrainingData, default_dataset, open_data
 from embedrag.device import bfloat16_multiplies_faster, describe, fastest, pick_device, pick_dtype
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.optim import check_optimizer
 from embedrag.processes import Processes, join, wants_sharding
-from embedrag.records import local_files, read_records
+from embedrag.records import endless_records, local_files, read_records
 from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
 from embedrag.retrieval import RetrievalSet
 from embedrag.sampling import make_batch
@@ -63,7 +63,7 @@ class Run:
     Attributes:
         options: every setting, filled in.
         output_dir: folder of the run.
-        store: the data.
+        data: the rows to train on.
         step: model and loss.
         device: where it computes.
         dtype: precision of the computation.
@@ -78,7 +78,7 @@ class Run:
 
     options: TrainOptions
     output_dir: Path
-    store: TokenStore
+    data: TrainingData
     step: ContrastiveStep
     device: torch.device
     dtype: torch.dtype
@@ -113,10 +113,11 @@ def prepare(options: TrainOptions) -> Run:
     tokenizer = load_tokenizer(base, contract, options)
     for line in notices:
         say(line)
-    store, evaluation = open_data(options, tokenizer, processes)
+    data, evaluation = open_data(options, tokenizer, processes)
+    store = data.store
     if checkpoint:
-        check_processes(checkpoint, processes.size, options.steps_per_epoch)
-        check_data(checkpoint, store.checksum)
+        check_processes(checkpoint, processes.size, options)
+        check_data(checkpoint, data.checksum)
     _seed(options.seed)
     backbone = trainable_backbone(base, options, dtype, torch.device("cpu") if options.shard_weights else device)
     if options.shard_weights:
@@ -147,7 +148,7 @@ def prepare(options: TrainOptions) -> Run:
     return Run(
         options=options,
         output_dir=output_dir,
-        store=store,
+        data=data,
         step=step,
         device=device,
         dtype=dtype,
@@ -178,12 +179,13 @@ def _take_up(options: TrainOptions, output_dir: Path) -> tuple[Checkpoint | None
 
 def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Checkpoint | None) -> None:
     """Checks that need neither data nor model; all problems are reported together."""
-    checks: list[Callable[[], object]] = [partial(local_files, source) for source in options.train_dataset or []]
+    data = [source.path for source in options.train_dataset or []]
+    checks: list[Callable[[], object]] = [partial(local_files, path) for path in data]
     checks.append(partial(check_local_path, options.model_name_or_path))
     goes_on = checkpoint is not None and checkpoint.folder.parent.resolve() == output_dir.resolve()
     checks.append(partial(check_output_dir, output_dir, options.overwrite or goes_on, options.resume == "auto"))
     if not goes_on:
-        sources = [options.model_name_or_path, options.tokenizer_id or "", *(options.train_dataset or [])]
+        sources = [options.model_name_or_path, options.tokenizer_id or "", *data]
         sources += [options.eval_dataset or ""]
         sources += [str(checkpoint.folder)] if checkpoint else []
         checks.append(partial(check_sources, output_dir, sources))
@@ -284,7 +286,8 @@ def _check_gradients(encoder: Encoder, store: TokenStore, options: TrainOptions)
 
 
 def _probes(options: TrainOptions) -> list[tuple[str, str]]:
-    records = islice(read_records(options.train_dataset or [], options.stream), PROBED_ROWS)
+    paths = [source.path for source in options.train_dataset or []]
+    records = islice(endless_records(paths[0]) if options.stream else read_records(paths), PROBED_ROWS)
     return choose_probes([pair for _, record in records for pair in record_texts(record)])
 
 

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Record:
         shape: the keys it was read from, for the report.
         extra: the row's other keys, kept as they are.
         dropped: how many negatives were left out (blank, doubled, or equal to a positive).
+        source: number of the data set it came from.
     """
 
     query: str
@@ -50,6 +51,7 @@ class Record:
     shape: str
     extra: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
+    source: int = 0
 
 
 class RowError(Exception):
@@ -86,12 +88,11 @@ def parse_row(row: Any) -> Record:
     return Record(query, pos, neg, ", ".join(used), extra, dropped=len(given) - len(neg))
 
 
-def read_records(sources: Sequence[str], stream: bool = False) -> Iterator[tuple[str, Record]]:
+def read_records(sources: Sequence[str]) -> Iterator[tuple[str, Record]]:
     """Read all rows of all sources in order.
 
     Args:
         sources: files, folders of files, or hub data set ids.
-        stream: read hub data sets as a stream.
 
     Yields:
         (place such as `train.jsonl:7`, record).
@@ -101,14 +102,12 @@ def read_records(sources: Sequence[str], stream: bool = False) -> Iterator[tuple
     """
     problems: list[str] = []
     count = 0
-    rows = (pair for source in sources for pair in raw_rows(source, stream))
+    rows = ((number, *pair) for number, source in enumerate(sources) for pair in raw_rows(source))
     while len(problems) < MAX_ERRORS:
         try:
-            place, row = next(rows)
+            number, place, row = next(rows)
             count += 1
-            if isinstance(row, RowError):
-                raise row
-            record = parse_row(row)
+            record = _parsed(row, number)
         except StopIteration:
             break
         except RowError as error:
@@ -124,6 +123,35 @@ def read_records(sources: Sequence[str], stream: bool = False) -> Iterator[tuple
         raise UserError("\n".join(problems))
     if not count:
         raise UserError(f"{', '.join(sources)}: no rows; one JSON object a line is expected: {ACCEPTED}")
+
+
+def endless_records(source: str, number: int = 0) -> Iterator[tuple[str, Record]]:
+    """The rows of a source as they come, from its beginning again when it ends.
+
+    Args:
+        source: a file, a folder of files, or a hub data set id, which is read as a stream.
+        number: kept in the records.
+
+    Raises:
+        UserError: at the first bad row; when there is no row.
+    """
+    while True:
+        empty = True
+        for place, row in raw_rows(source, stream=True):
+            try:
+                yield place, _parsed(row, number)
+            except RowError as error:
+                raise UserError(f"{place}: {error}") from None
+            empty = False
+        if empty:
+            raise UserError(f"{source}: no rows; one JSON object a line is expected: {ACCEPTED}")
+
+
+def _parsed(row: Any, number: int) -> Record:
+    if isinstance(row, RowError):
+        raise row
+    record = parse_row(row)
+    return replace(record, source=number) if number else record
 
 
 def local_files(source: str) -> list[Path]:

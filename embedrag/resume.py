@@ -34,6 +34,8 @@ FIXED = (
     "batch_size",
     "gradient_accumulation_steps",
     "steps_per_epoch",
+    "one_source_per_batch",
+    "stream",
     "optimizer",
     "seed",
     "eval_dataset",
@@ -57,7 +59,6 @@ FREE = (
     "num_workers",
     "local_files_only",
     "trust_remote_code",
-    "stream",
     "use_cpu",
     "num_processes",
     "shard_weights",
@@ -107,17 +108,18 @@ def check_data(checkpoint: Checkpoint, checksum: str) -> None:
     """Raise UserError when the data is not that of the checkpoint."""
     if checkpoint.state["data"] != checksum:
         raise UserError(
-            f"--resume {checkpoint.folder}: --train_dataset has other rows or other tokens than the run had; "
+            f"--resume {checkpoint.folder}: --train_dataset has other rows, tokens or weights than the run had; "
             "go on with the same data, or start a new run in another --output_dir"
         )
 
 
-def check_processes(checkpoint: Checkpoint, size: int, steps_per_epoch: int | None) -> None:
+def check_processes(checkpoint: Checkpoint, size: int, options: TrainOptions) -> None:
     """Raise UserError where another number of processes would have no place to go on at."""
     before = checkpoint.state["processes"]
-    if steps_per_epoch and before != size:
+    flag = "steps_per_epoch" if options.steps_per_epoch else "one_source_per_batch"
+    if getattr(options, flag) and before != size:
         raise UserError(
-            f"--resume {checkpoint.folder}: {before} processes wrote it and {size} are here; with --steps_per_epoch "
+            f"--resume {checkpoint.folder}: {before} processes wrote it and {size} are here; with --{flag} "
             f"the rows of an epoch would be others, so go on with --num_processes {before}"
         )
 

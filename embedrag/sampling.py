@@ -1,4 +1,4 @@
-"""Which rows, positives and negatives a step sees: a function of (seed, pass, row) alone.
+"""Which rows, positives and negatives a step sees: a function of (seed, visit, row) alone.
 
 Nothing here has state, so a resumed run, another number of workers or another number of processes meets the same
 data. A `Batch` carries what the loss needs beside the tokens: where each text's vector goes, each query's own positive
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from embedrag.order import RowOrder, generator
 from embedrag.tokens import TokenBatch, TokenStore
 
 
@@ -55,25 +55,15 @@ class Batch:
         return replace(self, **moved)
 
 
-def _generator(seed: int, *place: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *place])))
-
-
-@lru_cache(maxsize=2)
-def pass_order(rows: int, seed: int, data_pass: int) -> np.ndarray:
-    """[rows] the order in which pass number `data_pass` goes through the data."""
-    return _generator(seed, data_pass).permutation(rows)
-
-
-def draw(store: TokenStore, row: int, neg_nums: int, seed: int, data_pass: int) -> tuple[int, int, np.ndarray]:
+def draw(store: TokenStore, row: int, neg_nums: int, seed: int, visit: int) -> tuple[int, int, np.ndarray]:
     """Query, one positive and up to `neg_nums` negatives of a row, as text ids.
 
-    Several positives take turns from pass to pass; negatives are drawn without repetition, anew each pass.
+    Several positives take turns from visit to visit; negatives are drawn without repetition, anew each time.
     """
     query, positives, negatives = store.row(row)
-    positive = positives[(row + data_pass) % len(positives)]
+    positive = positives[(row + visit) % len(positives)]
     if len(negatives) > neg_nums:
-        negatives = _generator(seed, data_pass, row + 1).choice(negatives, neg_nums, replace=False)
+        negatives = generator(seed, visit, row + 1).choice(negatives, neg_nums, replace=False)
     return query, int(positive), negatives
 
 
@@ -107,20 +97,12 @@ def steps_of_epoch(
     return [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
 
 
-def rows_between(start: int, stop: int, rows: int, seed: int) -> Iterator[tuple[int, int]]:
-    """(pass, row) of the positions [start, stop) of the row stream."""
-    for data_pass in range(start // rows, (stop - 1) // rows + 1):
-        order = pass_order(rows, seed, data_pass)
-        low, high = max(start - data_pass * rows, 0), min(stop - data_pass * rows, rows)
-        yield from ((data_pass, int(row)) for row in order[low:high])
-
-
 def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, seed: int) -> Batch:
     """Assemble a micro-batch.
 
     Args:
         store: the data.
-        picked: (pass, row) pairs, from `rows_between`.
+        picked: (visit, row) pairs, see `RowOrder`.
         neg_nums: own negatives of a row, at most.
         seed: of the draws.
     """
@@ -128,8 +110,8 @@ def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, 
     passages: list[int] = []
     labels: list[int] = []
     counts: list[int] = []
-    for data_pass, row in picked:
-        query, positive, negatives = draw(store, row, neg_nums, seed, data_pass)
+    for visit, row in picked:
+        query, positive, negatives = draw(store, row, neg_nums, seed, visit)
         queries.append(query)
         labels.append(len(passages))
         passages += [positive, *negatives]
@@ -167,19 +149,19 @@ class Batches(Dataset[Batch]):
     def __init__(
         self,
         store: TokenStore,
+        order: RowOrder,
         bounds: list[tuple[int, int]],
         neg_nums: int,
-        seed: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         """Keep what `make_batch` needs; `bounds` are positions of the row stream, `part` is (number, of how many)."""
-        self.store, self.bounds, self.neg_nums, self.seed, self.part = store, bounds, neg_nums, seed, part
+        self.store, self.order, self.bounds, self.neg_nums, self.part = store, order, bounds, neg_nums, part
 
     def __len__(self) -> int:
         return len(self.bounds)
 
     def __getitem__(self, index: int) -> Batch:
-        picked = list(rows_between(*self.bounds[index], len(self.store), self.seed))
+        picked = list(self.order.between(*self.bounds[index]))
         number, parts = self.part
         picked = picked[len(picked) * number // parts : len(picked) * (number + 1) // parts]
-        return make_batch(self.store, picked, self.neg_nums, self.seed)
+        return make_batch(self.store, picked, self.neg_nums, self.order.seed)

@@ -49,7 +49,7 @@ def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np
     return _only(store, ~chosen), np.flatnonzero(chosen)
 
 
-def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int, stream: bool = False) -> RetrievalSet:
+def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int) -> RetrievalSet:
     """Queries of the held-out rows; their passages, and those of up to `DISTRACTORS` other rows, are searched.
 
     Args:
@@ -57,12 +57,11 @@ def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int
         rows: numbers of the held-out rows.
         total: number of all rows.
         seed: of the draw of the others.
-        stream: read hub data sets as a stream.
     """
     others = np.setdiff1d(np.arange(total), rows, assume_unique=True)
     drawn = np.random.default_rng(seed).permutation(others)[:DISTRACTORS]
     wanted, distracting = set(rows.tolist()), set(drawn.tolist())
-    numbered = enumerate(record for _, record in read_records(sources, stream))
+    numbered = enumerate(record for _, record in read_records(sources))
     kept = [(number, record) for number, record in numbered if number in wanted or number in distracting]
     return gather_rows(
         (record for number, record in kept if number in wanted),
@@ -97,4 +96,5 @@ def _only(store: TokenStore, chosen: np.ndarray) -> TokenStore:
         row_positives=np.asarray(store.row_positives)[chosen],
         row_lines=np.asarray(store.row_lines)[chosen],
         row_sources=np.asarray(store.row_sources)[chosen],
+        row_sets=np.asarray(store.row_sets)[chosen],
     )

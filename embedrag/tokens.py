@@ -20,9 +20,9 @@ import tempfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ from torch.nn import functional as F
 from embedrag.errors import UserError
 from embedrag.records import Record, hub_fingerprint, local_files, read_records
 
-FORMAT = 1
+FORMAT = 2
 TEXTS_PER_CALL = 2048
 QUERY, PASSAGE = "query", "passage"
 Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
+Prompts = tuple[str, str]  # before queries, before passages
+Read = Callable[[], Iterable[tuple[str, Record]]]
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class TokenStore:
         row_positives: [N] int32, positives of each row.
         row_lines: [N] int64, line of each row in its source.
         row_sources: [N] int32, index into `sources`.
+        row_sets: [N] int32, number of the data set, of those that were named.
         known_offsets: [U + 1] int64 into `known_positives`.
         known_positives: for each query text, every passage that any row calls its positive.
         sources: names of the files.
@@ -128,6 +131,7 @@ class TokenStore:
     row_positives: np.ndarray
     row_lines: np.ndarray
     row_sources: np.ndarray
+    row_sets: np.ndarray
     known_offsets: np.ndarray
     known_positives: np.ndarray
     sources: list[str]
@@ -172,7 +176,11 @@ def cache_folder(named: str | None) -> Path:
 
 
 def open_store(
-    sources: Sequence[str], tokenize: Tokenize, tokenize_key: str, cache_dir: Path, stream: bool = False
+    sources: Sequence[str],
+    tokenize: Tokenize,
+    tokenize_key: str,
+    cache_dir: Path,
+    prompts: Sequence[Prompts] | None = None,
 ) -> tuple[TokenStore, bool]:
     """Tokenise a data set, or find it tokenised.
 
@@ -181,7 +189,7 @@ def open_store(
         tokenize: (role, texts) -> token ids; role is `query` or `passage`.
         tokenize_key: changes whenever `tokenize` would give other ids.
         cache_dir: folder of all stores; the new one is built beside and renamed, so it is whole or absent.
-        stream: read hub data sets as a stream.
+        prompts: of each source, put before its texts; left out: none.
 
     Returns:
         The store, and whether it was there already.
@@ -189,19 +197,18 @@ def open_store(
     Raises:
         UserError: for bad rows, before anything is written.
     """
-    key = _fingerprint(sources, tokenize_key, stream)
-    folder = cache_dir / f"tokens-{key}" if key else None
-    if folder and (folder / "meta.json").exists():
-        return _load(folder), True
-    index = _index(sources, stream)
+    prompts = prompts or [("", "")] * len(sources)
+    final = cache_dir / f"tokens-{_fingerprint(sources, f'{tokenize_key}|{list(prompts)}')}"
+    if (final / "meta.json").exists():
+        return _load(final), True
+    index = _index(partial(read_records, sources), prompts)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=cache_dir))
     except OSError as error:
         raise UserError(f"--cache_dir {cache_dir}: {error.strerror}; name a folder that can be written") from None
     try:
-        _write(temporary, sources, stream, index, tokenize)
-        final = folder or cache_dir / f"tokens-stream-{temporary.name[-8:]}"
+        _write(temporary, partial(read_records, sources), prompts, index, tokenize)
         if not final.exists():
             temporary.rename(final)
     finally:
@@ -209,16 +216,27 @@ def open_store(
     return _load(final), False
 
 
+def build_store(read: Read, tokenize: Tokenize, prompts: Sequence[Prompts], folder: Path) -> TokenStore:
+    """Tokenise rows that `read` gives, twice the same, into a folder that is there."""
+    _write(folder, read, prompts, _index(read, prompts), tokenize)
+    return _load(folder)
+
+
 @dataclass
 class _Index:
-    """First pass: what the rows are, with each text as the rank of its first occurrence."""
+    """First pass: what the rows are, with each text as the rank of its first occurrence.
+
+    `twins` gives texts that differ by their prompt alone the same number.
+    """
 
     text_ids: np.ndarray
+    twins: np.ndarray
     is_first: np.ndarray
     row_offsets: np.ndarray
     row_positives: np.ndarray
     row_lines: np.ndarray
     row_sources: np.ndarray
+    row_sets: np.ndarray
     sources: list[str]
     report: dict[str, Any]
 
@@ -230,19 +248,32 @@ def record_texts(record: Record) -> Iterator[tuple[str, str]]:
         yield PASSAGE, text
 
 
-def _index(sources: Sequence[str], stream: bool) -> _Index:
-    hashes, offsets = array("Q"), array("q", [0])
-    positives, lines, files = array("i"), array("q"), array("i")
+def _prompted(record: Record, prompts: Sequence[Prompts]) -> Iterator[tuple[str, str]]:
+    """(role, text) of a row, the texts behind their prompts."""
+    query_prompt, passage_prompt = prompts[record.source]
+    for role, text in record_texts(record):
+        yield role, (query_prompt if role == QUERY else passage_prompt) + text
+
+
+def _digest(role: str, text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=role.encode()).digest(), "little")
+
+
+def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
+    hashes, bare, offsets = array("Q"), array("Q"), array("q", [0])
+    positives, lines, files, sets = array("i"), array("q"), array("i"), array("i")
+    differ = len(set(prompts)) > 1
     names: dict[str, int] = {}
     shapes: Counter[str] = Counter()
     dropped: list[str] = []
     dropped_count = 0
-    for place, record in read_records(sources, stream):
-        for role, text in record_texts(record):
-            digest = hashlib.blake2b(text.encode(), digest_size=8, person=role.encode()).digest()
-            hashes.append(int.from_bytes(digest, "little"))
+    for place, record in read():
+        hashes.extend(_digest(*pair) for pair in _prompted(record, prompts))
+        if differ:
+            bare.extend(_digest(*pair) for pair in record_texts(record))
         offsets.append(len(hashes))
         positives.append(len(record.pos))
+        sets.append(record.source)
         name, line = place.rsplit(":", 1)
         files.append(names.setdefault(name, len(names)))
         lines.append(int(line))
@@ -266,14 +297,24 @@ def _index(sources: Sequence[str], stream: bool) -> _Index:
         "rows_without_negatives": int((negatives == 0).sum()),
         "mean_negatives": float(negatives.mean()),
     }
+    text_ids = rank[inverse]
     return _Index(
-        rank[inverse], is_first, row_offsets, row_positives, np.array(lines), np.array(files), list(names), report
+        text_ids=text_ids,
+        twins=np.unique(np.frombuffer(bare, np.uint64), return_inverse=True)[1] if differ else text_ids,
+        is_first=is_first,
+        row_offsets=row_offsets,
+        row_positives=row_positives,
+        row_lines=np.array(lines),
+        row_sources=np.array(files),
+        row_sets=np.array(sets),
+        sources=list(names),
+        report=report,
     )
 
 
-def _write(folder: Path, sources: Sequence[str], stream: bool, index: _Index, tokenize: Tokenize) -> None:
+def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, tokenize: Tokenize) -> None:
     lengths = array("q", [0])
-    firsts = _first_occurrences(sources, stream, index)
+    firsts = _first_occurrences(read, prompts, index)
     with (folder / "token_ids.bin").open("wb") as file:
         while part := list(islice(firsts, TEXTS_PER_CALL)):
             for ids in _tokenize_pairs(part, tokenize):
@@ -287,6 +328,7 @@ def _write(folder: Path, sources: Sequence[str], stream: bool, index: _Index, to
         "row_positives": index.row_positives,
         "row_lines": index.row_lines,
         "row_sources": index.row_sources,
+        "row_sets": index.row_sets,
         "known_offsets": known_offsets,
         "known_positives": known,
     }
@@ -296,16 +338,16 @@ def _write(folder: Path, sources: Sequence[str], stream: bool, index: _Index, to
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 
-def _first_occurrences(sources: Sequence[str], stream: bool, index: _Index) -> Iterator[tuple[str, str]]:
+def _first_occurrences(read: Read, prompts: Sequence[Prompts], index: _Index) -> Iterator[tuple[str, str]]:
     """Second pass: each different (role, text) where it first occurs."""
-    occurrences = (pair for _, record in read_records(sources, stream) for pair in record_texts(record))
+    occurrences = (pair for _, record in read() for pair in _prompted(record, prompts))
     position = 0
     for pair in occurrences:
         if position < len(index.is_first) and index.is_first[position]:
             yield pair
         position += 1
     if position != len(index.is_first):
-        raise UserError(f"{', '.join(sources)}: the data changed while it was read; start again")
+        raise UserError(f"{', '.join(index.sources)}: the data changed while it was read; start again")
 
 
 def _tokenize_pairs(pairs: list[tuple[str, str]], tokenize: Tokenize) -> list[list[int]]:
@@ -322,19 +364,41 @@ def _tokenize_pairs(pairs: list[tuple[str, str]], tokenize: Tokenize) -> list[li
 def _known_positives(index: _Index) -> tuple[np.ndarray, np.ndarray]:
     """Positives of each query text over all rows, as offsets [U + 1] and flat text ids."""
     starts = index.row_offsets[:-1]
-    query = np.repeat(index.text_ids[starts], index.row_positives)
+    query = np.repeat(index.twins[starts], index.row_positives)
     within = np.arange(len(query)) - np.repeat(
         np.cumsum(index.row_positives) - index.row_positives, index.row_positives
     )
-    passage = index.text_ids[np.repeat(starts + 1, index.row_positives) + within]
+    passage = index.twins[np.repeat(starts + 1, index.row_positives) + within]
     pairs = np.unique(np.stack([query, passage]), axis=1)
-    counts = np.bincount(pairs[0], minlength=int(index.is_first.sum()))
+    texts = int(index.is_first.sum())
+    if index.twins is not index.text_ids:
+        pairs = _every_twin(pairs, index.twins[index.is_first], index.text_ids[index.is_first])
+    counts = np.bincount(pairs[0], minlength=texts)
     return np.concatenate([[0], np.cumsum(counts)]), pairs[1].astype(np.int32)
+
+
+def _every_twin(pairs: np.ndarray, twins: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Pairs [2, n] of numbers that twins share -> the pairs of all texts behind them.
+
+    Args:
+        pairs: numbers of queries and passages.
+        twins: [U] number of each text.
+        texts: [U] id of each text.
+    """
+    order = np.argsort(twins, kind="stable")
+    twins, texts = twins[order], texts[order]
+    for side in (0, 1):
+        first, behind = np.searchsorted(twins, pairs[side]), np.searchsorted(twins, pairs[side], side="right")
+        counts = behind - first
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        pairs = np.repeat(pairs, counts, axis=1)
+        pairs[side] = texts[np.repeat(first, counts) + within]
+    return pairs[:, np.lexsort((pairs[1], pairs[0]))]
 
 
 def _load(folder: Path) -> TokenStore:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    names = ("text_offsets", "row_texts", "row_offsets", "row_positives", "row_lines", "row_sources")
+    names = ("text_offsets", "row_texts", "row_offsets", "row_positives", "row_lines", "row_sources", "row_sets")
     arrays = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*names, "known_offsets", "known_positives")
     }
@@ -342,13 +406,12 @@ def _load(folder: Path) -> TokenStore:
     return TokenStore(token_ids=token_ids, sources=meta["sources"], report=meta["report"], **arrays)
 
 
-def _fingerprint(sources: Sequence[str], tokenize_key: str, stream: bool) -> str | None:
-    """Hash of everything that the store depends on; None for a stream, which can't be known before it is read."""
+def _fingerprint(sources: Sequence[str], tokenize_key: str) -> str:
+    """Hash of everything that the store depends on."""
     digest = hashlib.sha256(f"{FORMAT}|{tokenize_key}".encode())
-    for source in sources:
+    for number, source in enumerate(sources):
+        digest.update(f"|{number}|".encode())
         files = local_files(source)
-        if not files and stream:
-            return None
         if not files:
             digest.update(f"{source}@{hub_fingerprint(source)}".encode())
         for path in files:

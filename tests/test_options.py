@@ -18,6 +18,7 @@ from embedrag import cli
 from embedrag.commands import EvaluateOptions
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
+from embedrag.fields import Source
 from embedrag.options import build_parser, config_keys, extra, markdown_table, parse
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +106,7 @@ def config(tmp_path: Path) -> Callable[[Any], str]:
         ("save_metrics", True, False, True),
         ("pooling", "auto", "cls", "mean"),
         ("query_prompt", None, "ask: ", ""),
-        ("train_dataset", None, ["a.csv"], ["b.csv", "c.csv"]),
+        ("lora_target_modules", None, ["key"], ["query", "value"]),
     ],
 )
 def test_flag_beats_file_and_file_beats_default(name, default, in_file, as_flag, config) -> None:
@@ -129,7 +130,7 @@ def test_flat_file_nested_file_and_flags_give_equal_options(config) -> None:
     words = [(f"--{name}", *map(str, value if isinstance(value, list) else [value])) for name, value in FLAT.items()]
     flags = train_options(*(word for part in words for word in part))
     assert flat.model_dump() == nested.model_dump() == flags.model_dump()
-    assert {name: getattr(flat, name) for name in FLAT} == FLAT
+    assert {name: flat.model_dump()[name] for name in FLAT} == FLAT
     untouched = train_options(*REQUIRED).model_dump()
     assert not [name for name, value in FLAT.items() if untouched[name] == value], "a default would prove nothing"
 
@@ -201,14 +202,69 @@ def test_truth_value_that_is_on_can_be_switched_off() -> None:
 
 @pytest.mark.parametrize("files", [["one.jsonl"], ["one.jsonl", "two.csv", "three.parquet"]])
 def test_list_takes_one_or_several_words(files, config) -> None:
-    assert train_options("--train_dataset", *files, *REQUIRED).train_dataset == files
-    assert train_options(*REQUIRED, "--config", config({"train_dataset": files})).train_dataset == files
+    for options in (
+        train_options("--train_dataset", *files, *REQUIRED),
+        train_options(*REQUIRED, "--config", config({"train_dataset": files})),
+    ):
+        assert [source.path for source in options.train_dataset] == files
+        assert options.model_dump()["train_dataset"] == files
 
 
 def test_list_in_a_file_may_be_a_single_text(config) -> None:
-    assert train_options(*REQUIRED, "--config", config({"data": {"pairs_path": "a.jsonl"}})).train_dataset == [
-        "a.jsonl"
-    ]
+    options = train_options(*REQUIRED, "--config", config({"data": {"pairs_path": "a.jsonl"}}))
+    assert options.train_dataset == [Source(path="a.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("written", "source", "again"),
+    [
+        ("a.jsonl", Source(path="a.jsonl"), "a.jsonl"),
+        ("a.jsonl:2", Source(path="a.jsonl", weight=2), "a.jsonl:2"),
+        ("owner/name:0.25", Source(path="owner/name", weight=0.25), "owner/name:0.25"),
+        ("a:b.jsonl:1", Source(path="a:b.jsonl"), "a:b.jsonl"),
+        ({"path": "a.jsonl", "weight": 3}, Source(path="a.jsonl", weight=3), "a.jsonl:3"),
+        (
+            '{"path": "a.jsonl", "query_prompt": "ask: "}',
+            Source(path="a.jsonl", query_prompt="ask: "),
+            {"path": "a.jsonl", "weight": 1.0, "query_prompt": "ask: "},
+        ),
+        ({"path": "a:2"}, Source(path="a:2"), {"path": "a:2", "weight": 1.0}),
+    ],
+)
+def test_data_set_with_a_weight_and_prompts_of_its_own(written, source, again, config) -> None:
+    from_file = train_options(*REQUIRED, "--config", config({"train_dataset": [written]}))
+    assert from_file.train_dataset == [source]
+    assert from_file.model_dump()["train_dataset"] == [again]
+    assert train_options(*REQUIRED, "--config", config(from_file.model_dump())).train_dataset == [source]
+    if isinstance(written, str):
+        assert train_options(*REQUIRED, "--train_dataset", written, "b.csv").train_dataset[0] == source
+
+
+def test_file_whose_name_ends_like_a_weight_is_a_file(tmp_path) -> None:
+    (tmp_path / "a:2").mkdir()
+    assert Source.model_validate(f"{tmp_path}/a:2") == Source(path=f"{tmp_path}/a:2")
+    assert Source.model_validate(f"{tmp_path}/a:3") == Source(path=f"{tmp_path}/a", weight=3)
+
+
+@pytest.mark.parametrize(
+    "written", ["a.jsonl:0", {"path": "a", "weight": -1}, {"weight": 2}, {"path": "a", "prompt": "b"}, "{path: a}", 3]
+)
+def test_wrong_data_set_is_named(written, config) -> None:
+    assert any(
+        "train_dataset" in line for line in problems(*REQUIRED, "--config", config({"train_dataset": [written]}))
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--train_dataset", "a.jsonl"), "set --steps_per_epoch"),
+        (("--steps_per_epoch", "3"), "--stream needs --train_dataset"),
+        (("--steps_per_epoch", "3", "--train_dataset", "a.jsonl", "--eval_split", "0.1"), "name an --eval_dataset"),
+    ],
+)
+def test_stream_without_what_it_needs_is_refused(words, part) -> None:
+    assert part in "\n".join(problems(*REQUIRED, "--stream", *words))
 
 
 @pytest.mark.parametrize("given_bits", [8, "8"])
@@ -256,7 +312,7 @@ def test_saved_settings_given_to_config_repeat_the_run(config) -> None:
             "neg_nums": st.integers(0, 50),
             "query_prompt": st.text(max_size=20).filter(lambda text: not text.startswith("-")),
             "lora_target_modules": st.lists(st.text("abc_.", min_size=1), min_size=1, max_size=3),
-            "stream": st.booleans(),
+            "double_quantization": st.booleans(),
             "pooling": st.sampled_from(["auto", "last_token", "mean", "cls"]),
         },
     )

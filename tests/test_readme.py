@@ -84,7 +84,7 @@ def test_preset_is_read_without_a_problem(path: Path, monkeypatch: pytest.Monkey
     options = parse(command.options, ["--config", str(path)], "train", command.text, config_file=True)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert options.model_name_or_path == data.get("model_name_or_path", data.get("model_id"))
-    assert all(Path(source).exists() for source in options.train_dataset)
+    assert all(Path(source.path).exists() for source in options.train_dataset)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)

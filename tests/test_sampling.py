@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.sampling import Batch, draw, make_batch, pass_order, rows_between, steps_of_epoch
+from embedrag.order import RowOrder
+from embedrag.sampling import Batch, draw, make_batch, steps_of_epoch
 from embedrag.tokens import TokenStore, open_store
 
 PASSES = range(40)
@@ -107,10 +108,14 @@ def test_several_positives_take_turns_from_pass_to_pass(store, rows) -> None:
     assert len({drawn(store, 1, 7, data_pass)[1] for data_pass in range(6)}) == 1
 
 
+def order_of(rows: int, seed: int, data_pass: int) -> tuple[int, ...]:
+    return tuple(row for _, row in RowOrder(rows, seed).between(rows * data_pass, rows * (data_pass + 1)))
+
+
 def test_order_is_another_one_each_pass_and_each_seed() -> None:
-    orders = [tuple(pass_order(50, seed, data_pass)) for seed in range(3) for data_pass in range(3)]
+    orders = [order_of(50, seed, data_pass) for seed in range(3) for data_pass in range(3)]
     assert len(set(orders)) == 9 and all(sorted(order) == list(range(50)) for order in orders)
-    assert tuple(pass_order(50, 1, 2)) == orders[5]
+    assert order_of(50, 1, 2) == orders[5]
 
 
 # Steps
@@ -142,7 +147,7 @@ def test_steps_of_an_epoch_equal_the_slow_definition(sizes) -> None:
 def test_every_row_comes_exactly_once_an_epoch(sizes, seed) -> None:
     rows, _, _, epoch = sizes
     bounds = [bound for step in steps_of_epoch(*sizes) for bound in step]
-    picked = [place for bound in bounds for place in rows_between(*bound, rows, seed)]
+    picked = [place for bound in bounds for place in RowOrder(rows, seed).between(*bound)]
     assert sorted(row for _, row in picked) == list(range(rows))
     assert {data_pass for data_pass, _ in picked} == {epoch}
 
@@ -169,8 +174,9 @@ def test_fixed_steps_continue_through_the_data_without_a_gap(sizes, steps_per_ep
     bounds = [bound for steps in epochs for step in steps for bound in step]
     total = 4 * steps_per_epoch * accumulation * batch_size
     assert [position for bound in bounds for position in range(*bound)] == list(range(total))
-    picked = [place for bound in bounds for place in rows_between(*bound, rows, 7)]
-    assert picked == [(p // rows, int(pass_order(rows, 7, p // rows)[p % rows])) for p in range(total)]
+    order = RowOrder(rows, 7)
+    picked = [place for bound in bounds for place in order.between(*bound)]
+    assert picked == [(p // rows, order_of(rows, 7, p // rows)[p % rows]) for p in range(total)]
 
 
 # Batches
@@ -256,7 +262,7 @@ def test_positive_of_another_row_of_the_same_query_is_excluded_though_that_row_i
 
 def test_row_that_meets_itself_in_a_batch_is_not_its_own_negative(make_store) -> None:
     store = make_store([{"query": "q0", "pos": "a"}, {"query": "q1", "pos": "b"}])
-    picked = list(rows_between(0, 4, 2, seed=7))
+    picked = list(RowOrder(2, seed=7).between(0, 4))
     batch = make_batch(store, picked, 0, seed=7)
     _, passages = read_batch(batch)
     closed = {tuple(pair) for pair in batch.excluded.tolist()}
@@ -284,7 +290,10 @@ def test_workers_give_the_same_batches_as_none(store) -> None:
 
     bounds = [bound for epoch in range(2) for step in steps_of_epoch(12, 5, 2, epoch) for bound in step]
     results = [
-        [flat(batch) for batch in DataLoader(Batches(store, bounds, 4, seed), batch_size=None, num_workers=workers)]
+        [
+            flat(batch)
+            for batch in DataLoader(Batches(store, RowOrder(12, seed), bounds, 4), batch_size=None, num_workers=workers)
+        ]
         for workers, seed in ((0, 7), (2, 7), (0, 8))
     ]
     alone, together, other = results

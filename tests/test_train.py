@@ -127,7 +127,8 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
     from safetensors.torch import load_file
 
     from embedrag.losses import info_nce
-    from embedrag.sampling import make_batch, rows_between, steps_of_epoch
+    from embedrag.order import RowOrder
+    from embedrag.sampling import make_batch, steps_of_epoch
     from embedrag.tokens import open_store
 
     base, data = no_dropout(tiny_bert, tmp_path), write_jsonl(rows[:7])
@@ -150,7 +151,7 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
     assert [stop - start for start, stop in bounds] == [2, 2, 3]
     total = torch.zeros(())
     for start, stop in bounds:
-        batch = make_batch(store, list(rows_between(start, stop, 7, 42)), 2, 42)
+        batch = make_batch(store, list(RowOrder(7, 42).between(start, stop)), 2, 42)
         vectors = encoder(batch.tokens)
         queries, passages = vectors[batch.query_index], vectors[batch.passage_index]
         total = total + info_nce(queries, passages, batch.labels, batch.excluded, 0.1)[0].sum()
@@ -324,8 +325,8 @@ def test_hub_data_set_is_read_by_its_id(
     )
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: type("Builder", (), {"hash": "1"}))
     words = ["--model_name_or_path", tiny_bert, "--train_dataset", "owner/name", "--output_dir", str(tmp_path / "out")]
-    assert main(["train", *words, "--batch_size", "6", "--finetune_type", "lora", "--epochs", "1", "--stream"]) == 0
-    assert asked[0] == ("owner/name", {"split": "train", "streaming": True})
+    assert main(["train", *words, "--batch_size", "6", "--finetune_type", "lora", "--epochs", "1"]) == 0
+    assert asked[0] == ("owner/name", {"split": "train", "streaming": False})
     assert "12 rows" in capsys.readouterr().out
 
 

@@ -17,6 +17,7 @@ from embedrag.commands import DemoOptions
 from embedrag.config import TrainOptions
 from embedrag.device import peak_memory_bytes
 from embedrag.errors import UserError
+from embedrag.fields import Source
 from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
 from embedrag.outcome import leave, outcome, training_curve
@@ -63,7 +64,7 @@ def run(options: DemoOptions) -> int:
     train(
         TrainOptions(
             model_name_or_path=model,
-            train_dataset=[str(data / "train.jsonl")],
+            train_dataset=[Source(path=str(data / "train.jsonl"))],
             output_dir=str(folder / "run"),
             overwrite=True,
             merge=True,

@@ -1,0 +1,111 @@
+"""In which order rows come: shuffled anew in each pass, or several data sets by their weights.
+
+An order is an endless stream of (visit, row), and a function of (seed, position) alone. A visit counts how often the
+rows of a data set have all come, so that a row's positives take turns and its negatives are drawn anew (see
+`embedrag.sampling.draw`).
+
+Dimensions: N rows, P positions of a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from embedrag.errors import UserError
+
+
+def generator(seed: int, *place: int) -> np.random.Generator:
+    """A generator of its own for each place; the same one wherever and whenever it is asked for."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *place])))
+
+
+class RowOrder:
+    """All rows, shuffled anew in each pass.
+
+    >>> order = RowOrder(rows=3, seed=42)
+    >>> sorted(order.between(3, 6))
+    [(1, 0), (1, 1), (1, 2)]
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        """Keep how many rows there are."""
+        self.rows, self.seed = rows, seed
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """P."""
+        return self.rows
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """(visit, row) at the positions [start, stop) of the stream."""
+        for data_pass in range(start // len(self), (stop - 1) // len(self) + 1):
+            before = data_pass * len(self)
+            rows = self._pass(data_pass)[max(start - before, 0) : stop - before]
+            yield from map(tuple, rows.tolist())
+
+    def _pass(self, data_pass: int) -> np.ndarray:
+        if data_pass not in self._kept:
+            newest = {number: kept for number, kept in self._kept.items() if number == data_pass - 1}
+            self._kept = newest | {data_pass: self._shuffled(data_pass)}
+        return self._kept[data_pass]
+
+    def _shuffled(self, data_pass: int) -> np.ndarray:
+        """[P, 2] (visit, row)."""
+        rows = generator(self.seed, data_pass).permutation(self.rows)
+        return np.stack([np.full(self.rows, data_pass), rows], axis=1)
+
+
+class MixedOrder(RowOrder):
+    """Several data sets: each comes as often as its weight says, in batches of its own when asked.
+
+    A pass takes `weight * rows` positions of each data set's own endless stream, in which all its rows come before one
+    comes again. So a weight of 2 shows every row twice a pass, and one of 0.5 half of them, the other half in the next
+    pass. With batches of one data set, each number of positions is rounded up to whole batches: what fills the last one
+    comes from the data set's next visit.
+    """
+
+    def __init__(self, sets: Sequence[np.ndarray], weights: Sequence[float], seed: int, batch_size: int = 1) -> None:
+        """Settle how many positions each data set has.
+
+        Args:
+            sets: the row numbers of each data set.
+            weights: how often its rows come in a pass.
+            seed: of the order.
+            batch_size: positions that follow each other within one data set; more than 1 for batches of one data set.
+
+        Raises:
+            UserError: when a data set has too few rows for a batch of its own, or none would come at all.
+        """
+        super().__init__(sum(map(len, sets)), seed)
+        self.sets, self.batch_size = sets, batch_size
+        self.positions = [
+            -(-round(weight * len(rows)) // batch_size) * batch_size for rows, weight in zip(sets, weights, strict=True)
+        ]
+        if not sum(self.positions):
+            raise UserError("--train_dataset: the weights leave no row in an epoch; raise them")
+
+    def __len__(self) -> int:
+        """P."""
+        return sum(self.positions)
+
+    def _shuffled(self, data_pass: int) -> np.ndarray:
+        parts = [self._of_set(number, data_pass) for number in range(len(self.sets))]
+        batches = np.concatenate(parts).reshape(-1, self.batch_size, 2)
+        return generator(self.seed, data_pass).permutation(batches).reshape(-1, 2)
+
+    def _of_set(self, number: int, data_pass: int) -> np.ndarray:
+        """[positions, 2] what a data set gives to a pass."""
+        rows, wanted = self.sets[number], self.positions[number]
+        places = np.arange(data_pass * wanted, (data_pass + 1) * wanted)
+        if not len(places):
+            return np.empty((0, 2), np.int64)
+        visits = places // len(rows)
+        shuffled = {int(visit): self._visit(number, int(visit)) for visit in np.unique(visits)}
+        picked = np.concatenate([shuffled[int(visit)][places[visits == visit] % len(rows)] for visit in shuffled])
+        return np.stack([visits, picked], axis=1)
+
+    def _visit(self, number: int, visit: int) -> np.ndarray:
+        rows = self.sets[number]
+        return rows[generator(self.seed, visit, number + 1, 1).permutation(len(rows))]

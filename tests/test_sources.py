@@ -1,0 +1,229 @@
+"""Several data sets in one run, and data without an end: weights, prompts, batches of one, streams that go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import embedrag.prepare
+from embedrag.cli import main
+from embedrag.errors import UserError
+from embedrag.records import endless_records
+from embedrag.slices import Slices
+from embedrag.tokens import TokenStore, open_store
+from tests.test_resume import cut, losses, weights
+from tests.test_sampling import letters, make_batch, read_batch
+
+Rows = list[dict[str, Any]]
+FRUIT: Rows = [{"query": f"fruit {i}", "pos": [f"apple {i}"], "neg": [f"stone {i}"]} for i in range(6)]
+METAL: Rows = [{"query": f"metal {i}", "pos": [f"iron {i}"], "neg": [f"wool {i}"]} for i in range(9)]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """Files of 6 and of 9 rows."""
+    paths = tmp_path / "fruit.jsonl", tmp_path / "metal.jsonl"
+    for path, rows in zip(paths, (FRUIT, METAL), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return paths
+
+
+@pytest.fixture
+def run(tiny_bert: str, tmp_path: Path) -> Callable[..., int]:
+    """A training into `tmp_path / output`; words come last."""
+
+    def start(output: str, *words: str) -> int:
+        fixed = ["--model_name_or_path", tiny_bert, "--output_dir", str(tmp_path / output), "--use_cpu"]
+        fixed += ["--finetune_type", "lora", "--lr", "3e-3", "--temperature", "0.1", "--batch_size", "3"]
+        return main(["train", *fixed, "--epochs", "2", "--dtype", "float32", *words])
+
+    return start
+
+
+def queries_of(store: TokenStore) -> list[str]:
+    return read_batch(make_batch(store, [(0, row) for row in range(len(store))], 0, 7))[0]
+
+
+def steps(folder: Path) -> int:
+    return len(json.loads((folder / "detailed_training_logs.json").read_text())["step_logs"])
+
+
+# Weights and prompts
+
+
+def test_weight_makes_rows_come_more_often(two, run, tmp_path, capsys) -> None:
+    fruit, metal = two
+    assert run("out", "--train_dataset", f"{fruit}:2", str(metal)) == 0
+    said = capsys.readouterr().out
+    assert f"{fruit}: 6 rows, 12 of the 21 that an epoch shows" in said
+    assert f"{metal}: 9 rows, 9 of the 21 that an epoch shows" in said
+    assert steps(tmp_path / "out") == 2 * 7
+    saved = json.loads((tmp_path / "out" / "final" / "training_config.json").read_text())
+    assert saved["train_dataset"] == [f"{fruit}:2", str(metal)]
+
+
+def test_weight_of_one_is_none(two, run, tmp_path) -> None:
+    fruit, metal = two
+    assert run("plain", "--train_dataset", str(fruit), str(metal)) == 0
+    assert run("weighted", "--train_dataset", f"{fruit}:1", f"{metal}:1.0") == 0
+    assert losses(tmp_path / "plain") == losses(tmp_path / "weighted")
+
+
+def test_prompt_of_a_data_set_stands_before_its_texts_alone(two, cache_folder) -> None:
+    prompts = [("find: ", ""), ("", "doc: ")]
+    store, _ = open_store(list(map(str, two)), letters, "letters", cache_folder, prompts)
+    queries, passages = read_batch(make_batch(store, [(0, row) for row in range(len(store))], 1, 7))
+    assert queries == [f"find: fruit {i}" for i in range(6)] + [f"metal {i}" for i in range(9)]
+    assert passages[:2] == ["apple 0", "stone 0"] and passages[12:14] == ["doc: iron 0", "doc: wool 0"]
+
+
+def test_texts_that_differ_by_their_prompt_alone_are_never_each_others_negative(tmp_path, cache_folder) -> None:
+    rows = [{"query": "q", "pos": "a"}, {"query": "r", "pos": "b"}]
+    paths = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
+    for path in paths:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for prompts, texts in (([("", ""), ("1 ", "2 ")], 8), ([("", ""), ("", "")], 4)):
+        store, _ = open_store(list(map(str, paths)), letters, "letters", cache_folder, prompts)
+        batch = make_batch(store, [(0, row) for row in range(4)], 0, 7)
+        assert len(batch.tokens) == texts
+        assert sorted(map(tuple, batch.excluded.tolist())) == [(0, 2), (1, 3), (2, 0), (3, 1)]
+
+
+def test_prompt_of_a_data_set_changes_what_is_learnt(two, run, tmp_path) -> None:
+    fruit, metal = map(str, two)
+    prompted = json.dumps({"path": fruit, "query_prompt": "iron wool "})
+    assert run("plain", "--train_dataset", fruit, metal) == 0
+    assert run("prompted", "--train_dataset", prompted, metal) == 0
+    assert losses(tmp_path / "plain") != losses(tmp_path / "prompted")
+    config = tmp_path / "prompted" / "final" / "training_config.json"
+    assert run("again", "--config", str(config), "--overwrite") == 0
+    assert losses(tmp_path / "prompted") == losses(tmp_path / "again")
+
+
+# Batches of one data set
+
+
+def test_batch_holds_rows_of_one_data_set(two, run, tmp_path, monkeypatch) -> None:
+    import embedrag.loop
+
+    fruit, metal = two
+    seen: list[set[int]] = []
+    batches = embedrag.loop.Batches
+
+    class Spy(batches):
+        def __getitem__(self, index: int):
+            batch = super().__getitem__(index)
+            seen.append(set(self.store.row_sets[batch.rows.numpy()].tolist()))
+            return batch
+
+    monkeypatch.setattr(embedrag.loop, "Batches", Spy)
+    assert run("mixed", "--train_dataset", str(fruit), str(metal)) == 0
+    assert {0, 1} in seen
+    seen.clear()
+    assert run("out", "--train_dataset", str(fruit), str(metal), "--one_source_per_batch") == 0
+    assert sorted(map(tuple, seen)) == [(0,)] * 4 + [(1,)] * 6
+
+
+def test_run_does_not_go_on_with_other_weights(two, run, tmp_path, capsys) -> None:
+    fruit, metal = map(str, two)
+    assert run("out", "--train_dataset", fruit, metal) == 0
+    assert run("out", "--train_dataset", f"{fruit}:2", metal, "--resume", "auto", "--epochs", "3") == 2
+    assert "other rows" in capsys.readouterr().err
+
+
+def test_data_set_that_fills_no_batch_is_refused(two, run, capsys) -> None:
+    fruit, metal = map(str, two)
+    assert run("out", "--train_dataset", fruit, metal, "--one_source_per_batch", "--batch_size", "8") == 2
+    assert "fruit.jsonl has 6 rows, fewer than the 8 of a batch; lower --batch_size" in capsys.readouterr().err
+
+
+# Streams
+
+
+def stream(paths, quotas, cache_folder) -> Slices:
+    return Slices(list(map(str, paths)), quotas, letters, [("", "")] * len(paths), cache_folder)
+
+
+def test_each_epoch_takes_the_next_rows_and_a_source_that_ends_begins_again(two, cache_folder) -> None:
+    slices = stream(two, [4, 2], cache_folder)
+    assert queries_of(slices.store(0)) == [*(f"fruit {i}" for i in range(4)), "metal 0", "metal 1"]
+    assert queries_of(slices.store(1)) == [*(f"fruit {i}" for i in (4, 5, 0, 1)), "metal 2", "metal 3"]
+    later = stream(two, [4, 2], cache_folder).store(3)
+    for epoch in (2, 3):
+        last = slices.store(epoch)
+    assert queries_of(later) == queries_of(last) and later.checksum == last.checksum
+
+
+def test_nothing_of_a_stream_stays_on_the_disk(two, tmp_path) -> None:
+    slices = stream(two, [4, 2], tmp_path / "cache")
+    slices.store(0)
+    slices.store(1)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    del slices
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_source_without_an_end_is_trained_on(two, run, tmp_path, monkeypatch) -> None:
+    import embedrag.records
+
+    asked = []
+
+    def endless(source: str, streaming: bool):
+        number = 0
+        while True:
+            asked.append(number)
+            yield f"{source}:{number + 1}", {"query": f"question {number}", "pos": f"answer {number}"}
+            number += 1
+
+    monkeypatch.setattr(embedrag.records, "_hub_rows", endless)
+    assert run("out", "--train_dataset", "owner/endless", "--stream", "--steps_per_epoch", "4") == 0
+    assert steps(tmp_path / "out") == 8
+    assert max(asked) + 1 == 200  # the probes of a merge; training alone asked for 24
+
+
+def test_run_on_a_stream_goes_on_bit_for_bit(two, run, tmp_path) -> None:
+    words = ["--train_dataset", *map(str, two), "--stream", "--steps_per_epoch", "4", "--save_steps", "3"]
+    assert run("whole", *words, "--save_total_limit", "9") == 0
+    for step in (3, 6):
+        copy = cut(tmp_path / "whole", tmp_path / f"cut{step}", step)
+        assert run(copy.name, *words, "--save_total_limit", "9", "--resume", "auto") == 0
+        assert losses(copy) == losses(tmp_path / "whole")
+        before, after = weights(tmp_path / "whole"), weights(copy)
+        assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_epochs_of_a_stream_see_other_rows(two, cache_folder, run, tmp_path) -> None:
+    words = ["--train_dataset", *map(str, two), "--steps_per_epoch", "4"]
+    assert run("stream", *words, "--stream") == 0
+    assert run("store", *words) == 0
+    assert losses(tmp_path / "stream") != losses(tmp_path / "store")
+
+
+def test_bad_row_of_a_stream_stops_at_its_place(two, tmp_path, run, capsys, monkeypatch) -> None:
+    fruit, _ = two
+    fruit.write_text(fruit.read_text() + '{"query": "no answer"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"fruit\.jsonl:7: no positive"):
+        list(zip(range(9), endless_records(str(fruit)), strict=False))
+    words = ["--train_dataset", str(fruit), "--stream", "--steps_per_epoch", "2"]
+    assert run("out", *words) == 2  # the first rows are read at the start, as probes of a merge
+    assert "fruit.jsonl:7" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(embedrag.prepare, "PROBED_ROWS", 5)
+    assert run("out", *words) == 2
+    assert "fruit.jsonl:7" in capsys.readouterr().err
+    assert (tmp_path / "out" / "checkpoint-epoch-1").is_dir()  # what was learnt before is there
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n", encoding="utf-8")
+    assert run("none", "--train_dataset", str(empty), "--stream", "--steps_per_epoch", "2") == 2
+    assert "no rows" in capsys.readouterr().err
+
+
+def test_source_whose_weight_gives_it_nothing_is_named(two, run, capsys) -> None:
+    fruit, metal = map(str, two)
+    words = ["--train_dataset", f"{fruit}:0.01", metal, "--stream", "--steps_per_epoch", "2"]
+    assert run("out", *words) == 2
+    assert "fruit.jsonl:0.01: its weight gives it none of the 6 rows of an epoch" in capsys.readouterr().err
