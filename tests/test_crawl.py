@@ -159,6 +159,13 @@ def test_several_terms_and_several_parts_of_a_definition_list_are_joined() -> No
         ("用語", "説明"),
         ("Begriff", "Bedeutung"),
         ("Terme", "Définition"),
+        ("용어명", "용어 설명"),
+        ("약어", "뜻풀이"),
+        ("中文名称", "释义"),
+        ("术语名称", "定义"),
+        ("术语名称", "定义与说明"),
+        ("Name", "Definition"),
+        ("Term (English)", "Meaning of the term"),
     ],
 )
 def test_table_is_read_by_its_headings_in_several_languages(term: str, meaning: str) -> None:
@@ -170,7 +177,16 @@ def test_table_is_read_by_its_headings_in_several_languages(term: str, meaning: 
 
 
 def test_table_with_other_headings_is_no_glossary() -> None:
-    assert extract("<table><tr><th>Year<th>Winner<tr><td>1999<td>Somebody whose name is rather long") == []
+    row = "<tr><td>1999<td>Somebody whose name is rather long"
+    for first, second in (("Year", "Winner"), ("Name", "Description"), ("名称", "说明"), ("Term no.", "Definition")):
+        assert extract(f"<table><tr><th>{first}<th>{second}{row}") == []
+
+
+def test_cell_over_both_columns_is_no_pair() -> None:
+    rows = "<tr><td colspan=2>Units that are named after physicists<tr><td>ohm<td>The unit of resistance to a current."
+    assert extract(f"<table><tr><th>Term<th>Definition{rows}</table>") == [
+        ("ohm", "The unit of resistance to a current.")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +254,18 @@ def test_wrong_header_loses_against_a_right_meta(encoding: str, header: str) -> 
 @pytest.mark.parametrize("encoding", SENTENCES)
 def test_missing_meta_leaves_the_header(encoding: str) -> None:
     assert decode(SENTENCES[encoding].encode(encoding), encoding) == SENTENCES[encoding]
+
+
+@pytest.mark.parametrize("named", ["utf-8", ""])
+def test_one_broken_byte_does_not_make_a_page_of_utf_8_something_else(named: str) -> None:
+    for text in (
+        "저항은 전류의 흐름을 방해하는 정도이다. ",
+        "电阻表示导体对电流阻碍作用的大小。",
+        "Größe über fünf Öfen. ",
+    ):
+        body = (text * 9).encode()
+        assert decode(body[:400] + b"\xff" + body[400:], named).count(text) >= 8
+    assert decode(SENTENCES["latin-1"].encode("latin-1"), named) == SENTENCES["latin-1"]  # UTF-8 is a wrong claim here
 
 
 # Network
@@ -507,6 +535,14 @@ def test_failed_page_is_tried_again_by_the_same_command(site: Site, clock: Clock
     assert crawl(given, fetcher(clock)) == 1
     site.page("/a")
     assert crawl(given, fetcher(clock)) == 0
+
+
+def test_page_that_comes_later_brings_no_pair_twice(site: Site, clock: Clock, tmp_path: Path) -> None:
+    site.page("/b")
+    given = options(tmp_path, site.url("/a"), site.url("/b"))
+    assert crawl(given, fetcher(clock)) == 0 and read(tmp_path) == PAIR
+    site.page("/a")
+    assert crawl(given, fetcher(clock)) == 0 and read(tmp_path) == PAIR
 
 
 def test_damaged_state_and_files_of_somebody_else_are_refused(clock: Clock, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from embedrag.bm25 import words
 from embedrag.cli import main
 from embedrag.mine import identity
 from embedrag.records import read_records
+from embedrag.tools.items import groups_of, read_items
 from embedrag.tools.particles import with_particle
+from embedrag.tools.synth import Side
 from embedrag.tools.templates import load, shipped
 from embedrag.tools.writer import parse_list, useful
 
@@ -217,6 +219,42 @@ def test_everything_that_shares_a_text_is_one_group(tmp_path: Path, write_jsonl:
             both = [row for row in rows[side] if row["term"] in ("alpha3", "AL3")]
             assert all("thing number 5" not in row.get("negative", "") for row in both)
     assert apart
+
+
+def test_spacing_and_punctuation_bind_terms_and_signs_that_tell_do_not(tmp_path: Path, write_jsonl: Any) -> None:
+    pairs = [
+        ("압전 효과", "압력을 주면 전압이 생기는 현상"),
+        ("압전효과", "눌린 결정에 전하가 나타나는 일"),
+        ("Light-Emitting Diodes", "a lamp made of a junction"),
+        ("light emitting diode", "a part that glows"),
+        ("LEDs", "small lamps in rows"),
+        ("LED", "a small lamp"),
+        ("fuse", "a wire that melts."),
+        ("cut-out", "A wire that melts"),
+        ("C++", "a language with classes"),
+        ("C#", "a language of a company"),
+        ("ratio 1.5", "three halves"),
+        ("ratio 15", "three fives"),
+    ]
+    path = write_jsonl([{"term": term, "definition": text} for term, text in pairs], "t.jsonl")
+    items, _ = read_items(str(path), None, None)
+    groups = groups_of(items)
+    assert [groups[i] == groups[i + 1] for i in range(0, len(pairs), 2)] == [True, True, True, True, False, False]
+    for seed in range(6):
+        rows = synth(tmp_path / str(seed), "--terms", str(path), "--seed", str(seed), "--test-split", "0.4")
+        sides = {row["term"]: side for side in SIDES for row in rows[side]}
+        assert all(sides[pairs[i][0]] == sides[pairs[i + 1][0]] for i in range(0, 8, 2))
+
+
+@pytest.mark.parametrize(("domain", "least"), [("electronics_ko", 0.45), ("logistics_zh", 0.4)])
+def test_near_things_are_of_the_same_category(domain: str, least: float) -> None:
+    items, _ = read_items(*sources(domain)[1::2], None)
+    near = Side(items, groups_of(items), 1)._near
+    named = [(item, other) for item, others in zip(items, near, strict=True) for other in others[:5]]
+    same = [
+        item.fields["category"] == items[n].fields.get("category") for item, n in named if "category" in item.fields
+    ]
+    assert sum(same) / len(same) > least
 
 
 def test_a_term_whose_templates_run_out_gives_fewer_rows_and_is_named(small: Path, tmp_path: Path, capsys) -> None:

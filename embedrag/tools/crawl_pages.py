@@ -64,7 +64,8 @@ class Crawl:
                         continue
                     entry = {"url": url, "time": now(), "pairs": spread(found, min(each, room)), "found": len(found)}
                     self._state.keep(name, **entry)
-                pairs = [(term, definition) for term, definition in entry["pairs"][:room]]
+                kept = [(term, definition) for term, definition in entry["pairs"]]
+                pairs = [pair for pair in kept if pair_key(pair) not in self._seen][:room]
                 self._seen |= {pair_key(pair) for pair in pairs}
                 self.rows += [(*pair, entry["url"], entry["time"]) for pair in pairs]
                 part = f"of {entry['found']:,}" if len(pairs) < entry["found"] else ""

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from embedrag.tools.glossary_words import DEFINITION_HEADS, NO_TERM, NOTE, REFERENCE_ONLY, TERM_HEADS
+from embedrag.tools.glossary_words import NO_TERM, NOTE, REFERENCE_ONLY, WEAK, columns_of
 from embedrag.tools.manners import PageError
+from embedrag.tools.tables import bare
 
 Pair = tuple[str, str]
 
@@ -92,15 +93,15 @@ def tidy(pairs: Iterable[Pair]) -> list[Pair]:
         definition = re.sub(r"^[:：–—]\s*", "", _clean(definition)).strip("* ")
         fits = TERM_CHARACTERS[0] <= _width(term) and len(term) <= TERM_CHARACTERS[1]
         fits &= DEFINITION_CHARACTERS[0] <= _width(definition) and len(definition) <= DEFINITION_CHARACTERS[1]
+        fits &= bare(term) != bare(definition)  # a cell that spans both columns
         if fits and re.search(r"\w", term) and not REFERENCE_ONLY.match(definition):
             kept.setdefault(pair_key((term, definition)), (term, definition))
     return list(kept.values())
 
 
 def pair_key(pair: Pair) -> Pair:
-    """What two pairs have in common that differ in case, width or spacing alone."""
-    term, definition = (" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in pair)
-    return term, definition
+    """What two pairs have in common that differ in case, width, spacing or punctuation alone."""
+    return bare(pair[0]), bare(pair[1])
 
 
 def _children(node: LexborNode) -> Iterator[LexborNode]:
@@ -181,10 +182,8 @@ def _of_table(node: LexborNode) -> Iterator[Pair]:
             if len(texts) > max(columns):
                 yield texts[columns[0]], texts[columns[1]]
         elif number < 3:
-            heads = [set(re.findall(r"\w+", text.casefold())) if len(text) < 40 else set() for text in texts]
-            term = next((i for i, words in enumerate(heads) if words & TERM_HEADS), None)
-            meaning = next((i for i, words in enumerate(heads) if words & DEFINITION_HEADS and i != term), None)
-            columns = (term, meaning) if term is not None and meaning is not None else None
+            places, ranks = columns_of(texts) or (None, (0, 0))
+            columns = places if any(rank % 3 != WEAK for rank in ranks) else None  # name and description: any table
 
 
 def _rows(table: LexborNode) -> Iterator[list[LexborNode]]:

@@ -7,6 +7,7 @@ was never taught. Negatives are near things of the same side. Everything is a fu
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from embedrag.commands import SynthOptions
 from embedrag.errors import UserError
 from embedrag.files import check_targets, write_lines
 from embedrag.logs import say
-from embedrag.mine import identity
 from embedrag.tools.items import Item, groups_of, read_items, split
 from embedrag.tools.nearest import by_words
+from embedrag.tools.tables import bare
 from embedrag.tools.templates import Kind, fill, language_of, load, shipped
 from embedrag.tools.writer import Writer
 
@@ -90,12 +91,12 @@ class Side:
         """Rank for each item the others that may be its negatives, near ones first."""
         self.items, self.groups, self.seed = items, groups, seed
         self.short: list[str] = []
-        self._done = set[tuple[int, int]]()
-        texts = [f"{item.term} {item.definition}" for item in items]
+        self._done = set[tuple[str, str]]()
+        texts = [f"{item.term} {item.definition} {item.fields.get('category', '')}" for item in items]
         self._sorts: list[list[int]] = [[], []]
         for number, item in enumerate(items):
             self._sorts["acronym" in item.fields].append(number)
-        found = by_words(texts, [item.definition for item in items], min(len(items), CANDIDATES)) if items else iter(())
+        found = by_words(texts, texts, min(len(items), CANDIDATES)) if items else iter(())
         self._near = [self._others(number, [int(other) for other in near]) for number, near in enumerate(found)]
 
     def rows(self, number: int, kinds: Sequence[Kind], options: SynthOptions, writer: Writer | None) -> Iterator[Row]:
@@ -133,8 +134,8 @@ class Side:
         """A row, unless it was there before or its query holds the answer."""
         item = self.items[number]
         positive = fill(kind.positive, item.fields)
-        key = (identity(query), identity(positive))
-        if key in self._done or key[0] == key[1] or positive.casefold() in query.casefold():
+        key = (bare(query), bare(positive))
+        if key in self._done or key[0] == key[1] or _holds(query, positive):
             return None
         self._done.add(key)
         row = {"query": query, "positive": positive}
@@ -143,15 +144,15 @@ class Side:
         row |= {"term": item.term, "type": kind.type}
         return row | {key: item.fields[key] for key in ("acronym", "full") if key in item.fields}
 
-    def _negatives(self, number: int, kind: Kind, barred: set[int]) -> list[str]:
-        found: dict[int, str] = {}
+    def _negatives(self, number: int, kind: Kind, barred: set[str]) -> list[str]:
+        found: dict[str, str] = {}
         for other in self._near[number]:
             fields = self.items[other].fields
             if ("acronym" in fields) != ("acronym" in self.items[number].fields) and "{definition" not in kind.positive:
                 continue  # a name of another sort would be told apart by its looks
             text = fill(kind.positive, fields)
-            if identity(text) not in barred:
-                found.setdefault(identity(text), text)
+            if bare(text) not in barred:
+                found.setdefault(bare(text), text)
             if len(found) == NEAR:
                 break
         return list(found.values())
@@ -163,10 +164,22 @@ class Side:
         return [other for other in dict.fromkeys([*near, *rest]) if self.groups[other] != self.groups[number]]
 
 
+def _holds(query: str, answer: str) -> bool:
+    """Whether a text stands in another; one in Latin letters as words of its own: AI is not in "explain".
+
+    >>> _holds("발광다이오드의 뜻", "다이오드"), _holds("explain this", "AI"), _holds("what is AI?", "ai")
+    (True, False, True)
+    """
+    text = re.escape(answer.casefold())
+    before, behind = (r"(?<![a-z0-9])", r"(?![a-z0-9])")
+    latin = [letter.isascii() and letter.isalnum() for letter in (answer[0], answer[-1])]
+    return bool(re.search(before * latin[0] + text + behind * latin[1], query.casefold()))
+
+
 def _unknown(rows: list[Row], trained: list[Row]) -> list[Row]:
     """Test rows without those whose query or positive was trained on, which a language model may bring about."""
-    known = {identity(row[key]) for row in trained for key in ("query", "positive")}
-    return [row for row in rows if not known & {identity(row["query"]), identity(row["positive"])}]
+    known = {bare(row[key]) for row in trained for key in ("query", "positive")}
+    return [row for row in rows if not known & {bare(row["query"]), bare(row["positive"])}]
 
 
 def _tell(name: str, side: Side, rows: list[Row]) -> None:
