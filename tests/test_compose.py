@@ -239,6 +239,22 @@ def test_definition_of_a_synonym_is_no_negative(tmp_path: Path) -> None:
     assert found["C++"]["neg"][0] == rows[6][1]  # another thing, though only signs tell them apart
 
 
+def test_negatives_of_the_table_come_first_and_rows_without_any_are_counted(tmp_path: Path, capsys) -> None:
+    rows = [
+        ("anchor", "positive", "negative"),
+        ("pump", "moves water through a pipe", "sings in the morning"),
+        ("valve", "closes a pipe for water", "Moves water, through a pipe."),
+        ("pump", "a machine for water", "A machine for water"),
+        ("zither", "quietly plucked instrument", ""),
+    ]
+    pump, valve, zither = compose(write(tmp_path / "t.csv", rows), "--hard_k", "2")
+    assert pump["neg"] == ["sings in the morning", rows[2][1]]
+    assert valve["neg"][0] == rows[2][2] and len(valve["neg"]) == 2
+    assert rows[1][1] not in valve["neg"]  # the same text twice
+    assert zither["neg"] == []
+    assert "1 have fewer than 2 negatives, 1 have none" in capsys.readouterr().out
+
+
 class Letters:
     """An encoder whose vectors count the letters of a text."""
 

@@ -211,6 +211,65 @@ def test_plain_lines_count_only_where_there_are_several() -> None:
     assert extract("".join(lines[:2])) == []
 
 
+def test_plain_lines_between_prose_are_no_glossary_and_those_in_a_row_are() -> None:
+    lines = [f"<p>word{i}: the meaning of the word number {i}.</p>" for i in range(3)]
+    prose = ["<p>A paragraph that defines nothing at all.</p>"] * 4
+    assert extract("".join([*prose, *lines])) == extract("".join(lines))
+    apart = [text for line in lines for text in (line, *prose)]
+    assert extract("".join(apart)) == []
+
+
+@pytest.mark.parametrize("bold", ["{}", "<b>{}</b>"])
+def test_lines_about_the_page_are_no_terms(bold: str) -> None:
+    heads = ["Author", "Published", "Last updated", "Opening hours", "작성자", "发布时间"]
+    lines = [f"<p>{bold.format(head)}: somebody who wrote this in the year 1999</p>" for head in heads]
+    home = f"<p>{bold.format('Home')} - the page on which everything begins</p>"
+    assert extract("".join([*lines, home])) == []
+    assert len(extract("".join(line.replace(head, f"my {head}") for line, head in zip(lines, heads, strict=True)))) == 6
+
+
+@pytest.mark.parametrize("mark", ["1. {}", "(2) {}", "3) {}", "① {}", "- 4. {}", "5.{}"])
+def test_lines_may_be_numbered(mark: str) -> None:
+    meaning = "교류 회로에서 전류의 흐름을 방해하는 정도이다."
+    names = ("임피던스", "리액턴스", "어드미턴스")
+    expected = [(name, meaning) for name in names]
+    assert extract("".join(f"<p>{mark.format(name)}: {meaning}</p>" for name in names)) == expected
+    assert extract(f"<p><b>{mark.format(names[0])}</b>: {meaning}</p>") == expected[:1]
+    assert extract(f"<p><b>3.3 V</b>: {meaning}</p>") == [("3.3 V", meaning)]
+
+
+def test_page_inside_a_form_and_folded_definitions_are_read() -> None:
+    hidden = ["hidden", "aria-hidden=true", "style='display: none'", "class='collapse hidden'"]
+    items = "".join(
+        f"<dt><button>term {i}</button></dt><dd {how}>The meaning of term number {i}.</dd>"
+        for i, how in enumerate(hidden)
+    )
+    expected = [(f"term {i}", f"The meaning of term number {i}.") for i in range(len(hidden))]
+    assert extract(f"<form><dl>{items}</dl></form>") == expected
+    assert extract(f"<form><div hidden><dl>{items}</dl></div></form>") == []
+
+
+def test_table_whose_rows_have_headings_needs_no_heading_of_its_own() -> None:
+    rows = [f"<tr><th scope=row>unit {i}<td>The name of a measure with number {i}." for i in range(3)]
+    assert extract(f"<table>{''.join(rows)}</table>") == [
+        (f"unit {i}", f"The name of a measure with number {i}.") for i in range(3)
+    ]
+    assert extract(f"<table>{''.join(rows[:2])}</table>") == []
+    assert extract(f"<table><tr><th>Year<th>Winner{''.join(rows)}</table>") == []
+
+
+def test_inner_list_is_no_part_of_the_outer_definition() -> None:
+    inner = "<dl><dt>series circuit<dd>One part comes behind the other.</dl>"
+    assert extract(f"<dl><dt>circuit<dd>A closed path of a current.{inner}</dl>") == [
+        ("circuit", "A closed path of a current."),
+        ("series circuit", "One part comes behind the other."),
+    ]
+    indented = "<dl><dd>It may have branches.</dl>"  # what a wiki writes for an indented line
+    assert extract(f"<dl><dt>circuit<dd>A closed path of a current.{indented}</dl>") == [
+        ("circuit", "A closed path of a current. It may have branches.")
+    ]
+
+
 def test_marks_and_hidden_parts_are_cleaned_away() -> None:
     html = (
         "<dl><dt>volt<sup class=reference>[1]</sup><span class=mw-editsection>[edit]</span>"
@@ -488,6 +547,44 @@ def test_sitemaps_in_a_circle_end_and_stay_on_their_host(site: Site, clock: Cloc
     assert crawl(options(tmp_path, site.url("/sitemap.xml")), fetcher(clock)) == 0
     assert read(tmp_path) == PAIR
     assert Counter(site.asked) == dict.fromkeys(("/robots.txt", "/sitemap.xml", "/deep.xml.gz", "/a"), 1)
+
+
+def test_sitemap_behind_a_redirect_to_another_host_names_pages_of_both(
+    site: Site, clock: Clock, tmp_path: Path
+) -> None:
+    asked = site.url("/sitemap.xml").replace("127.0.0.1", "localhost")
+    pages = [site.url("/a"), asked.replace("sitemap.xml", "b"), "http://other.example/c"]
+    listed = "<x>" + "".join(f"<loc>{page}</loc>" for page in pages) + "</x>"
+
+    def answer(handler: Handler) -> None:
+        if handler.headers["Host"].startswith("localhost"):
+            handler.give(301, b"", {"Location": site.url("/sitemap.xml")})
+        else:
+            handler.give(200, listed.encode(), {"Content-Type": "application/xml"})
+
+    site.answers["/sitemap.xml"] = answer
+    site.page("/a")
+    site.page("/b", "<dl><dt>term b<dd>The meaning of the term b.</dl>")
+    assert crawl(options(tmp_path, asked), fetcher(clock)) == 0
+    assert [term for term, _ in read(tmp_path)] == ["volt", "term b"] and site.times("/c") == 0
+
+
+def test_edited_output_is_not_overwritten_and_more_urls_may_follow(site: Site, clock: Clock, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        site.page(f"/{name}", f"<dl><dt>term {name}<dd>The meaning of the term {name}.</dl>")
+    one, two = (options(tmp_path, *urls) for urls in ([site.url("/a")], [site.url("/b"), site.url("/a")]))
+    assert crawl(one, fetcher(clock)) == 0
+    table = tmp_path / "glossary.csv"
+    table.write_text(mine := table.read_text(encoding="utf-8").replace("The meaning", "My meaning"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"glossary.csv changed since the crawl wrote it.*--overwrite"):
+        crawl(two, fetcher(clock))
+    assert table.read_text(encoding="utf-8") == mine and site.times("/b") == 0
+    table.rename(tmp_path / "mine.csv")
+    assert crawl(two, fetcher(clock)) == 0
+    assert [term for term, _ in read(tmp_path)] == ["term b", "term a"] and site.times("/a") == 1
+    assert crawl(two, fetcher(clock)) == 0
+    with pytest.raises(UserError, match="other values of --urls"):
+        crawl(one, fetcher(clock))
 
 
 def test_limit_takes_terms_evenly_and_holds_for_each_source(site: Site, clock: Clock, tmp_path: Path) -> None:

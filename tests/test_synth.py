@@ -101,6 +101,18 @@ def small(tmp_path: Path) -> Path:
         ("Finite State Machine", "이", "Finite State Machine이"),
         ("bit", "을", "bit를"),
         ("MOSFET", "은", "MOSFET은"),
+        ("JFET", "은", "JFET은"),
+        ("8bit", "은", "8bit는"),
+        ("NET", "은", "NET는"),
+        ("C#", "은", "C#은"),
+        ("C++", "은", "C++는"),
+        ("web", "은", "web은"),
+        ("app", "은", "app은"),
+        ("LiDAR", "은", "LiDAR는"),
+        ("LASER", "은", "LASER는"),
+        ("NOR", "은", "NOR는"),
+        ("MP3", "은", "MP3는"),
+        ("DDR3", "은", "DDR3은"),
         ("Integrated Circuit", "은", "Integrated Circuit은"),
         ("Network", "이", "Network가"),
         ("Amplifier", "을", "Amplifier를"),
@@ -181,6 +193,48 @@ def test_no_row_comes_twice_and_no_negative_is_an_answer(made: tuple[str, Path, 
         path = str(folder / f"{side}.jsonl")
         assert len(list(read_records([path]))) == len(rows[side])
         assert main(["check", path]) == 0
+
+
+def test_columns_can_be_named_and_a_missing_header_is_said(tmp_path: Path, write_jsonl: Any, capsys) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"pump {i},x,a machine with number {i} for water" for i in range(6)]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    synth(tmp_path / "out", "--terms", str(path), code=2)
+    assert "write a line of names above them" in capsys.readouterr().err
+    path.write_text("\n".join(["kurz,y,lang", *rows]) + "\n", encoding="utf-8")
+    made = synth(tmp_path / "out", "--terms", str(path), "--columns", "kurz", "lang")
+    assert {row["term"] for side in SIDES for row in made[side]} == {f"pump {i}" for i in range(6)}
+    lines = write_jsonl([{"term": "a", "definition": "b"}], "t.jsonl")
+    synth(tmp_path / "new", "--terms", str(lines), "--columns", "kurz", "lang", code=2)
+    assert "keys of JSONL are term" in capsys.readouterr().err
+
+
+def test_letters_without_templates_are_said(tmp_path: Path, write_jsonl: Any, capsys) -> None:
+    japanese = [{"term": f"コンデンサ{i}", "definition": f"電荷をためる部品の{i}番目である"} for i in range(4)]
+    english = [{"term": f"Hangul {i}", "definition": f"letters ({i}) of Korea, called 한글 there"} for i in range(4)]
+    for rows, said in ((japanese, True), (english, False)):
+        synth(tmp_path / str(said), "--terms", str(write_jsonl(rows, "t.jsonl")))
+        out = capsys.readouterr().out
+        assert "templates: en" in out and ("no templates for these letters" in out) == said
+
+
+def test_answer_inside_a_word_does_not_cost_a_row(tmp_path: Path, write_jsonl: Any) -> None:
+    terms = [
+        {"term": "AI", "definition": "what machines do that seem to think"},
+        {"term": "lamp", "definition": "a lamp is a thing that glows"},
+        {"term": "저항", "definition": "온도로 저항이 변하는 소자"},
+    ]
+    kind = {"type": "back", "queries": ["explain: {definition}"], "positive": "{term}"}
+    templates = tmp_path / "back.json"
+    templates.write_text(json.dumps({"kinds": [kind]}), encoding="utf-8")
+    more = ["--terms", str(write_jsonl(terms, "t.jsonl")), "--templates", str(templates), "--test-split", "0"]
+    assert [row["term"] for row in synth(tmp_path / "out", *more)["train"]] == ["AI"]
+
+
+def test_many_doubled_rows_are_counted(tmp_path: Path, write_jsonl: Any) -> None:
+    rows = [{"term": f"term {i % 3000}", "definition": f"thing number {i % 3000}."} for i in range(6000)]
+    items, notes = read_items(str(write_jsonl(rows, "t.jsonl")), None)
+    assert len(items) == 3000 and "same as an earlier row: 3,000" in notes[0]
 
 
 def test_same_seed_gives_the_same_files_and_another_seed_others(small: Path, tmp_path: Path) -> None:
@@ -405,6 +459,14 @@ def test_a_language_model_writes_queries_and_an_answered_one_is_not_asked_again(
     assert not {row["query"] for row in rows["train"]} & {row["query"] for row in rows["test"]}
     assert synth(tmp_path / "out", "--terms", str(small), *server.flags, "--overwrite") == rows
     assert len(server.asked) == 6
+
+
+def test_a_query_that_fits_two_things_is_dropped(small: Path, tmp_path: Path, server: Stub, capsys) -> None:
+    server.answers = [(200, '["what is this part?", "why a TERM?"]')]
+    rows = synth(tmp_path / "out", "--terms", str(small), *server.flags)
+    written = [row["query"] for side in SIDES for row in rows[side] if row["type"] == "llm_query"]
+    assert len(written) == 6 and all(query.startswith("why a ") for query in written)
+    assert "and 6 more that fit several things" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_goes_on_where_it_was(small: Path, tmp_path: Path, server: Stub, capsys) -> None:

@@ -2,13 +2,13 @@
 
 All definitions of a term are positives of one row. Its negatives are the definitions of other terms that lie nearest
 to it, for a model learns most from those. A definition that belongs to the term too, wherever it stands, is none; nor
-is one of a synonym: a term that shares a name or a definition with it, or with another synonym.
+is one of a synonym: a term that shares a name or a definition with it, or with another synonym. Negatives of a column
+`negative` come first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ def run(options: ComposeOptions) -> int:
     with flag_named("--model", "--model_name_or_path"):
         rows = list(compose(table.pairs, options))
     write_lines(output, rows)
+    bare_rows = sum(not row["neg"] for row in rows)
     short = sum(len(row["neg"]) < options.hard_k for row in rows)
     say(
         f"composed: {len(rows):,} rows of {len(table.pairs):,} pairs into {output}; "
-        f"{short:,} have fewer than {options.hard_k} negatives"
+        f"{short:,} have fewer than {options.hard_k} negatives, {bare_rows:,} have none"
     )
     return 0
 
@@ -59,7 +60,9 @@ def compose(pairs: list[Pair], options: ComposeOptions) -> Iterator[dict[str, An
     else:
         # A term's few words often occur nowhere else; together with what it means they do.
         found = by_words([" ".join([term, *own]) for term, own in zip(terms, answers, strict=True)], passages, depth)
-    for name, term, own, numbers in zip(rows, terms, answers, found, strict=True):
+    for (name, row), term, own, numbers in zip(rows.items(), terms, answers, found, strict=True):
         barred = synonyms[group_of[name]]
-        near = (passages[number] for number in numbers if marks[number] not in barred)
-        yield {"query": term, "pos": own, "neg": list(islice(near, options.hard_k)), "term": term}
+        given = different([pair.negative for pair in row if pair.negative and bare(pair.negative) not in barred])
+        near = [passages[number] for number in numbers if marks[number] not in barred]
+        kept = different([*given, *near])[: max(options.hard_k, len(given))]
+        yield {"query": term, "pos": own, "neg": kept, "term": term}

@@ -15,6 +15,10 @@ NOTE = re.compile(
 )
 NO_TERM = re.compile(
     r"(?:notes?|examples?|e\.g|see|see also|sources?|warning|tip|abstract|figure|table|hinweis|beispiel|siehe|quelle"
+    r"|authors?|written by|published|posted|updated|last (?:updated|modified|reviewed)|(?:published|posted|updated) on"
+    r"|(?:opening|office|business) hours|copyright|tags|isbn|doi|home|homepage|autor|autorin|auteur|öffnungszeiten"
+    r"|horaires|horario|작성자|저자|글쓴이|등록일|작성일|게시일|수정일|조회수|영업시간|담당자|홈|作者|发布时间|发布日期"
+    r"|更新时间|发布者|责任编辑|浏览次数|联系人|首页|營業時間|营业时间|著者|投稿日|更新日|公開日|営業時間"
     r"|remarque|exemple|voir|nota|ejemplo|véase|fuente|주의|참고|예|예시|출처|注意|注|例|参考|参见|來源|来源|出典)",
     re.I,
 )

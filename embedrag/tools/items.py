@@ -18,6 +18,8 @@ from embedrag.errors import UserError, near_miss
 from embedrag.records import MAX_ERRORS, numbered_lines
 from embedrag.tools.tables import Table, bare, plain, read_table
 
+JSON = (".jsonl", ".ndjson", ".json")
+
 
 @dataclass(frozen=True)
 class Item:
@@ -56,13 +58,16 @@ class Item:
         return {bare(text) for part in parts if part for text in part.groups()}
 
 
-def read_items(terms: str | None, acronyms: str | None, encoding: str | None) -> tuple[list[Item], list[str]]:
+def read_items(
+    terms: str | None, acronyms: str | None, encoding: str | None = None, columns: Sequence[str] | None = None
+) -> tuple[list[Item], list[str]]:
     """Read both lists.
 
     Args:
         terms: CSV, TSV or JSONL file of term, definition and perhaps category.
         acronyms: JSONL file of acronym, full, definition and perhaps term, category.
         encoding: of a table; left out: detected.
+        columns: of a table, those of terms and of definitions; left out: found by name.
 
     Returns:
         Items without repeats, and lines about what was left out.
@@ -72,13 +77,15 @@ def read_items(terms: str | None, acronyms: str | None, encoding: str | None) ->
     """
     items: list[Item] = []
     notes: list[str] = []
+    if columns and (not terms or Path(terms).suffix.lower() in JSON):
+        raise UserError("--columns: names columns of a table in --terms; keys of JSONL are term, definition, category")
     if terms:
         path = _file("--terms", terms)
-        if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        if path.suffix.lower() in JSON:
             for place, row in _objects(path, ("term", "definition"), ("category",)):
                 items.append(Item(row, row["term"], place))
         else:
-            table: Table = read_table(path, None, encoding)
+            table: Table = read_table(path, columns, encoding)
             notes += [f"{path}: {line}" for line in table.report()]
             for pair in table.pairs:
                 fields = {"term": pair.term, "definition": pair.definition, "category": pair.category}

@@ -38,4 +38,7 @@ def by_model(
 
 def different(texts: Sequence[str]) -> list[str]:
     """The first of all texts that are the same but for case, spacing and punctuation, in order."""
-    return list({bare(text): text for text in reversed(texts)}.values())[::-1]
+    kept: dict[str, str] = {}
+    for text in texts:
+        kept.setdefault(bare(text), text)
+    return list(kept.values())

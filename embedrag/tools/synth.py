@@ -38,11 +38,14 @@ def run(options: SynthOptions) -> int:
         [options.terms, options.acronyms, options.templates],
         options.overwrite,
     )
-    items, notes = read_items(options.terms, options.acronyms, options.encoding)
-    language = options.templates or language_of(f"{item.term} {item.definition}" for item in items)
+    items, notes = read_items(options.terms, options.acronyms, options.encoding, options.columns)
+    found = language_of(f"{item.term} {item.definition}" for item in items)
+    language = options.templates or found or "en"
     templates = load(language)
     for note in notes:
         say(note)
+    if not (options.templates or found):
+        say("note: no templates for these letters come with the package; name a file of yours with --templates")
     say(f"templates: {language}{', which comes with the package' if language in shipped() else ''}")
     writer = None
     if options.llm_base_url:
@@ -58,27 +61,35 @@ def run(options: SynthOptions) -> int:
         )
     groups = groups_of(items)
     sides = split(items, groups, options.test_split, options.seed)
-    written: list[list[Row]] = []
-    for name, numbers in zip(outputs, sides, strict=True):
-        side = Side([items[n] for n in numbers], [groups[n] for n in numbers], options.seed)
-        rows = [row for item in range(len(numbers)) for row in side.rows(item, templates.kinds, options, writer)]
-        written.append(_unknown(rows, written[0]) if written else rows)
-        if numbers:
-            _tell(name, side, written[-1])
+    made = [Side([items[n] for n in numbers], [groups[n] for n in numbers], options.seed) for numbers in sides]
+    rows = [
+        [
+            (group, row)
+            for item, group in enumerate(side.groups)
+            for row in side.rows(item, templates.kinds, options, writer)
+        ]
+        for side in made
+    ]
+    train, test = _telling(rows)
+    written = [train, _unknown(test, train)]
+    for name, side, kept in zip(outputs, made, written, strict=True):
+        if side.items:
+            _tell(name, side, kept)
     if not written[0]:
         raise UserError(
             f"--templates {language}: no kind of it fits these terms, or the numbers of pairs are 0; "
             "there is nothing to train on"
         )
-    for (_, path), rows in zip(outputs.items(), written, strict=True):
-        if rows:
-            write_lines(path, rows)
+    for path, kept in zip(outputs.values(), written, strict=True):
+        if kept:
+            write_lines(path, kept)
         elif path.exists():  # of an earlier run, whose terms are trained on now
             path.unlink()
     if writer:
         say(
             f"language model: asked {writer.asked:,} times, {writer.dropped:,} queries dropped (repeats, copies of the "
-            f"definition, empty), {writer.empty:,} definitions without an answer that could be read"
+            f"definition, empty) and {sum(map(len, rows)) - len(train) - len(test):,} more that fit several things, "
+            f"{writer.empty:,} definitions without an answer that could be read"
         )
     say(f"rows are in {folder}")
     return 0
@@ -174,6 +185,14 @@ def _holds(query: str, answer: str) -> bool:
     before, behind = (r"(?<![a-z0-9])", r"(?![a-z0-9])")
     latin = [letter.isascii() and letter.isalnum() for letter in (answer[0], answer[-1])]
     return bool(re.search(before * latin[0] + text + behind * latin[1], query.casefold()))
+
+
+def _telling(sides: list[list[tuple[int, Row]]]) -> list[list[Row]]:
+    """Rows of (group, row) without the queries that a language model wrote for things of different groups."""
+    groups: dict[str, set[int]] = {}
+    for group, row in (pair for side in sides for pair in side):
+        groups.setdefault(bare(row["query"]), set()).add(group)
+    return [[row for _, row in side if row["type"] != LLM or len(groups[bare(row["query"])]) == 1] for side in sides]
 
 
 def _unknown(rows: list[Row], trained: list[Row]) -> list[Row]:

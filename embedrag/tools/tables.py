@@ -34,16 +34,18 @@ CATEGORY_COLUMNS = frozenset(
     "category topic field domain subject 분류 분야 범주 类别 分类 领域 類別 分類 領域 カテゴリ".split()
 )
 FEW = 8  # wide letters that tell one national encoding from another; fewer leave doubt
+NEGATIVE_COLUMNS = frozenset("negative negatives neg neg_doc hard_negative 오답 负例 負例".split())
 SHOWN = 20  # faulty lines that are named; the rest is counted
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of a glossary: a term, what it means, its category (or nothing), and the place it stands at."""
+    """One row of a glossary: a term, what it means, category and wrong answer (or nothing), and where it stands."""
 
     term: str
     definition: str
     category: str
+    negative: str
     place: str
 
 
@@ -194,7 +196,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
     text = re.sub(r"\Asep=.[ \t]*(?=[\r\n])", "", text)  # a note of Excel's; the header says it as well
     delimiter, header, places = _layout(path, text, columns)
     table = Table(name, delimiter, (header[places[0]], header[places[1]]))
-    topic = next((place for place, title in enumerate(header) if plain(title) in CATEGORY_COLUMNS), None)
+    topic, wrong = (
+        next((place for place, title in enumerate(header) if plain(title) in names), None)
+        for names in (CATEGORY_COLUMNS, NEGATIVE_COLUMNS)
+    )
     seen = set[tuple[str, str]]()
     for line, cells in islice(_rows(path, text, delimiter), 1, None):
         place = f"{path}:{line}"
@@ -211,7 +216,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
             table.fault("same as an earlier row", place)
         else:
             seen.add((bare(term), bare(definition)))
-            table.pairs.append(Pair(term, definition, "" if topic is None else cells[topic].strip(), place))
+            category, negative = ("" if n is None else " ".join(cells[n].split()) for n in (topic, wrong))
+            table.pairs.append(Pair(term, definition, category, negative, place))
     if not table.pairs:
         raise UserError("\n".join([f"{path}: no row with a term and a definition", *table.report()]))
     return table
@@ -272,5 +278,5 @@ def _layout(path: Path, text: str, columns: Sequence[str] | None) -> tuple[str, 
     hint = next((hint for name in columns or () if name not in there and (hint := near_miss(name, there))), "")
     raise UserError(
         f"{path}:1: no columns {known} in its header; there are: {', '.join(there)}{hint}; "
-        "name two of them with --columns TERM DEFINITION"
+        "name two of them with --columns TERM DEFINITION; if these are no names, write a line of names above them"
     )
