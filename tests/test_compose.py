@@ -147,6 +147,8 @@ def test_columns_can_be_named_and_missing_ones_are_an_error_that_lists_those_the
         "term,definition,\nLED,a lamp,\nfuse,a wire,\n",
         "term,definition\nLED,a lamp,,\nfuse,a wire\n",
         "sep=;\r\nterm;definition\r\nLED;a lamp\r\nfuse;a wire\r\n",
+        '"term";"definition"\n"LED";"a lamp"\n"fuse";"a wire"\n',
+        '"term"\t"definition"\n"LED"\t"a lamp"\n"fuse"\t"a wire"\n',
         "term, old;term;definition\nx;LED;a lamp\ny;fuse;a wire\n",
     ],
 )
@@ -195,6 +197,7 @@ def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> No
         ("term,definition\n", "no row with a term and a definition"),
         ("term,definition\na,\n", "no row with a term and a definition"),
         ('term,definition\na,b\nc,"open\n', ":3: not a readable table"),
+        ('"term,definition\n', ":1: the header can't be read"),
     ],
 )
 def test_files_without_a_readable_row_are_errors(text: str, message: str, tmp_path: Path, capsys) -> None:

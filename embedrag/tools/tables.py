@@ -14,6 +14,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -257,10 +258,12 @@ def _is_quoted(text: str, delimiter: str) -> bool:
 def _layout(path: Path, text: str, columns: Sequence[str] | None) -> tuple[str, list[str], tuple[int, int]]:
     """Delimiter, header, and places of the two columns: those under which the header has them most surely."""
     first = next((line for line in re.split(r"\r\n|\r|\n", text) if line.strip()), "")
-    try:
-        headers = {mark: next(csv.reader([first], delimiter=mark, strict=True)) for mark in DELIMITERS}
-    except csv.Error as error:
-        raise UserError(f"{path}:1: the header can't be read ({error}); check the quotes") from None
+    headers: dict[str, list[str]] = {}
+    for mark in DELIMITERS:
+        with suppress(csv.Error):  # quoted cells make sense with their own delimiter alone
+            headers[mark] = next(csv.reader([first], delimiter=mark, strict=True))
+    if not headers:
+        raise UserError(f"{path}:1: the header can't be read; check the quotes")
     found = []
     for mark, header in headers.items():
         header = [cell.strip() for cell in _without_tail(header)]
