@@ -256,6 +256,13 @@ class SynthOptions(Options):
     )
     seed: int = option(42, "seed of the split and of the draws", group="synth", ge=0, le=2**32 - 1)
     output_dir: str = option(..., "folder for train.jsonl and test.jsonl", group="synth", min_length=1)
+    columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
+        None,
+        "names of the two columns of a CSV or TSV file, term first; left out: found by name in several languages",
+        group="synth",
+        min_length=2,
+        max_length=2,
+    )
     encoding: str | None = option(None, "encoding of a CSV or TSV file; left out: detected", group="synth")
     llm_base_url: str | None = option(
         None, "OpenAI-compatible server that writes further queries (key: $OPENAI_API_KEY)", group="synth"

@@ -117,7 +117,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def check_targets(targets: dict[str, str | None], sources: Iterable[str | None], overwrite: bool) -> None:
-    """Refuse to write over what is read, over what is there, and into folders that are read.
+    """Refuse to write over what is read, over what is there, into folders that are read, and where nobody may write.
 
     Args:
         targets: flag -> file that will be written.
@@ -146,6 +146,8 @@ def check_targets(targets: dict[str, str | None], sources: Iterable[str | None],
             problems.append(f"{flag} {name}: exists; name another file, or replace it with --overwrite")
         elif any(parent.is_file() for parent in path.parents):
             problems.append(f"{flag} {name}: no folder can be made there; name another place")
+        elif not os.access(folder := next(parent for parent in path.absolute().parents if parent.exists()), os.W_OK):
+            problems.append(f"{flag} {name}: {folder} can't be written; name another place")
         seen[path.resolve()] = flag
     if problems:
         raise UserError("\n".join(problems))
@@ -159,7 +161,6 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as JSONL, by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
 
 

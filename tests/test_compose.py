@@ -107,6 +107,30 @@ def test_columns_are_found_by_name(header: tuple[str, ...], tmp_path: Path) -> N
     assert [row["query"] for row in compose(write(tmp_path / "t.csv", [header, *rows]))] == [t for t, _ in KOREAN]
 
 
+@pytest.mark.parametrize(
+    ("header", "term", "definition"),
+    [
+        (("title", "term", "definition"), 1, 2),
+        (("name", "description", "term", "definition"), 2, 3),
+        (("용어 설명", "번호", "용어명"), 2, 0),
+        (("약어", "원어", "뜻풀이"), 0, 2),
+        (("编号", "中文名称", "定义与说明"), 1, 2),
+        (("term_id", "name", "description"), 1, 2),
+    ],
+)
+def test_surest_column_is_taken_in_any_order(
+    header: tuple[str, ...], term: int, definition: int, tmp_path: Path
+) -> None:
+    cells = tuple(f"cell {place}" for place in range(len(header)))
+    (pair,) = read_table(write(tmp_path / "t.csv", [header, cells])).pairs
+    assert (pair.term, pair.definition) == (cells[term], cells[definition])
+
+
+def test_headings_that_name_no_text_are_an_error(tmp_path: Path, capsys) -> None:
+    compose(write(tmp_path / "t.csv", [("term_id", "definition_source"), ("1", "book")]), code=2)
+    assert "no columns term and definition" in capsys.readouterr().err
+
+
 def test_columns_can_be_named_and_missing_ones_are_an_error_that_lists_those_there(tmp_path: Path, capsys) -> None:
     path = write(tmp_path / "t.csv", [("kurz", "lang", "x"), *[(*pair, "") for pair in KOREAN]])
     compose(path, code=2)
@@ -115,6 +139,41 @@ def test_columns_can_be_named_and_missing_ones_are_an_error_that_lists_those_the
     compose(path, "--columns", "kurz", "lnag", code=2)
     assert "did you mean lang?" in capsys.readouterr().err
     assert compose(path, "--columns", "lang", "kurz")[0]["pos"] == ["저항기"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "term,definition,\nLED,a lamp,\nfuse,a wire,\n",
+        "term,definition\nLED,a lamp,,\nfuse,a wire\n",
+        "sep=;\r\nterm;definition\r\nLED;a lamp\r\nfuse;a wire\r\n",
+        '"term";"definition"\n"LED";"a lamp"\n"fuse";"a wire"\n',
+        '"term"\t"definition"\n"LED"\t"a lamp"\n"fuse"\t"a wire"\n',
+        "term, old;term;definition\nx;LED;a lamp\ny;fuse;a wire\n",
+    ],
+)
+def test_tables_of_spreadsheets_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    table = read_table(path)
+    assert [(p.term, p.definition) for p in table.pairs] == [("LED", "a lamp"), ("fuse", "a wire")] and not table.faults
+
+
+def test_quotes_between_tabs_are_letters_where_they_quote_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('term\tdefinition\ndisk\t"hard" store\nfuse\ta wire\n', encoding="utf-8")
+    assert [pair.definition for pair in read_table(path).pairs] == ['"hard" store', "a wire"]
+    path.write_text('term\tdefinition\ndisk\t"a ""hard""\tstore"\n', encoding="utf-8")
+    assert [pair.definition for pair in read_table(path).pairs] == ['a "hard" store']
+
+
+def test_few_letters_leave_doubt_about_the_encoding(tmp_path: Path, capsys) -> None:
+    rows = [("term", "definition"), ("LED", "발광"), ("IC", "lamp")]
+    path = write(tmp_path / "t.csv", rows, "cp949")
+    compose(path, code=2)
+    assert "name its encoding with --encoding" in capsys.readouterr().err
+    assert compose(path, "--encoding", "cp949")[0]["pos"] == ["발광"]
+    assert read_table(write(path, [*rows, ("퓨즈", "지나친 전류를 막는 선")], "cp949")).encoding == "cp949"
 
 
 def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> None:
@@ -138,6 +197,7 @@ def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> No
         ("term,definition\n", "no row with a term and a definition"),
         ("term,definition\na,\n", "no row with a term and a definition"),
         ('term,definition\na,b\nc,"open\n', ":3: not a readable table"),
+        ('"term,definition\n', ":1: the header can't be read"),
     ],
 )
 def test_files_without_a_readable_row_are_errors(text: str, message: str, tmp_path: Path, capsys) -> None:
@@ -159,6 +219,43 @@ def test_no_negative_is_an_answer_and_near_ones_come_first(tmp_path: Path) -> No
         assert not barred & {identity(text) for text in row["neg"]}
         assert len(row["neg"]) == len({identity(text) for text in row["neg"]}) == 3
     assert found["pump 3"]["neg"][0].startswith("moves water")
+
+
+def test_definition_of_a_synonym_is_no_negative(tmp_path: Path) -> None:
+    rows = [
+        ("LED", "전류를 흘리면 빛을 내는 반도체 소자"),
+        ("발광 다이오드(LED)", "전류를 흘리면, 빛을 내는 반도체 소자이다."),
+        ("발광다이오드", "전류를 흘리면 빛을 내는 반도체 소자."),
+        ("capacitor", "stores charge between two plates"),
+        ("condenser", "Stores charge between two plates."),
+        ("condenser", "an old name of a part that stores charge"),
+        ("C", "a language of plates"),
+        ("C++", "a language of charge"),
+        ("레이저", "한 빛깔의 빛을 내는 소자"),
+    ]
+    found = {row["query"]: row for row in compose(write(tmp_path / "t.csv", [("term", "definition"), *rows]))}
+    light, charge = {text for _, text in rows[:3]}, {text for _, text in rows[3:6]}
+    for name in ("LED", "발광 다이오드(LED)", "발광다이오드"):
+        assert rows[8][1] in found[name]["neg"] and not light & set(found[name]["neg"])
+    for name in ("capacitor", "condenser"):
+        assert rows[7][1] in found[name]["neg"] and not charge & set(found[name]["neg"])
+    assert found["C++"]["neg"][0] == rows[6][1]  # another thing, though only signs tell them apart
+
+
+def test_negatives_of_the_table_come_first_and_rows_without_any_are_counted(tmp_path: Path, capsys) -> None:
+    rows = [
+        ("anchor", "positive", "negative"),
+        ("pump", "moves water through a pipe", "sings in the morning"),
+        ("valve", "closes a pipe for water", "Moves water, through a pipe."),
+        ("pump", "a machine for water", "A machine for water"),
+        ("zither", "quietly plucked instrument", ""),
+    ]
+    pump, valve, zither = compose(write(tmp_path / "t.csv", rows), "--hard_k", "2")
+    assert pump["neg"] == ["sings in the morning", rows[2][1]]
+    assert valve["neg"][0] == rows[2][2] and len(valve["neg"]) == 2
+    assert rows[1][1] not in valve["neg"]  # the same text twice
+    assert zither["neg"] == []
+    assert "1 have fewer than 2 negatives, 1 have none" in capsys.readouterr().out
 
 
 class Letters:

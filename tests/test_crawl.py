@@ -159,6 +159,13 @@ def test_several_terms_and_several_parts_of_a_definition_list_are_joined() -> No
         ("用語", "説明"),
         ("Begriff", "Bedeutung"),
         ("Terme", "Définition"),
+        ("용어명", "용어 설명"),
+        ("약어", "뜻풀이"),
+        ("中文名称", "释义"),
+        ("术语名称", "定义"),
+        ("术语名称", "定义与说明"),
+        ("Name", "Definition"),
+        ("Term (English)", "Meaning of the term"),
     ],
 )
 def test_table_is_read_by_its_headings_in_several_languages(term: str, meaning: str) -> None:
@@ -170,7 +177,16 @@ def test_table_is_read_by_its_headings_in_several_languages(term: str, meaning: 
 
 
 def test_table_with_other_headings_is_no_glossary() -> None:
-    assert extract("<table><tr><th>Year<th>Winner<tr><td>1999<td>Somebody whose name is rather long") == []
+    row = "<tr><td>1999<td>Somebody whose name is rather long"
+    for first, second in (("Year", "Winner"), ("Name", "Description"), ("名称", "说明"), ("Term no.", "Definition")):
+        assert extract(f"<table><tr><th>{first}<th>{second}{row}") == []
+
+
+def test_cell_over_both_columns_is_no_pair() -> None:
+    rows = "<tr><td colspan=2>Units that are named after physicists<tr><td>ohm<td>The unit of resistance to a current."
+    assert extract(f"<table><tr><th>Term<th>Definition{rows}</table>") == [
+        ("ohm", "The unit of resistance to a current.")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +209,65 @@ def test_plain_lines_count_only_where_there_are_several() -> None:
     lines = [f"<p>word{i}: the meaning of the word number {i}.</p>" for i in range(3)]
     assert len(extract("".join(lines))) == 3
     assert extract("".join(lines[:2])) == []
+
+
+def test_plain_lines_between_prose_are_no_glossary_and_those_in_a_row_are() -> None:
+    lines = [f"<p>word{i}: the meaning of the word number {i}.</p>" for i in range(3)]
+    prose = ["<p>A paragraph that defines nothing at all.</p>"] * 4
+    assert extract("".join([*prose, *lines])) == extract("".join(lines))
+    apart = [text for line in lines for text in (line, *prose)]
+    assert extract("".join(apart)) == []
+
+
+@pytest.mark.parametrize("bold", ["{}", "<b>{}</b>"])
+def test_lines_about_the_page_are_no_terms(bold: str) -> None:
+    heads = ["Author", "Published", "Last updated", "Opening hours", "작성자", "发布时间"]
+    lines = [f"<p>{bold.format(head)}: somebody who wrote this in the year 1999</p>" for head in heads]
+    home = f"<p>{bold.format('Home')} - the page on which everything begins</p>"
+    assert extract("".join([*lines, home])) == []
+    assert len(extract("".join(line.replace(head, f"my {head}") for line, head in zip(lines, heads, strict=True)))) == 6
+
+
+@pytest.mark.parametrize("mark", ["1. {}", "(2) {}", "3) {}", "① {}", "- 4. {}", "5.{}"])
+def test_lines_may_be_numbered(mark: str) -> None:
+    meaning = "교류 회로에서 전류의 흐름을 방해하는 정도이다."
+    names = ("임피던스", "리액턴스", "어드미턴스")
+    expected = [(name, meaning) for name in names]
+    assert extract("".join(f"<p>{mark.format(name)}: {meaning}</p>" for name in names)) == expected
+    assert extract(f"<p><b>{mark.format(names[0])}</b>: {meaning}</p>") == expected[:1]
+    assert extract(f"<p><b>3.3 V</b>: {meaning}</p>") == [("3.3 V", meaning)]
+
+
+def test_page_inside_a_form_and_folded_definitions_are_read() -> None:
+    hidden = ["hidden", "aria-hidden=true", "style='display: none'", "class='collapse hidden'"]
+    items = "".join(
+        f"<dt><button>term {i}</button></dt><dd {how}>The meaning of term number {i}.</dd>"
+        for i, how in enumerate(hidden)
+    )
+    expected = [(f"term {i}", f"The meaning of term number {i}.") for i in range(len(hidden))]
+    assert extract(f"<form><dl>{items}</dl></form>") == expected
+    assert extract(f"<form><div hidden><dl>{items}</dl></div></form>") == []
+
+
+def test_table_whose_rows_have_headings_needs_no_heading_of_its_own() -> None:
+    rows = [f"<tr><th scope=row>unit {i}<td>The name of a measure with number {i}." for i in range(3)]
+    assert extract(f"<table>{''.join(rows)}</table>") == [
+        (f"unit {i}", f"The name of a measure with number {i}.") for i in range(3)
+    ]
+    assert extract(f"<table>{''.join(rows[:2])}</table>") == []
+    assert extract(f"<table><tr><th>Year<th>Winner{''.join(rows)}</table>") == []
+
+
+def test_inner_list_is_no_part_of_the_outer_definition() -> None:
+    inner = "<dl><dt>series circuit<dd>One part comes behind the other.</dl>"
+    assert extract(f"<dl><dt>circuit<dd>A closed path of a current.{inner}</dl>") == [
+        ("circuit", "A closed path of a current."),
+        ("series circuit", "One part comes behind the other."),
+    ]
+    indented = "<dl><dd>It may have branches.</dl>"  # what a wiki writes for an indented line
+    assert extract(f"<dl><dt>circuit<dd>A closed path of a current.{indented}</dl>") == [
+        ("circuit", "A closed path of a current. It may have branches.")
+    ]
 
 
 def test_marks_and_hidden_parts_are_cleaned_away() -> None:
@@ -238,6 +313,18 @@ def test_wrong_header_loses_against_a_right_meta(encoding: str, header: str) -> 
 @pytest.mark.parametrize("encoding", SENTENCES)
 def test_missing_meta_leaves_the_header(encoding: str) -> None:
     assert decode(SENTENCES[encoding].encode(encoding), encoding) == SENTENCES[encoding]
+
+
+@pytest.mark.parametrize("named", ["utf-8", ""])
+def test_one_broken_byte_does_not_make_a_page_of_utf_8_something_else(named: str) -> None:
+    for text in (
+        "저항은 전류의 흐름을 방해하는 정도이다. ",
+        "电阻表示导体对电流阻碍作用的大小。",
+        "Größe über fünf Öfen. ",
+    ):
+        body = (text * 9).encode()
+        assert decode(body[:400] + b"\xff" + body[400:], named).count(text) >= 8
+    assert decode(SENTENCES["latin-1"].encode("latin-1"), named) == SENTENCES["latin-1"]  # UTF-8 is a wrong claim here
 
 
 # Network
@@ -462,6 +549,44 @@ def test_sitemaps_in_a_circle_end_and_stay_on_their_host(site: Site, clock: Cloc
     assert Counter(site.asked) == dict.fromkeys(("/robots.txt", "/sitemap.xml", "/deep.xml.gz", "/a"), 1)
 
 
+def test_sitemap_behind_a_redirect_to_another_host_names_pages_of_both(
+    site: Site, clock: Clock, tmp_path: Path
+) -> None:
+    asked = site.url("/sitemap.xml").replace("127.0.0.1", "localhost")
+    pages = [site.url("/a"), asked.replace("sitemap.xml", "b"), "http://other.example/c"]
+    listed = "<x>" + "".join(f"<loc>{page}</loc>" for page in pages) + "</x>"
+
+    def answer(handler: Handler) -> None:
+        if handler.headers["Host"].startswith("localhost"):
+            handler.give(301, b"", {"Location": site.url("/sitemap.xml")})
+        else:
+            handler.give(200, listed.encode(), {"Content-Type": "application/xml"})
+
+    site.answers["/sitemap.xml"] = answer
+    site.page("/a")
+    site.page("/b", "<dl><dt>term b<dd>The meaning of the term b.</dl>")
+    assert crawl(options(tmp_path, asked), fetcher(clock)) == 0
+    assert [term for term, _ in read(tmp_path)] == ["volt", "term b"] and site.times("/c") == 0
+
+
+def test_edited_output_is_not_overwritten_and_more_urls_may_follow(site: Site, clock: Clock, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        site.page(f"/{name}", f"<dl><dt>term {name}<dd>The meaning of the term {name}.</dl>")
+    one, two = (options(tmp_path, *urls) for urls in ([site.url("/a")], [site.url("/b"), site.url("/a")]))
+    assert crawl(one, fetcher(clock)) == 0
+    table = tmp_path / "glossary.csv"
+    table.write_text(mine := table.read_text(encoding="utf-8").replace("The meaning", "My meaning"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"glossary.csv changed since the crawl wrote it.*--overwrite"):
+        crawl(two, fetcher(clock))
+    assert table.read_text(encoding="utf-8") == mine and site.times("/b") == 0
+    table.rename(tmp_path / "mine.csv")
+    assert crawl(two, fetcher(clock)) == 0
+    assert [term for term, _ in read(tmp_path)] == ["term b", "term a"] and site.times("/a") == 1
+    assert crawl(two, fetcher(clock)) == 0
+    with pytest.raises(UserError, match="other values of --urls"):
+        crawl(one, fetcher(clock))
+
+
 def test_limit_takes_terms_evenly_and_holds_for_each_source(site: Site, clock: Clock, tmp_path: Path) -> None:
     for name in ("a", "b"):
         items = "".join(f"<dt>{name}{i}<dd>The meaning of {name}{i}, at length." for i in range(10))
@@ -507,6 +632,14 @@ def test_failed_page_is_tried_again_by_the_same_command(site: Site, clock: Clock
     assert crawl(given, fetcher(clock)) == 1
     site.page("/a")
     assert crawl(given, fetcher(clock)) == 0
+
+
+def test_page_that_comes_later_brings_no_pair_twice(site: Site, clock: Clock, tmp_path: Path) -> None:
+    site.page("/b")
+    given = options(tmp_path, site.url("/a"), site.url("/b"))
+    assert crawl(given, fetcher(clock)) == 0 and read(tmp_path) == PAIR
+    site.page("/a")
+    assert crawl(given, fetcher(clock)) == 0 and read(tmp_path) == PAIR
 
 
 def test_damaged_state_and_files_of_somebody_else_are_refused(clock: Clock, tmp_path: Path) -> None:

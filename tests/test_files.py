@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,14 @@ def test_files_that_are_read_or_there_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is the file that --output writes"):
         check_targets({"--output": str(tmp_path / "a"), "--html": str(tmp_path / "a")}, [], False)
     check_targets({"--output": str(tmp_path / "there.json"), "--html": None}, [source], True)
+
+
+def test_place_where_nobody_may_write_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = {"--output": str(tmp_path / "new" / "deep" / "x.jsonl")}
+    check_targets(target, [], False)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(UserError, match=f"--output .*x.jsonl: {tmp_path} can't be written; name another place"):
+        check_targets(target, [], True)
 
 
 def test_rows_are_written_one_a_line_into_a_new_folder(tmp_path: Path) -> None:

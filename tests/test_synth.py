@@ -18,7 +18,9 @@ from embedrag.bm25 import words
 from embedrag.cli import main
 from embedrag.mine import identity
 from embedrag.records import read_records
+from embedrag.tools.items import groups_of, read_items
 from embedrag.tools.particles import with_particle
+from embedrag.tools.synth import Side
 from embedrag.tools.templates import load, shipped
 from embedrag.tools.writer import parse_list, useful
 
@@ -99,6 +101,18 @@ def small(tmp_path: Path) -> Path:
         ("Finite State Machine", "이", "Finite State Machine이"),
         ("bit", "을", "bit를"),
         ("MOSFET", "은", "MOSFET은"),
+        ("JFET", "은", "JFET은"),
+        ("8bit", "은", "8bit는"),
+        ("NET", "은", "NET는"),
+        ("C#", "은", "C#은"),
+        ("C++", "은", "C++는"),
+        ("web", "은", "web은"),
+        ("app", "은", "app은"),
+        ("LiDAR", "은", "LiDAR는"),
+        ("LASER", "은", "LASER는"),
+        ("NOR", "은", "NOR는"),
+        ("MP3", "은", "MP3는"),
+        ("DDR3", "은", "DDR3은"),
         ("Integrated Circuit", "은", "Integrated Circuit은"),
         ("Network", "이", "Network가"),
         ("Amplifier", "을", "Amplifier를"),
@@ -181,6 +195,48 @@ def test_no_row_comes_twice_and_no_negative_is_an_answer(made: tuple[str, Path, 
         assert main(["check", path]) == 0
 
 
+def test_columns_can_be_named_and_a_missing_header_is_said(tmp_path: Path, write_jsonl: Any, capsys) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"pump {i},x,a machine with number {i} for water" for i in range(6)]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    synth(tmp_path / "out", "--terms", str(path), code=2)
+    assert "write a line of names above them" in capsys.readouterr().err
+    path.write_text("\n".join(["kurz,y,lang", *rows]) + "\n", encoding="utf-8")
+    made = synth(tmp_path / "out", "--terms", str(path), "--columns", "kurz", "lang")
+    assert {row["term"] for side in SIDES for row in made[side]} == {f"pump {i}" for i in range(6)}
+    lines = write_jsonl([{"term": "a", "definition": "b"}], "t.jsonl")
+    synth(tmp_path / "new", "--terms", str(lines), "--columns", "kurz", "lang", code=2)
+    assert "keys of JSONL are term" in capsys.readouterr().err
+
+
+def test_letters_without_templates_are_said(tmp_path: Path, write_jsonl: Any, capsys) -> None:
+    japanese = [{"term": f"コンデンサ{i}", "definition": f"電荷をためる部品の{i}番目である"} for i in range(4)]
+    english = [{"term": f"Hangul {i}", "definition": f"letters ({i}) of Korea, called 한글 there"} for i in range(4)]
+    for rows, said in ((japanese, True), (english, False)):
+        synth(tmp_path / str(said), "--terms", str(write_jsonl(rows, "t.jsonl")))
+        out = capsys.readouterr().out
+        assert "templates: en" in out and ("no templates for these letters" in out) == said
+
+
+def test_answer_inside_a_word_does_not_cost_a_row(tmp_path: Path, write_jsonl: Any) -> None:
+    terms = [
+        {"term": "AI", "definition": "what machines do that seem to think"},
+        {"term": "lamp", "definition": "a lamp is a thing that glows"},
+        {"term": "저항", "definition": "온도로 저항이 변하는 소자"},
+    ]
+    kind = {"type": "back", "queries": ["explain: {definition}"], "positive": "{term}"}
+    templates = tmp_path / "back.json"
+    templates.write_text(json.dumps({"kinds": [kind]}), encoding="utf-8")
+    more = ["--terms", str(write_jsonl(terms, "t.jsonl")), "--templates", str(templates), "--test-split", "0"]
+    assert [row["term"] for row in synth(tmp_path / "out", *more)["train"]] == ["AI"]
+
+
+def test_many_doubled_rows_are_counted(tmp_path: Path, write_jsonl: Any) -> None:
+    rows = [{"term": f"term {i % 3000}", "definition": f"thing number {i % 3000}."} for i in range(6000)]
+    items, notes = read_items(str(write_jsonl(rows, "t.jsonl")), None)
+    assert len(items) == 3000 and "same as an earlier row: 3,000" in notes[0]
+
+
 def test_same_seed_gives_the_same_files_and_another_seed_others(small: Path, tmp_path: Path) -> None:
     one, two, three = (
         synth(tmp_path / str(number), "--terms", str(small), "--seed", seed)
@@ -217,6 +273,42 @@ def test_everything_that_shares_a_text_is_one_group(tmp_path: Path, write_jsonl:
             both = [row for row in rows[side] if row["term"] in ("alpha3", "AL3")]
             assert all("thing number 5" not in row.get("negative", "") for row in both)
     assert apart
+
+
+def test_spacing_and_punctuation_bind_terms_and_signs_that_tell_do_not(tmp_path: Path, write_jsonl: Any) -> None:
+    pairs = [
+        ("압전 효과", "압력을 주면 전압이 생기는 현상"),
+        ("압전효과", "눌린 결정에 전하가 나타나는 일"),
+        ("Light-Emitting Diodes", "a lamp made of a junction"),
+        ("light emitting diode", "a part that glows"),
+        ("LEDs", "small lamps in rows"),
+        ("LED", "a small lamp"),
+        ("fuse", "a wire that melts."),
+        ("cut-out", "A wire that melts"),
+        ("C++", "a language with classes"),
+        ("C#", "a language of a company"),
+        ("ratio 1.5", "three halves"),
+        ("ratio 15", "three fives"),
+    ]
+    path = write_jsonl([{"term": term, "definition": text} for term, text in pairs], "t.jsonl")
+    items, _ = read_items(str(path), None, None)
+    groups = groups_of(items)
+    assert [groups[i] == groups[i + 1] for i in range(0, len(pairs), 2)] == [True, True, True, True, False, False]
+    for seed in range(6):
+        rows = synth(tmp_path / str(seed), "--terms", str(path), "--seed", str(seed), "--test-split", "0.4")
+        sides = {row["term"]: side for side in SIDES for row in rows[side]}
+        assert all(sides[pairs[i][0]] == sides[pairs[i + 1][0]] for i in range(0, 8, 2))
+
+
+@pytest.mark.parametrize(("domain", "least"), [("electronics_ko", 0.45), ("logistics_zh", 0.4)])
+def test_near_things_are_of_the_same_category(domain: str, least: float) -> None:
+    items, _ = read_items(*sources(domain)[1::2], None)
+    near = Side(items, groups_of(items), 1)._near
+    named = [(item, other) for item, others in zip(items, near, strict=True) for other in others[:5]]
+    same = [
+        item.fields["category"] == items[n].fields.get("category") for item, n in named if "category" in item.fields
+    ]
+    assert sum(same) / len(same) > least
 
 
 def test_a_term_whose_templates_run_out_gives_fewer_rows_and_is_named(small: Path, tmp_path: Path, capsys) -> None:
@@ -367,6 +459,14 @@ def test_a_language_model_writes_queries_and_an_answered_one_is_not_asked_again(
     assert not {row["query"] for row in rows["train"]} & {row["query"] for row in rows["test"]}
     assert synth(tmp_path / "out", "--terms", str(small), *server.flags, "--overwrite") == rows
     assert len(server.asked) == 6
+
+
+def test_a_query_that_fits_two_things_is_dropped(small: Path, tmp_path: Path, server: Stub, capsys) -> None:
+    server.answers = [(200, '["what is this part?", "why a TERM?"]')]
+    rows = synth(tmp_path / "out", "--terms", str(small), *server.flags)
+    written = [row["query"] for side in SIDES for row in rows[side] if row["type"] == "llm_query"]
+    assert len(written) == 6 and all(query.startswith("why a ") for query in written)
+    assert "and 6 more that fit several things" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_goes_on_where_it_was(small: Path, tmp_path: Path, server: Stub, capsys) -> None:

@@ -1,8 +1,8 @@
 """The text of a page whose server and whose head may both be wrong about its character set.
 
-Claims are tried against the bytes. UTF-8 that decodes is UTF-8: hardly any other text does so by accident. Latin-1
-decodes everything and is what servers say when nobody told them, so it is believed last. Where two claims both decode,
-the letters decide (charset-normalizer).
+Claims are tried against the bytes. UTF-8 that decodes, but for a few broken bytes, is UTF-8: hardly any other text does
+so by accident. Latin-1 decodes everything and is what servers say when nobody told them, so it is believed last. Where
+two claims both decode, the letters decide (charset-normalizer).
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import codecs
 import re
 
 from charset_normalizer import from_bytes
-
-from embedrag.tools.tables import is_utf8
 
 _META = re.compile(rb"""<meta[^>]{0,300}?charset\s*=\s*["']?\s*([\w:.-]{2,40})""", re.I)
 _XML = re.compile(rb"""^\s*<\?xml[^>]{0,100}encoding\s*=\s*["']([\w:.-]{2,40})""", re.I)
@@ -51,10 +49,10 @@ def decode(body: bytes, claimed: str = "") -> str:
     for mark, name in _BOMS:
         if body.startswith(mark):
             return body.decode(name, errors="replace")
-    if is_utf8(body):
-        return body.decode("utf-8")
     named = _META.search(body[:_HEAD]) or _XML.match(body[:_HEAD])
     claims = [_known(claimed), _known(named[1].decode("ascii")) if named else ""]
+    if _is_utf8(body, "utf-8" in claims):
+        return body.decode("utf-8", errors="replace")
     claims = [name for name in dict.fromkeys(claims) if name and name != "utf-8"]
     fitting = [name for name in claims if _fits(body, name)]
     strong = [name for name in fitting if name != "cp1252"]
@@ -78,6 +76,13 @@ def _known(name: str) -> str:
     except (LookupError, ValueError, TypeError, AssertionError):
         return ""
     return "" if found in _NONE_OF_PAGES else _WIDER.get(found, found)
+
+
+def _is_utf8(body: bytes, claimed: bool) -> bool:
+    """Whether a page is UTF-8 but for broken bytes, which whole letters outnumber: ten to one without a claim."""
+    text = body.decode("utf-8", errors="replace")
+    broken = text.count("\ufffd")
+    return not broken or broken * (1 if claimed else 10) <= len(re.findall("[^\0-\x7f\ufffd]", text))
 
 
 def _fits(body: bytes, name: str) -> bool:

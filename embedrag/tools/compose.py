@@ -1,13 +1,14 @@
 """A glossary, or any two columns, as training rows with hard negatives.
 
 All definitions of a term are positives of one row. Its negatives are the definitions of other terms that lie nearest
-to it, for a model learns most from those. A definition that belongs to the term too, wherever it stands, is none.
+to it, for a model learns most from those. A definition that belongs to the term too, wherever it stands, is none; nor
+is one of a synonym: a term that shares a name or a definition with it, or with another synonym. Negatives of a column
+`negative` come first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from embedrag.commands import ComposeOptions
 from embedrag.errors import flag_named
 from embedrag.files import check_targets, write_lines
 from embedrag.logs import say
-from embedrag.mine import identity
+from embedrag.tools.items import Item, groups_of
 from embedrag.tools.nearest import by_model, by_words, different
-from embedrag.tools.tables import Pair, read_table
+from embedrag.tools.tables import Pair, bare, read_table
 
 
 def run(options: ComposeOptions) -> int:
@@ -30,30 +31,38 @@ def run(options: ComposeOptions) -> int:
     with flag_named("--model", "--model_name_or_path"):
         rows = list(compose(table.pairs, options))
     write_lines(output, rows)
+    bare_rows = sum(not row["neg"] for row in rows)
     short = sum(len(row["neg"]) < options.hard_k for row in rows)
     say(
         f"composed: {len(rows):,} rows of {len(table.pairs):,} pairs into {output}; "
-        f"{short:,} have fewer than {options.hard_k} negatives"
+        f"{short:,} have fewer than {options.hard_k} negatives, {bare_rows:,} have none"
     )
     return 0
 
 
 def compose(pairs: list[Pair], options: ComposeOptions) -> Iterator[dict[str, Any]]:
     """Rows `{"query", "pos", "neg", "term"}`, one a term, in order of first appearance."""
-    groups: dict[int, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(identity(pair.term), []).append(pair)
-    terms = [group[0].term for group in groups.values()]
-    answers = [different([pair.definition for pair in group]) for group in groups.values()]
+    items = [Item({"term": pair.term, "definition": pair.definition}, pair.term, pair.place) for pair in pairs]
+    rows: dict[str, list[Pair]] = {}
+    synonyms: dict[int, set[str]] = {}
+    group_of: dict[str, int] = {}
+    for pair, group in zip(pairs, groups_of(items), strict=True):
+        rows.setdefault(bare(pair.term), []).append(pair)
+        synonyms.setdefault(group, set()).update((bare(pair.term), bare(pair.definition)))
+        group_of[bare(pair.term)] = group
+    terms = [row[0].term for row in rows.values()]
+    answers = [different([pair.definition for pair in row]) for row in rows.values()]
     passages = different([text for texts in answers for text in texts])
-    marks = [identity(text) for text in passages]
-    depth = min(len(passages), options.hard_k + 1 + max(map(len, answers)))
+    marks = [bare(text) for text in passages]
+    depth = min(len(passages), options.hard_k + max(map(len, synonyms.values())))
     if options.model:
         found = by_model(terms, passages, depth, options.model, options.device, options.trust_remote_code)
     else:
         # A term's few words often occur nowhere else; together with what it means they do.
         found = by_words([" ".join([term, *own]) for term, own in zip(terms, answers, strict=True)], passages, depth)
-    for term, own, numbers in zip(terms, answers, found, strict=True):
-        barred = {identity(term), *map(identity, own)}
-        near = (passages[number] for number in numbers if marks[number] not in barred)
-        yield {"query": term, "pos": own, "neg": list(islice(near, options.hard_k)), "term": term}
+    for (name, row), term, own, numbers in zip(rows.items(), terms, answers, found, strict=True):
+        barred = synonyms[group_of[name]]
+        given = different([pair.negative for pair in row if pair.negative and bare(pair.negative) not in barred])
+        near = [passages[number] for number in numbers if marks[number] not in barred]
+        kept = different([*given, *near])[: max(options.hard_k, len(given))]
+        yield {"query": term, "pos": own, "neg": kept, "term": term}

@@ -9,6 +9,7 @@ the two outputs are written whole at the end. Faults of the network are dealt wi
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from importlib.resources import files
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from embedrag.tools.fetch import Fetcher
 
 PACKAGES = ("httpx", "tenacity", "selectolax", "protego", "charset_normalizer")
+OUTPUTS = ("glossary.csv", "pairs.jsonl")
+WRITTEN = "written"  # the state's note of what the outputs were
 FOLDER = "data"  # where training looks for pairs.jsonl when no data set is named
 
 
@@ -77,21 +80,22 @@ def crawl(options: CrawlOptions, fetcher: Fetcher, wiki: str | None = None) -> i
 
     wikipedia.check_languages(options.languages)
     folder = Path(options.output_dir or FOLDER).expanduser()
-    if not (folder / NAME).exists():
-        check_targets(_targets(folder), [], options.overwrite)
+    check_targets(_targets(folder), [], options.overwrite or (folder / NAME).exists())
     if options.sources and not options.contact:
         say("note: Wikipedia asks programs to say whose they are: --contact with an address or URL of yours")
     settings = options.model_dump(include={"sources", "urls", "languages", "limit_per_source"})
     state = State(folder / NAME, settings, options.overwrite)
     try:
+        _check_unchanged(folder, state)
         work = Crawl(options, fetcher, state, wiki or wikipedia.BASE)
         work.run()
+        if work.rows:
+            write(folder, work.rows)
+            state.keep(WRITTEN, **{name: _digest(folder / name) for name in OUTPUTS})
     finally:
         state.close()
     say(tabulate(work.table, ["page", "pairs", "note"], disable_numparse=True, maxcolwidths=[None, None, 60]))
     pages = sum(row[1].isdecimal() for row in work.table)
-    if work.rows:
-        write(folder, work.rows)
     say(f"{len(work.rows):,} pairs of {pages:,} pages; {work.failed:,} failed")
     if work.rows:
         say(f"in {folder / 'glossary.csv'} and {folder / 'pairs.jsonl'}")
@@ -114,4 +118,20 @@ def write(folder: Path, rows: Sequence[tuple[str, str, str, str]]) -> None:
 
 
 def _targets(folder: Path) -> dict[str, str | None]:
-    return {f"--output_dir {name}": str(folder / name) for name in ("glossary.csv", "pairs.jsonl")}
+    return {f"--output_dir {name}": str(folder / name) for name in OUTPUTS}
+
+
+def _check_unchanged(folder: Path, state: State) -> None:
+    """Refuse to write over an output that somebody has edited since it was written."""
+    written = state.done.get(WRITTEN, {})
+    changed = [name for name in OUTPUTS if name in written and (folder / name).is_file()]
+    changed = [name for name in changed if _digest(folder / name) != written[name]]
+    if changed:
+        raise UserError(
+            f"--output_dir {folder}: {', '.join(changed)} changed since the crawl wrote it; move it to another place, "
+            "or start anew with --overwrite"
+        )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -64,7 +64,8 @@ class Crawl:
                         continue
                     entry = {"url": url, "time": now(), "pairs": spread(found, min(each, room)), "found": len(found)}
                     self._state.keep(name, **entry)
-                pairs = [(term, definition) for term, definition in entry["pairs"][:room]]
+                kept = [(term, definition) for term, definition in entry["pairs"]]
+                pairs = [pair for pair in kept if pair_key(pair) not in self._seen][:room]
                 self._seen |= {pair_key(pair) for pair in pairs}
                 self.rows += [(*pair, entry["url"], entry["time"]) for pair in pairs]
                 part = f"of {entry['found']:,}" if len(pairs) < entry["found"] else ""
@@ -125,7 +126,8 @@ class Crawl:
                     if page.kind in HTML or "<html" in text[:2000].lower():
                         yield name, page.url, text
                         continue
-                    entry = {"links": [html.unescape(link) for link in _LOC.findall(text)][:SITEMAP_PAGES]}
+                    links = [html.unescape(link) for link in _LOC.findall(text)][:SITEMAP_PAGES]
+                    entry = {"url": page.url, "links": links}
                     self._state.keep(name, **entry)
             except PageError as error:
                 self._fail(name, error)
@@ -133,7 +135,8 @@ class Crawl:
             if "links" not in entry:
                 yield name, "", ""
                 continue
-            links = [link for link in entry["links"] if _host(link) == _host(name)] if depth < SITEMAP_DEPTH else []
+            hosts = {_host(name), _host(entry.get("url", name))}  # asked, and behind its redirects
+            links = [link for link in entry["links"] if _host(link) in hosts] if depth < SITEMAP_DEPTH else []
             todo.extendleft((link, depth + 1) for link in reversed(links))
             self.table.append((name, "", f"sitemap: {len(links)} of {len(entry['links'])} URLs (its own host)"))
 

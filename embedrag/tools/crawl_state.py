@@ -24,7 +24,8 @@ class State:
 
         Args:
             path: of the file.
-            settings: what decides which pages are read and what is taken of them; another crawl has others.
+            settings: what decides which pages are read and what is taken of them; another crawl has others, but its
+                `urls` may become more.
             overwrite: forget what is there.
 
         Raises:
@@ -34,6 +35,7 @@ class State:
         self._path = path
         self.done: dict[str, dict[str, Any]] = {}
         length = 0
+        self._grown = False
         if path.exists() and not overwrite:
             length = self._read(settings)
         try:
@@ -42,7 +44,7 @@ class State:
             self._file.truncate(length)
         except OSError as error:
             raise RunError(f"{path}: can't be written ({error.strerror or error})") from None
-        if not length:
+        if not length or self._grown:
             self._append({"settings": settings})
 
     def keep(self, name: str, **entry: Any) -> None:
@@ -62,10 +64,16 @@ class State:
         try:
             head, *entries = [json.loads(line) for line in whole.split(b"\n")]
             earlier = head["settings"]
-            self.done = {entry.pop("page"): entry for entry in entries}
+            for entry in entries:
+                if "settings" in entry:  # more --urls, since
+                    earlier = entry["settings"]
+                else:
+                    self.done[entry.pop("page")] = entry
+            grown = earlier | {"urls": settings["urls"]} if set(earlier["urls"]) <= set(settings["urls"]) else earlier
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{self._path}: damaged; start anew with --overwrite") from None
-        if earlier != settings:
+        self._grown = grown != earlier
+        if grown != settings:
             other = ", ".join(f"--{key}" for key in settings if earlier.get(key) != settings[key])
             raise UserError(
                 f"--output_dir {self._path.parent}: holds a crawl with other values of {other}; "

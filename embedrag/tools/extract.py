@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from embedrag.tools.glossary_words import DEFINITION_HEADS, NO_TERM, NOTE, REFERENCE_ONLY, TERM_HEADS
+from embedrag.tools.glossary_words import NO_TERM, NOTE, REFERENCE_ONLY, WEAK, columns_of
 from embedrag.tools.manners import PageError
+from embedrag.tools.tables import bare
 
 Pair = tuple[str, str]
 
@@ -23,7 +25,7 @@ DEFINITION_CHARACTERS = (20, 2000)  # a character of Chinese, Japanese or Korean
 DEPTH = 6  # lists and tables within each other; more is no glossary, and each costs another reading of the same text
 MOST_NESTED = 2000
 _BOX = re.compile(r"<(/?)(?:div|dl|ul|ol|table|section|article|blockquote|center|main|fieldset|details|pre)\b", re.I)
-_SKIPPED_TAGS = set("script style noscript template head nav footer aside form button select svg iframe".split())
+_SKIPPED_TAGS = set("script style noscript template head nav footer aside select svg iframe".split())
 _SKIPPED_CLASSES = set(
     "reference mw-editsection noprint navbox hatnote toc reflist references mw-empty-elt mw-cite-backlink metadata "
     "ambox sidebar infobox catlinks mw-jump-link visually-hidden sr-only hidden".split()
@@ -33,9 +35,11 @@ _INLINE = set("a abbr b bdi bdo cite code data dfn em font i img kbd mark q rb r
 _INLINE |= set("sub sup time tt u var wbr rt rp big del ins math -text".split())
 _BOLD = {"b", "strong", "dfn"}
 _LINE = re.compile(
-    r"^(?:[-*•·]\s+)?(?P<mark>\*\*|__)?(?P<term>[^:：\n]{1,100}?):?(?:\*\*|__)?"
+    r"^(?P<mark>\*\*|__)?(?P<term>[^:：\n]{1,100}?):?(?:\*\*|__)?"
     r"\s*(?::\s|：|\s[–—-]{1,2}\s|——)\s*(?P<rest>\S.*)$"
 )
+_COUNTED = re.compile(r"^(?:[-*•·]\s+)?(?:\(?\d{1,3}[.)](?!\d)\s*|[①-⑳]\s*)?")  # what stands before a line in a list
+_RUN = 3  # plain lines of a glossary, at least
 _SEPARATOR = re.compile(r"^\s*(?::\s*|：\s*|[–—-]{1,2}\s+|——\s*)")
 
 
@@ -52,7 +56,7 @@ def extract(html: str) -> list[Pair]:
         raise PageError("markup nested too deeply")
     root = LexborHTMLParser(html).root
     found: list[Pair] = []
-    plain: list[Pair] = []
+    lines: list[tuple[list[Pair], bool]] = []
     todo = [(root, False, 0)] if root else []
     while todo:
         node, inside, depth = todo.pop()
@@ -68,12 +72,22 @@ def extract(html: str) -> list[Pair]:
             found += rows
             inside = inside or bool(rows)
         elif tag in ("p", "li") and not inside:
-            pair, certain = _of_line(node)
-            (found if certain else plain).extend(pair)
+            text = _clean(_text(node, without=("ul", "ol") if tag == "li" else ()))
+            if text:
+                pairs, certain = _of_line(node, text)
+                lines.append((tidy(pairs), certain))
+                found += pairs if certain else []
         todo += [(child, inside, depth) for child in reversed(list(_children(node))) if child.tag != "-text"]
-    if len(plain) > 2:  # one or two plain lines with a colon are prose, not a glossary
-        found += plain
-    return tidy(found)
+    return tidy([*found, *_plain(lines)])
+
+
+def _plain(lines: list[tuple[list[Pair], bool]]) -> Iterator[Pair]:
+    """Pairs of plain lines: all where most lines are pairs, else those that follow each other; a few are prose."""
+    most = 2 * sum(bool(pairs) for pairs, _ in lines) > len(lines)
+    for are_pairs, group in groupby(lines, key=lambda line: most or bool(line[0])):
+        pairs = [pair for found, certain in group for pair in found if not certain]
+        if are_pairs and len(pairs) >= _RUN:
+            yield from pairs
 
 
 def _deepest(html: str) -> int:
@@ -92,15 +106,15 @@ def tidy(pairs: Iterable[Pair]) -> list[Pair]:
         definition = re.sub(r"^[:：–—]\s*", "", _clean(definition)).strip("* ")
         fits = TERM_CHARACTERS[0] <= _width(term) and len(term) <= TERM_CHARACTERS[1]
         fits &= DEFINITION_CHARACTERS[0] <= _width(definition) and len(definition) <= DEFINITION_CHARACTERS[1]
+        fits &= bare(term) != bare(definition)  # a cell that spans both columns
         if fits and re.search(r"\w", term) and not REFERENCE_ONLY.match(definition):
             kept.setdefault(pair_key((term, definition)), (term, definition))
     return list(kept.values())
 
 
 def pair_key(pair: Pair) -> Pair:
-    """What two pairs have in common that differ in case, width or spacing alone."""
-    term, definition = (" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in pair)
-    return term, definition
+    """What two pairs have in common that differ in case, width, spacing or punctuation alone."""
+    return bare(pair[0]), bare(pair[1])
 
 
 def _children(node: LexborNode) -> Iterator[LexborNode]:
@@ -115,6 +129,8 @@ def _children(node: LexborNode) -> Iterator[LexborNode]:
 def _is_hidden(node: LexborNode) -> bool:
     if node.tag in _SKIPPED_TAGS:
         return True
+    if node.tag == "dd":  # folded away until the reader opens its term
+        return False
     attributes = node.attributes
     if not attributes:
         return False
@@ -167,24 +183,27 @@ def _of_list(node: LexborNode) -> Iterator[Pair]:
                 terms, parts = [], []
             terms.append(_text(item))
         elif item.tag == "dd" and terms:
-            parts.append(_text(item))
+            parts.append(_text(item, without=("dl",) if item.css_first("dl dt") else ()))
     if parts:
         yield from ((term, " ".join(parts)) for term in terms)
 
 
 def _of_table(node: LexborNode) -> Iterator[Pair]:
-    """Rows below a heading that names a term and a definition."""
-    columns: tuple[int, int] | None = None
-    for number, cells in enumerate(_rows(node)):
+    """Rows below a heading that names a term and a definition; all rows where each has a heading and one cell."""
+    rows = list(_rows(node))
+    columns = (0, 1) if len(rows) >= _RUN and all(_is_headed(cells) for cells in rows) else None
+    for number, cells in enumerate(rows):
         texts = [_clean(_text(cell, without=("table",))) for cell in cells]
         if columns:
             if len(texts) > max(columns):
                 yield texts[columns[0]], texts[columns[1]]
         elif number < 3:
-            heads = [set(re.findall(r"\w+", text.casefold())) if len(text) < 40 else set() for text in texts]
-            term = next((i for i, words in enumerate(heads) if words & TERM_HEADS), None)
-            meaning = next((i for i, words in enumerate(heads) if words & DEFINITION_HEADS and i != term), None)
-            columns = (term, meaning) if term is not None and meaning is not None else None
+            places, ranks = columns_of(texts) or (None, (0, 0))
+            columns = places if any(rank % 3 != WEAK for rank in ranks) else None  # name and description: any table
+
+
+def _is_headed(cells: list[LexborNode]) -> bool:
+    return len(cells) == 2 and cells[0].attributes.get("scope") == "row" and cells[1].tag == "td"
 
 
 def _rows(table: LexborNode) -> Iterator[list[LexborNode]]:
@@ -216,10 +235,9 @@ def _span(cell: LexborNode, name: str, most: int) -> int:
     return min(int(text), most) if text.isdecimal() and int(text[:6]) else 1
 
 
-def _of_line(node: LexborNode) -> tuple[list[Pair], bool]:
-    """The pair of a paragraph or list item, and whether bold type makes it certain."""
+def _of_line(node: LexborNode, text: str) -> tuple[list[Pair], bool]:
+    """The pair of a paragraph or list item of this text, and whether bold type makes it certain."""
     parts = [child for child in _children(node) if child.tag != "-text" or (child.text_content or "").strip()]
-    text = _clean(_text(node, without=("ul", "ol") if node.tag == "li" else ()))
     first = parts[0] if parts else None
     while first is not None and first.tag not in _BOLD and first.tag in ("a", "span", "i", "em"):
         first = next(_children(first), None)
@@ -228,9 +246,10 @@ def _of_line(node: LexborNode) -> tuple[list[Pair], bool]:
         rest = text.removeprefix(bold)
         separator = _SEPARATOR.match(rest) or re.search(r"[:：]$", bold)
         if rest != text and separator:
+            bold = _COUNTED.sub("", bold)
             return ([] if _is_no_term(bold) else [(bold, _SEPARATOR.sub("", rest))]), True
         return [], False
-    if line := _LINE.match(text):
+    if line := _LINE.match(_COUNTED.sub("", text)):
         term = line["term"].strip("*_ ")
         certain = line["mark"] is not None
         if not _is_no_term(term) and len(term) <= 60 and len(term.split()) <= 6:

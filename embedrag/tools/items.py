@@ -1,7 +1,7 @@
 """Terms and acronyms as they are read, and their split into two sides that share nothing.
 
 Whatever shares a text (a term, its acronym, the words that this stands for, a definition) is one group, and groups
-are never split: no test query asks for something that was trained on.
+are never split: no test query asks for something that was trained on. Spacing and punctuation make no other text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 
 from embedrag.errors import UserError, near_miss
 from embedrag.records import MAX_ERRORS, numbered_lines
-from embedrag.tools.tables import Table, plain, read_table
+from embedrag.tools.tables import Table, bare, plain, read_table
+
+JSON = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,34 @@ class Item:
         """What it means."""
         return self.fields["definition"]
 
-    def names(self) -> set[str]:
+    def texts(self) -> set[str]:
         """Every text that stands for it: its fields but the category, and its term."""
         return {plain(text) for key, text in self.fields.items() if key != "category"} | {plain(self.term)}
+
+    def names(self) -> set[str]:
+        """Those texts as they are compared."""
+        return {bare(text) for key, text in self.fields.items() if key != "category"} | {bare(self.term)}
 
     def aliases(self) -> set[str]:
         """What may be another's name: the parts of a name with brackets.
 
         >>> sorted(Item({"term": "발광 다이오드(LED)", "definition": "빛"}, "발광 다이오드(LED)", "").aliases())
-        ['led', '발광 다이오드']
+        ['led', '발광다이오드']
         """
-        parts = [re.fullmatch(r"(.+?)\s*\((.+)\)", name) for name in self.names() - {plain(self.definition)}]
-        return {text for part in parts if part for text in part.groups()}
+        parts = [re.fullmatch(r"(.+?)\s*\((.+)\)", text) for text in self.texts() - {plain(self.definition)}]
+        return {bare(text) for part in parts if part for text in part.groups()}
 
 
-def read_items(terms: str | None, acronyms: str | None, encoding: str | None) -> tuple[list[Item], list[str]]:
+def read_items(
+    terms: str | None, acronyms: str | None, encoding: str | None = None, columns: Sequence[str] | None = None
+) -> tuple[list[Item], list[str]]:
     """Read both lists.
 
     Args:
         terms: CSV, TSV or JSONL file of term, definition and perhaps category.
         acronyms: JSONL file of acronym, full, definition and perhaps term, category.
         encoding: of a table; left out: detected.
+        columns: of a table, those of terms and of definitions; left out: found by name.
 
     Returns:
         Items without repeats, and lines about what was left out.
@@ -68,13 +77,15 @@ def read_items(terms: str | None, acronyms: str | None, encoding: str | None) ->
     """
     items: list[Item] = []
     notes: list[str] = []
+    if columns and (not terms or Path(terms).suffix.lower() in JSON):
+        raise UserError("--columns: names columns of a table in --terms; keys of JSONL are term, definition, category")
     if terms:
         path = _file("--terms", terms)
-        if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        if path.suffix.lower() in JSON:
             for place, row in _objects(path, ("term", "definition"), ("category",)):
                 items.append(Item(row, row["term"], place))
         else:
-            table: Table = read_table(path, None, encoding)
+            table: Table = read_table(path, columns, encoding)
             notes += [f"{path}: {line}" for line in table.report()]
             for pair in table.pairs:
                 fields = {"term": pair.term, "definition": pair.definition, "category": pair.category}
@@ -87,10 +98,11 @@ def read_items(terms: str | None, acronyms: str | None, encoding: str | None) ->
             items.append(Item(row, term, place))
     kept: dict[tuple[tuple[str, str], ...], Item] = {}
     for item in items:
-        key = tuple(sorted((name, plain(text)) for name, text in item.fields.items() if name != "category"))
+        key = tuple(sorted((name, bare(text)) for name, text in item.fields.items() if name != "category"))
         kept.setdefault(key, item)
     if len(kept) < len(items):
-        doubled = [item.place for item in items if item not in kept.values()]
+        first = {id(item) for item in kept.values()}
+        doubled = [item.place for item in items if id(item) not in first]
         notes.append(f"left out, same as an earlier row: {len(doubled):,} ({', '.join(doubled[:MAX_ERRORS])})")
     return list(kept.values()), notes
 
@@ -126,7 +138,7 @@ def split(items: Sequence[Item], groups: Sequence[int], share: float, seed: int)
     members: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
-    names = {group: min(min(items[number].names()) for number in numbers) for group, numbers in members.items()}
+    names = {group: min(min(items[number].texts()) for number in numbers) for group, numbers in members.items()}
     order = sorted(members, key=lambda g: (hashlib.sha256(f"{seed}:{names[g]}".encode()).digest(), names[g]))
     room, test = max(1, round(share * len(items))) if share else 0, set[int]()
     for group in order:

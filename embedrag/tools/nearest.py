@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from embedrag.bm25 import Bm25
-from embedrag.mine import identity
 from embedrag.saved import load_encoder
 from embedrag.search import TopK, best_of
+from embedrag.tools.tables import bare
 from embedrag.vectors import unit
 
 
@@ -37,5 +37,8 @@ def by_model(
 
 
 def different(texts: Sequence[str]) -> list[str]:
-    """The first of all texts that are the same but for case, spacing and Unicode form, in order."""
-    return list({identity(text): text for text in reversed(texts)}.values())[::-1]
+    """The first of all texts that are the same but for case, spacing and punctuation, in order."""
+    kept: dict[str, str] = {}
+    for text in texts:
+        kept.setdefault(bare(text), text)
+    return list(kept.values())

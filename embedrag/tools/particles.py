@@ -28,8 +28,9 @@ NAMES = {form: forms for forms in PARTICLES.values() for form in forms}
 # Final sound of Latin letters and of digits when they are read: "" a vowel, "l" the liquid ㄹ, "c" another consonant.
 LETTERS = {"l": "l", "m": "c", "n": "c", "r": "l"}
 DIGITS = {"0": "c", "1": "l", "3": "c", "6": "c", "7": "l", "8": "l"}
-SPOKEN = {"bit": "", "kit": "", "set": "", "mosfet": "c", "finfet": "c", "asic": "c"}  # 비트, 세트; 모스펫, 에이식
-SIGNS = {"℃": "", "%": "", "Ω": "c", "\u2126": "c", "μ": "", "°": ""}
+SPOKEN = dict.fromkeys("bit kit set lidar radar sonar laser maser or nor xor mp3 mp4".split(), "")  # 비트, 라이다, 노어
+SPOKEN |= dict.fromkeys("asic web app lab tab not".split(), "c")  # 에이식, 웹
+SIGNS = {"℃": "", "#": "c", "%": "", "Ω": "c", "\u2126": "c", "μ": "", "°": ""}
 
 
 def final_sound(text: str) -> str:
@@ -50,6 +51,9 @@ def final_sound(text: str) -> str:
     if "가" <= last <= "힣":
         final = (ord(last) - ord("가")) % 28
         return "" if final == 0 else "l" if final == 8 else "c"
+    spoken = re.findall(r"[a-z]*[0-9]*$", text.lower())[0]
+    if spoken in SPOKEN:
+        return SPOKEN[spoken]
     if last.isdecimal():  # 10, 100 and 1000 (십, 백, 천) end in consonants too, as 0 (영) does
         return DIGITS.get(unicodedata.normalize("NFKC", last), "")
     word = re.findall(r"[A-Za-z]*$", text)[0]
@@ -58,8 +62,8 @@ def final_sound(text: str) -> str:
 
 def _english(word: str) -> str:
     """Final sound of a word in Latin letters; all but words of small letters behind the first are spelt (LED, IoT)."""
-    if word.lower() in SPOKEN:
-        return SPOKEN[word.lower()]
+    if word.lower().endswith("fet"):  # 모스펫
+        return "c"
     if len(word) == 1 or not word[1:].islower():
         return LETTERS.get(word[-1].lower(), "")
     word = word.lower()

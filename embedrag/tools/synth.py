@@ -7,6 +7,7 @@ was never taught. Negatives are near things of the same side. Everything is a fu
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from embedrag.commands import SynthOptions
 from embedrag.errors import UserError
 from embedrag.files import check_targets, write_lines
 from embedrag.logs import say
-from embedrag.mine import identity
 from embedrag.tools.items import Item, groups_of, read_items, split
 from embedrag.tools.nearest import by_words
+from embedrag.tools.tables import bare
 from embedrag.tools.templates import Kind, fill, language_of, load, shipped
 from embedrag.tools.writer import Writer
 
@@ -37,11 +38,14 @@ def run(options: SynthOptions) -> int:
         [options.terms, options.acronyms, options.templates],
         options.overwrite,
     )
-    items, notes = read_items(options.terms, options.acronyms, options.encoding)
-    language = options.templates or language_of(f"{item.term} {item.definition}" for item in items)
+    items, notes = read_items(options.terms, options.acronyms, options.encoding, options.columns)
+    found = language_of(f"{item.term} {item.definition}" for item in items)
+    language = options.templates or found or "en"
     templates = load(language)
     for note in notes:
         say(note)
+    if not (options.templates or found):
+        say("note: no templates for these letters come with the package; name a file of yours with --templates")
     say(f"templates: {language}{', which comes with the package' if language in shipped() else ''}")
     writer = None
     if options.llm_base_url:
@@ -57,27 +61,35 @@ def run(options: SynthOptions) -> int:
         )
     groups = groups_of(items)
     sides = split(items, groups, options.test_split, options.seed)
-    written: list[list[Row]] = []
-    for name, numbers in zip(outputs, sides, strict=True):
-        side = Side([items[n] for n in numbers], [groups[n] for n in numbers], options.seed)
-        rows = [row for item in range(len(numbers)) for row in side.rows(item, templates.kinds, options, writer)]
-        written.append(_unknown(rows, written[0]) if written else rows)
-        if numbers:
-            _tell(name, side, written[-1])
+    made = [Side([items[n] for n in numbers], [groups[n] for n in numbers], options.seed) for numbers in sides]
+    rows = [
+        [
+            (group, row)
+            for item, group in enumerate(side.groups)
+            for row in side.rows(item, templates.kinds, options, writer)
+        ]
+        for side in made
+    ]
+    train, test = _telling(rows)
+    written = [train, _unknown(test, train)]
+    for name, side, kept in zip(outputs, made, written, strict=True):
+        if side.items:
+            _tell(name, side, kept)
     if not written[0]:
         raise UserError(
             f"--templates {language}: no kind of it fits these terms, or the numbers of pairs are 0; "
             "there is nothing to train on"
         )
-    for (_, path), rows in zip(outputs.items(), written, strict=True):
-        if rows:
-            write_lines(path, rows)
+    for path, kept in zip(outputs.values(), written, strict=True):
+        if kept:
+            write_lines(path, kept)
         elif path.exists():  # of an earlier run, whose terms are trained on now
             path.unlink()
     if writer:
         say(
             f"language model: asked {writer.asked:,} times, {writer.dropped:,} queries dropped (repeats, copies of the "
-            f"definition, empty), {writer.empty:,} definitions without an answer that could be read"
+            f"definition, empty) and {sum(map(len, rows)) - len(train) - len(test):,} more that fit several things, "
+            f"{writer.empty:,} definitions without an answer that could be read"
         )
     say(f"rows are in {folder}")
     return 0
@@ -90,12 +102,12 @@ class Side:
         """Rank for each item the others that may be its negatives, near ones first."""
         self.items, self.groups, self.seed = items, groups, seed
         self.short: list[str] = []
-        self._done = set[tuple[int, int]]()
-        texts = [f"{item.term} {item.definition}" for item in items]
+        self._done = set[tuple[str, str]]()
+        texts = [f"{item.term} {item.definition} {item.fields.get('category', '')}" for item in items]
         self._sorts: list[list[int]] = [[], []]
         for number, item in enumerate(items):
             self._sorts["acronym" in item.fields].append(number)
-        found = by_words(texts, [item.definition for item in items], min(len(items), CANDIDATES)) if items else iter(())
+        found = by_words(texts, texts, min(len(items), CANDIDATES)) if items else iter(())
         self._near = [self._others(number, [int(other) for other in near]) for number, near in enumerate(found)]
 
     def rows(self, number: int, kinds: Sequence[Kind], options: SynthOptions, writer: Writer | None) -> Iterator[Row]:
@@ -133,8 +145,8 @@ class Side:
         """A row, unless it was there before or its query holds the answer."""
         item = self.items[number]
         positive = fill(kind.positive, item.fields)
-        key = (identity(query), identity(positive))
-        if key in self._done or key[0] == key[1] or positive.casefold() in query.casefold():
+        key = (bare(query), bare(positive))
+        if key in self._done or key[0] == key[1] or _holds(query, positive):
             return None
         self._done.add(key)
         row = {"query": query, "positive": positive}
@@ -143,15 +155,15 @@ class Side:
         row |= {"term": item.term, "type": kind.type}
         return row | {key: item.fields[key] for key in ("acronym", "full") if key in item.fields}
 
-    def _negatives(self, number: int, kind: Kind, barred: set[int]) -> list[str]:
-        found: dict[int, str] = {}
+    def _negatives(self, number: int, kind: Kind, barred: set[str]) -> list[str]:
+        found: dict[str, str] = {}
         for other in self._near[number]:
             fields = self.items[other].fields
             if ("acronym" in fields) != ("acronym" in self.items[number].fields) and "{definition" not in kind.positive:
                 continue  # a name of another sort would be told apart by its looks
             text = fill(kind.positive, fields)
-            if identity(text) not in barred:
-                found.setdefault(identity(text), text)
+            if bare(text) not in barred:
+                found.setdefault(bare(text), text)
             if len(found) == NEAR:
                 break
         return list(found.values())
@@ -163,10 +175,30 @@ class Side:
         return [other for other in dict.fromkeys([*near, *rest]) if self.groups[other] != self.groups[number]]
 
 
+def _holds(query: str, answer: str) -> bool:
+    """Whether a text stands in another; one in Latin letters as words of its own: AI is not in "explain".
+
+    >>> _holds("발광다이오드의 뜻", "다이오드"), _holds("explain this", "AI"), _holds("what is AI?", "ai")
+    (True, False, True)
+    """
+    text = re.escape(answer.casefold())
+    before, behind = (r"(?<![a-z0-9])", r"(?![a-z0-9])")
+    latin = [letter.isascii() and letter.isalnum() for letter in (answer[0], answer[-1])]
+    return bool(re.search(before * latin[0] + text + behind * latin[1], query.casefold()))
+
+
+def _telling(sides: list[list[tuple[int, Row]]]) -> list[list[Row]]:
+    """Rows of (group, row) without the queries that a language model wrote for things of different groups."""
+    groups: dict[str, set[int]] = {}
+    for group, row in (pair for side in sides for pair in side):
+        groups.setdefault(bare(row["query"]), set()).add(group)
+    return [[row for _, row in side if row["type"] != LLM or len(groups[bare(row["query"])]) == 1] for side in sides]
+
+
 def _unknown(rows: list[Row], trained: list[Row]) -> list[Row]:
     """Test rows without those whose query or positive was trained on, which a language model may bring about."""
-    known = {identity(row[key]) for row in trained for key in ("query", "positive")}
-    return [row for row in rows if not known & {identity(row["query"]), identity(row["positive"])}]
+    known = {bare(row[key]) for row in trained for key in ("query", "positive")}
+    return [row for row in rows if not known & {bare(row["query"]), bare(row["positive"])}]
 
 
 def _tell(name: str, side: Side, rows: list[Row]) -> None:

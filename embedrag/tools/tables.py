@@ -14,11 +14,13 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from embedrag.errors import UserError, near_miss
+from embedrag.tools.glossary_words import columns_of
 
 NATIONAL = ("cp949", "gb18030", "big5")
 # Lead and trail bytes of each one's everyday characters: all Hangul syllables in use, and the first level of hanzi.
@@ -29,29 +31,22 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
-TERM_COLUMNS = frozenset(
-    "term terms word anchor query question keyword headword entry title name begriff terme término "
-    "용어 단어 낱말 질문 표제어 용어명 "
-    "术语 词 词条 词语 名词 名称 問題 问题 術語 詞 詞條 詞彙 名詞 名稱 用語 単語".split()
-)
-DEFINITION_COLUMNS = frozenset(
-    "definition definitions positive pos pos_doc meaning description explanation answer text beschreibung "
-    "définition definición 정의 뜻 설명 의미 답변 뜻풀이 풀이 "
-    "定义 释义 解释 说明 含义 答案 定義 釋義 解釋 說明 含義 説明 意味".split()
-)
 CATEGORY_COLUMNS = frozenset(
     "category topic field domain subject 분류 분야 범주 类别 分类 领域 類別 分類 領域 カテゴリ".split()
 )
+FEW = 8  # wide letters that tell one national encoding from another; fewer leave doubt
+NEGATIVE_COLUMNS = frozenset("negative negatives neg neg_doc hard_negative 오답 负例 負例".split())
 SHOWN = 20  # faulty lines that are named; the rest is counted
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of a glossary: a term, what it means, its category (or nothing), and the place it stands at."""
+    """One row of a glossary: a term, what it means, category and wrong answer (or nothing), and where it stands."""
 
     term: str
     definition: str
     category: str
+    negative: str
     place: str
 
 
@@ -92,6 +87,24 @@ def plain(text: str) -> str:
     'led lamp'
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+_PLURAL = re.compile(r"((?<=[A-Z]{2})|(?<=[A-Za-z]{2}[a-hj-rtv-z]))s(?![A-Za-z])")  # LEDs, diodes; not HTTPS, bus
+_TELLING = re.compile(r"((?<=[a-z])[+#]+(?![a-z0-9])|(?<=[0-9])\.(?=[0-9]))")  # C++, 1.5
+
+
+def bare(text: str) -> str:
+    """What names and definitions are compared by: letters and digits, without spacing, punctuation, case and plural.
+
+    >>> bare("압전 효과") == bare("압전효과"), bare("Light-Emitting Diodes.") == bare("light emitting diode")
+    (True, True)
+    >>> [bare(text) for text in ("C++", "C#", "1.5 V", "--")]
+    ['c++', 'c#', '1.5v', '--']
+    """
+    folded = _PLURAL.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    parts = _TELLING.split(folded)
+    parts[::2] = ["".join(sign for sign in part if unicodedata.category(sign)[0] in "LMN") for part in parts[::2]]
+    return "".join(parts) or plain(text)
 
 
 def decode(path: Path, encoding: str | None) -> tuple[str, str]:
@@ -144,7 +157,9 @@ def detect(data: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
     ranked = [match.encoding for match in from_bytes(data, cp_isolation=list(NATIONAL))]
-    return next((name for name in [*ranked, *NATIONAL] if _sane(data, name)), None)
+    sane = [name for name in dict.fromkeys([*ranked, *NATIONAL]) if _sane(data, name)]
+    doubtful = len(sane) > 1 and sum(byte > 0x7F for byte in data) < 2 * FEW
+    return sane[0] if sane and not doubtful else None
 
 
 def is_utf8(data: bytes) -> bool:
@@ -179,34 +194,47 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
         UserError: when it is no table, lacks the columns, or holds no good row.
     """
     text, name = decode(path, encoding)
+    text = re.sub(r"\Asep=.[ \t]*(?=[\r\n])", "", text)  # a note of Excel's; the header says it as well
     delimiter, header, places = _layout(path, text, columns)
     table = Table(name, delimiter, (header[places[0]], header[places[1]]))
-    topic = next((place for place, title in enumerate(header) if plain(title) in CATEGORY_COLUMNS), None)
+    topic, wrong = (
+        next((place for place, title in enumerate(header) if plain(title) in names), None)
+        for names in (CATEGORY_COLUMNS, NEGATIVE_COLUMNS)
+    )
     seen = set[tuple[str, str]]()
     for line, cells in islice(_rows(path, text, delimiter), 1, None):
         place = f"{path}:{line}"
+        cells = [*cells[: len(header)], *_without_tail(cells[len(header) :])]
         if len(cells) != len(header):
             table.fault(f"not as many cells as the header's {len(header)}", place)
             continue
         term, definition = (" ".join(cells[number].split()) for number in places)
         if not term or not definition:
             table.fault("empty cell", place)
-        elif plain(term) == plain(definition):
+        elif bare(term) == bare(definition):
             table.fault("the definition repeats the term", place)
-        elif (plain(term), plain(definition)) in seen:
+        elif (bare(term), bare(definition)) in seen:
             table.fault("same as an earlier row", place)
         else:
-            seen.add((plain(term), plain(definition)))
-            table.pairs.append(Pair(term, definition, "" if topic is None else cells[topic].strip(), place))
+            seen.add((bare(term), bare(definition)))
+            category, negative = ("" if n is None else " ".join(cells[n].split()) for n in (topic, wrong))
+            table.pairs.append(Pair(term, definition, category, negative, place))
     if not table.pairs:
         raise UserError("\n".join([f"{path}: no row with a term and a definition", *table.report()]))
     return table
+
+
+def _without_tail(cells: list[str]) -> list[str]:
+    """Cells without the empty ones at the end, which spreadsheets add."""
+    return cells[: max((place + 1 for place, cell in enumerate(cells) if cell.strip()), default=0)]
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line at which it begins, cells) of each row that is not blank."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    if delimiter == "\t" and not _is_quoted(text, delimiter):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE)
     while True:
         line = reader.line_num + 1
         try:
@@ -219,22 +247,39 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str
             yield line, cells
 
 
-def _layout(path: Path, text: str, columns: Sequence[str] | None) -> tuple[str, list[str], tuple[int, int]]:
-    """Delimiter, header, and places of the two columns: those of the delimiter under which the header has them."""
-    first = next((line for line in re.split(r"\r\n|\r|\n", text) if line.strip()), "")
+def _is_quoted(text: str, delimiter: str) -> bool:
+    """Whether all quotes make sense as such. Many programs that write tabs between cells write quotes as letters."""
     try:
-        headers = {mark: next(csv.reader([first], delimiter=mark, strict=True)) for mark in DELIMITERS}
-    except csv.Error as error:
-        raise UserError(f"{path}:1: the header can't be read ({error}); check the quotes") from None
-    wanted = [{plain(name)} for name in columns] if columns else [TERM_COLUMNS, DEFINITION_COLUMNS]
+        return all(True for _ in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error:
+        return False
+
+
+def _layout(path: Path, text: str, columns: Sequence[str] | None) -> tuple[str, list[str], tuple[int, int]]:
+    """Delimiter, header, and places of the two columns: those under which the header has them most surely."""
+    first = next((line for line in re.split(r"\r\n|\r|\n", text) if line.strip()), "")
+    headers: dict[str, list[str]] = {}
+    for mark in DELIMITERS:
+        with suppress(csv.Error):  # quoted cells make sense with their own delimiter alone
+            headers[mark] = next(csv.reader([first], delimiter=mark, strict=True))
+    if not headers:
+        raise UserError(f"{path}:1: the header can't be read; check the quotes")
+    found = []
     for mark, header in headers.items():
-        found = [[place for place, cell in enumerate(header) if plain(cell) in names] for names in wanted]
-        if all(found):
-            return mark, [cell.strip() for cell in header], (found[0][0], found[1][0])
+        header = [cell.strip() for cell in _without_tail(header)]
+        if columns:
+            names = [plain(cell) for cell in header]
+            if all(plain(name) in names for name in columns):
+                term, meaning = (names.index(plain(name)) for name in columns)
+                found.append(((0, 0), mark, header, (term, meaning)))
+        elif guess := columns_of(header):
+            found.append((guess[1], mark, header, guess[0]))
+    if found:
+        return min(found, key=lambda layout: sum(layout[0]))[1:]
     there = [cell.strip() for cell in max(headers.values(), key=len)]
     known = " and ".join(columns) if columns else "term and definition, or anchor and positive,"
     hint = next((hint for name in columns or () if name not in there and (hint := near_miss(name, there))), "")
     raise UserError(
         f"{path}:1: no columns {known} in its header; there are: {', '.join(there)}{hint}; "
-        "name two of them with --columns TERM DEFINITION"
+        "name two of them with --columns TERM DEFINITION; if these are no names, write a line of names above them"
     )

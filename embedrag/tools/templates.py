@@ -20,6 +20,7 @@ from embedrag.tools.particles import NAMES, with_particle
 
 FOLDER = Path(__file__).with_name("data")
 FIELDS = ("term", "definition", "category", "acronym", "full")
+SHARE = 0.3  # of the letters, by which a language is told
 HOLE = re.compile(r"\{(\w*)(?::(\w*))?\}")
 
 
@@ -60,16 +61,22 @@ def shipped() -> dict[str, Path]:
 
 
 def language_of(texts: Iterable[str]) -> str:
-    """Korean, Chinese or English, by the letters of texts.
+    """Korean, Chinese or English, by the letters that make up 30 % of texts; nothing for another script.
 
-    >>> language_of(["저항", "LED"]), language_of(["提单 B/L"]), language_of(["fuse"])
-    ('ko', 'zh', 'en')
+    >>> [language_of([text]) for text in ("저항 LED", "提单 B/L", "Seoul (서울), a city in the north", "でんき", "ток")]
+    ['ko', 'zh', 'en', '', '']
     """
-    joined = " ".join(texts)
-    hangul, han = len(re.findall("[가-힣]", joined)), len(re.findall("[\u4e00-\u9fff]", joined))
-    if not hangul and not han:
-        return "en"
-    return "ko" if hangul >= han else "zh"
+    letters = [letter for text in texts for letter in text if letter.isalpha()]
+    joined = "".join(letters)
+    hangul, han, kana, latin = (
+        len(re.findall(f"[{span}]", joined)) / max(1, len(joined))
+        for span in ("가-힣", "\u4e00-\u9fff", "\u3040-\u30ff", "A-Za-zÀ-ɏ")
+    )
+    if hangul >= SHARE and hangul >= han:
+        return "ko"
+    if kana >= SHARE / 3:  # Japanese, half of whose letters are Chinese ones
+        return ""
+    return "zh" if han >= SHARE else "en" if latin >= SHARE else ""
 
 
 def load(name: str) -> Templates:
