@@ -1,4 +1,4 @@
-"""Training on millions of rows: how fast the data is taken up, how much memory that needs, how long a second start takes.
+"""Training on millions of rows: how fast they are taken up, in how much memory, and how long a second start takes.
 
 python -m benchmarks.big_data --rows 2000000
 
