@@ -528,7 +528,7 @@ def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         store, _ = open_store([str(path)], lambda _, texts: [[1]] * len(texts), name, tmp_path / "cache")
-        return list(_data_lines(store, False))[2:]
+        return list(_data_lines(store, found=False, stream=False))[2:]
 
     good = [{"query": f"q{i // 2}", "pos": [f"p{i}"], "neg": ["n"]} for i in range(20)]
     assert lines(good, "good") == []

@@ -40,6 +40,7 @@ def test_options_table_is_that_of_the_code() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_bash_commands_run_in_order(tmp_path: Path) -> None:
     for name in ("train.py", "merge.py", "embedrag", "datasets", "configs"):
         source = ROOT / name
