@@ -121,7 +121,7 @@ def run(options: MineOptions) -> int:
     say(f"data: {known.rows:,} rows, {len(corpus.texts):,} different passages to look for negatives in")
     judge = CrossEncoder(options.score_with, options.device, options.trust_remote_code) if options.score_with else None
     search = _lexical(corpus, sources, options) if options.bm25 else _dense(corpus, options)
-    start, written, short, doubtful = time.monotonic(), 0, 0, 0
+    start, written, short, doubtful, without = time.monotonic(), 0, 0, 0, 0
     records = (record for _, record in read_records(sources))
     with atomic_file(output) as file, tqdm(total=known.rows, unit="row", dynamic_ncols=True) as bar:
         while block := list(islice(records, ROWS)):
@@ -141,8 +141,11 @@ def run(options: MineOptions) -> int:
                 short += len(picked) < options.neg_nums
                 file.write(_line(record, [corpus.texts[number] for number in picked], [*positives, *marks]) + "\n")
                 written += len(picked)
+                without += not len(picked)
                 bar.update()
     seconds = time.monotonic() - start
+    if without:
+        say(f"mined: {without:,} rows found no negative and keep those they had")
     say(
         f"mined: {written:,} negatives for {known.rows:,} rows into {output}; {short:,} rows have fewer than "
         f"{options.neg_nums}; {doubtful:,} candidates scored like a positive and were left out"
@@ -180,8 +183,11 @@ def _passages(sources: list[str]) -> Iterator[str]:
 
 
 def _line(record: Record, negatives: list[str], scores: list[float]) -> str:
-    row: dict[str, Any] = {"query": record.query, "pos": list(record.pos), "neg": negatives}
-    row |= record.extra | {"teacher_scores": [round(float(score), 6) for score in scores]}
+    """The row with its new negatives and all scores; one that found none keeps its own, which were not scored."""
+    row: dict[str, Any] = {"query": record.query, "pos": list(record.pos), "neg": negatives or list(record.neg)}
+    row |= record.extra
+    if negatives or not record.neg:
+        row |= {"teacher_scores": [round(float(score), 6) for score in scores]}
     return json.dumps(row, ensure_ascii=False)
 
 

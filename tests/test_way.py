@@ -40,5 +40,5 @@ def test_documented_way_from_a_glossary_to_a_verdict_runs_as_written(tiny_bert: 
     assert terms["train"] and terms["test"] and not terms["train"] & terms["test"]
     mined = [json.loads(line) for line in (way / "mined.jsonl").read_text().splitlines()]
     assert len(mined) == len(sides["train"])
-    assert sum(bool(row["neg"]) for row in mined) > 0.9 * len(mined)
+    assert all(row["neg"] for row in mined) and any(len(row["neg"]) > 1 for row in mined)
     assert (way / "merged" / "merge_config.json").exists() and (way / "report.html").exists()
