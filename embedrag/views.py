@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PRECISIONS = ("float32", "int8", "binary")
-BYTES = {"float32": 4.0, "int8": 1.0, "binary": 1 / 8}
+DTYPES = {"float32": "<f4", "int8": "|i1", "binary": "|u1"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,14 @@ class View:
         lengths = np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
         return np.asarray(kept / lengths, np.float32)
 
+    def width(self, dimension: int) -> int:
+        """Numbers of a stored vector of a model of `dimension` components."""
+        kept = self.dim or dimension
+        return -(-kept // 8) if self.precision == "binary" else kept
+
     def bytes(self, dimension: int) -> int:
         """Bytes of a stored vector of a model of `dimension` components."""
-        return int(-(-(self.dim or dimension) * BYTES[self.precision] // 1))
+        return self.width(dimension) * np.dtype(DTYPES[self.precision]).itemsize
 
     def __str__(self) -> str:
         size = f"{self.dim} components" if self.dim else "all components"
