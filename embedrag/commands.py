@@ -12,6 +12,8 @@ from pydantic import (
 
 from embedrag.fields import Device, Options, TextList, as_list, option, whole_number
 
+Precision = Literal["float32", "int8", "binary"]
+
 
 class MergeOptions(Options):
     """Options of `merge.py` / `embedrag merge`."""
@@ -50,7 +52,13 @@ class EncodeOptions(Options):
     input: str = option(
         ..., "texts: JSONL, CSV or TSV (see --field), or plain text, one a line", group="encode", min_length=1
     )
-    output: str = option(..., "file for the vectors, .npy, float32, one row a text", group="encode", min_length=1)
+    output: str = option(..., "file for the vectors, .npy, one row a text", group="encode", min_length=1)
+    dim: int | None = option(
+        None, "keep the first so many components, at length 1 again; left out: all", group="encode", ge=1
+    )
+    precision: Precision = option(
+        "float32", "of the file; int8: 127 steps of the largest component; binary: signs, 8 in a byte", group="encode"
+    )
     role: Literal["query", "passage"] = option("passage", "which prompt and length apply", group="encode")
     base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="encode")
     field: str = option("text", "key or column that holds the text", group="encode", min_length=1)
@@ -126,6 +134,14 @@ class EvaluateOptions(Options):
     )
     faiss_index: str | None = option(
         None, "search with FAISS, named as its index factory does (HNSW32); left out: exact search", group="evaluate"
+    )
+    dims: Annotated[list[PositiveInt] | None, BeforeValidator(as_list)] = option(
+        None,
+        "score vectors cut to so many components too, and list the bytes; left out: matryoshka_dims of the training",
+        group="evaluate",
+    )
+    precisions: Annotated[list[Precision] | None, BeforeValidator(as_list)] = option(
+        None, "score vectors in these precisions too; left out: embedding_precisions of the training", group="evaluate"
     )
     output: str | None = option(None, "JSON file for the result", group="evaluate", min_length=1)
     html: str | None = option(None, "HTML page for the result, with plots", group="evaluate", min_length=1)

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    model_validator,
-)
+from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from embedrag.fields import Device, Options, SourceList, as_list, lower, option, whole_number
 
@@ -207,6 +204,43 @@ class TrainOptions(Options):
         group="training",
     )
 
+    # Loss
+    further_directions: Annotated[
+        list[Literal["passage_query", "query_query", "passage_passage"]], BeforeValidator(as_list)
+    ] = option(
+        [],
+        "score also the positive against all queries, the query against the others, the positive against others' "
+        "passages, in one softmax",
+        group="loss",
+    )
+    separate: bool = option(False, "a softmax for each direction (passage_query), not one for all", group="loss")
+    hardness: float = option(0.0, "logits of negatives grow by so many times their cosine", group="loss", ge=0)
+    hardness_of: Annotated[Literal["all", "own", "in_batch"], BeforeValidator(lower)] = option(
+        "all", "negatives that hardness counts for: all, the row's own, or those of other rows", group="loss"
+    )
+    false_negative_margin: float | None = option(
+        None, "a passage whose cosine is above the positive's by more than this is no negative", group="loss"
+    )
+    false_negative_guide: Annotated[Literal["self", "base"], BeforeValidator(lower)] = option(
+        "self", "whose cosines tell that: the model's own, or its base's (LoRA and QLoRA: adapters off)", group="loss"
+    )
+    distillation: Annotated[Literal["kl", "margin_mse"] | None, BeforeValidator(lower)] = option(
+        None, "learn the scores of a teacher too (teacher_scores in the rows, from embedrag mine)", group="loss"
+    )
+    distillation_weight: float = option(
+        0.5, "share of distillation in the loss; 1 = nothing else", group="loss", gt=0, le=1
+    )
+    teacher_temperature: float = option(1.0, "the teacher's scores are divided by it", group="loss", gt=0)
+    matryoshka_dims: Annotated[list[PositiveInt] | None, BeforeValidator(as_list)] = option(
+        None, "the first so many components of a vector are a good vector too, for each number named", group="loss"
+    )
+    matryoshka_weights: Annotated[list[float] | None, BeforeValidator(as_list)] = option(
+        None, "weight of the loss of each of matryoshka_dims; left out: 1", group="loss"
+    )
+    embedding_precisions: Annotated[list[Literal["int8", "binary"]] | None, BeforeValidator(as_list)] = option(
+        None, "train the vectors for these precisions too (straight through)", group="loss"
+    )
+
     # Machine
     device: Device = option("auto", "where to compute", group="machine", nested="device")
     use_cpu: bool = option(False, "the same as --device cpu", group="machine")
@@ -302,6 +336,7 @@ class TrainOptions(Options):
         if not self.eval_dataset and not self.eval_split:
             idle = [name for name in ("eval_steps", "early_stopping_patience") if getattr(self, name)]
             problems += [f"--{name} needs --eval_dataset or --eval_split" for name in idle]
+        problems += self._against_losses()
         if self.stream:
             problems += self._against_streaming()
         if self.shard_weights:
@@ -309,6 +344,22 @@ class TrainOptions(Options):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _against_losses(self) -> Iterator[str]:
+        if self.candidates == "hard" and self.further_directions:
+            yield "--candidates hard is for one direction; leave --further_directions out"
+        if self.separate and list(self.further_directions) != ["passage_query"]:
+            yield "--separate needs --further_directions passage_query alone: the others have no positive of their own"
+        if self.false_negative_guide == "base" and self.false_negative_margin is None:
+            yield "--false_negative_guide base needs --false_negative_margin (0: as in GISTEmbed)"
+        if self.false_negative_guide == "base" and self.finetune_type == "full":
+            yield "--false_negative_guide base needs adapters that can be switched off; a full fine-tune has none"
+        if self.distillation and self.neg_nums == 0:
+            yield "--distillation compares a row's positive with its negatives; set --neg_nums 1 or more"
+        if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka_dims or []):
+            yield "--matryoshka_weights needs one weight for each of --matryoshka_dims"
+        if len(set(self.matryoshka_dims or [])) < len(self.matryoshka_dims or []):
+            yield "--matryoshka_dims names a dimension twice"
 
     def _against_streaming(self) -> Iterator[str]:
         if not self.steps_per_epoch:

@@ -186,5 +186,13 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
             + f", and --candidates {options.candidates} with --batch_size {options.batch_size} adds none of other rows"
             + "; give rows negatives, or use --candidates all with --batch_size 2 or more"
         )
+    scored = store.report["rows_with_teacher_scores"]
+    if options.distillation and not scored:
+        raise UserError(
+            f"--distillation {options.distillation}: no row has teacher_scores; make them with embedrag mine "
+            "(--score_with names a cross-encoder)"
+        )
+    if options.distillation and scored < store.report["rows"]:
+        yield f"data: {scored:,} rows have teacher_scores; the others learn from their labels alone"
     if alone and without and options.batch_size == 1:
         yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from embedrag.commands import EncodeOptions
@@ -18,12 +19,13 @@ from embedrag.files import check_targets, write_vectors
 from embedrag.logs import say
 from embedrag.records import TABLE_SUFFIXES, numbered_lines, titled, whole_text
 from embedrag.saved import load_encoder
+from embedrag.views import DTYPES, View
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
 def run(options: EncodeOptions) -> int:
-    """`embedrag encode`: [texts, D] float32 into an .npy file, which appears when it is whole."""
+    """`embedrag encode`: vectors into an .npy file, which appears when it is whole; see `View.stored`."""
     source, output = Path(options.input), Path(options.output)
     check_targets({"--output": options.output}, [options.input], options.overwrite)
     if output.suffix != ".npy":
@@ -36,14 +38,20 @@ def run(options: EncodeOptions) -> int:
     encoder = load_encoder(
         options.model, options.device, base_name=options.base_model_path, trust_remote_code=options.trust_remote_code
     )
-    texts = read_texts(source, options.field)
+    if options.dim and options.dim > encoder.dimension:
+        raise UserError(f"--dim {options.dim}: the model's vectors have {encoder.dimension} components")
+    texts, form = read_texts(source, options.field), View(options.dim, options.precision)
     with tqdm(total=count, unit="text", dynamic_ncols=True) as bar:
         parts = iter(lambda: list(islice(texts, TEXTS_PER_BLOCK)), [])
-        write_vectors(
-            output, (encoder.encode(part, options.role, bar.update) for part in parts), (count, encoder.dimension)
-        )
-    say(f"{count:,} vectors of {encoder.dimension} components in {output}")
+        stored = (_stored(form, encoder.encode(part, options.role, bar.update)) for part in parts)
+        write_vectors(output, stored, (count, form.width(encoder.dimension)), DTYPES[options.precision])
+    size = form.bytes(encoder.dimension)
+    say(f"{count:,} vectors of {options.dim or encoder.dimension} components, {size:,} bytes each, in {output}")
     return 0
+
+
+def _stored(form: View, vectors: np.ndarray) -> np.ndarray:
+    return vectors if form == View() else form.stored(vectors)  # as the model gives them, normalised or not
 
 
 def read_texts(path: Path, field: str, titles: bool = False) -> Iterator[str]:

@@ -166,6 +166,24 @@ class Encoder(nn.Module):
             places += [order[:0]] * (most - len(places))
         return CachedVectors(self._embed, tokens, places, recompute, self.device, self.dimension)
 
+    def frozen(self, tokens: TokenBatch) -> Tensor:
+        """[n, D] of the base model: adapters off, no dropout, no graph."""
+        was_training = self.training
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in self.backbone.modules() if isinstance(module, BaseTunerLayer)]
+        self.eval()
+        try:
+            for layer in layers:
+                layer.enable_adapters(False)
+            with torch.no_grad():
+                vectors: Tensor = self(tokens)
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            self.train(was_training)
+        return F.normalize(vectors, dim=1)
+
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
         """Tokens that a training step computes, padding included, and those of them that it computes once more."""
         order, chunks = self._plan(tokens)

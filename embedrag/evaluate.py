@@ -15,8 +15,9 @@ from embedrag.metrics import METRICS
 from embedrag.outcome import forgetting, lines, outcome, training_curve
 from embedrag.report import write_html
 from embedrag.retrieval import load_set
-from embedrag.saved import adapter_file, load_encoder
+from embedrag.saved import adapter_file, load_encoder, model_settings
 from embedrag.scores import score
+from embedrag.views import View
 
 
 def run(options: EvaluateOptions) -> int:
@@ -40,7 +41,7 @@ def run(options: EvaluateOptions) -> int:
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
     trusted = options.trust_remote_code
     encoder = load_encoder(options.model, options.device, base_name=options.base_model_path, trust_remote_code=trusted)
-    tuned = score(encoder, data, options.k, "model", options.faiss_index)
+    tuned = score(encoder, data, options.k, "model", options.faiss_index, forms=_forms(options, encoder.dimension))
     tuned_general = score(encoder, general, options.k, "model, general") if general else None
     del encoder
     base = base_general = None
@@ -61,3 +62,21 @@ def run(options: EvaluateOptions) -> int:
     if options.html:
         write_html(result, Path(options.html).expanduser())
     return 0
+
+
+def _forms(options: EvaluateOptions, dimension: int) -> list[View]:
+    """The forms that are asked for, else those that the model was trained for: each dimension in each precision.
+
+    Raises:
+        UserError: for more components than there are.
+    """
+    path = Path(options.model).expanduser()
+    trained = model_settings(path.parent if path.is_file() else path)
+    dims = options.dims or trained.get("matryoshka_dims") or []
+    further = options.precisions or trained.get("embedding_precisions") or []
+    if not dims and not further:
+        return []
+    if max(dims, default=0) > dimension:
+        raise UserError(f"--dims {max(dims)}: the model's vectors have {dimension} components")
+    precisions = dict.fromkeys(["float32", *further])
+    return [View(dim, name) for dim in sorted({dimension, *dims}, reverse=True) for name in precisions]

@@ -71,8 +71,8 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
             yield file
 
 
-def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int]) -> None:
-    """Write an .npy file of float32 from blocks of rows; it appears when it is whole.
+def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: str = "<f4") -> None:
+    """Write an .npy file from blocks of rows; it appears when it is whole.
 
     Written and not mapped, for a full disk would end the program where a mapped page finds no place.
 
@@ -82,10 +82,10 @@ def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, 
     import numpy as np
 
     with _temporary(target) as temporary, temporary.open("wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        header = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
-            file.write(np.ascontiguousarray(block, "<f4").data)
+            file.write(np.ascontiguousarray(block, dtype).data)
 
 
 @contextmanager

@@ -1,6 +1,10 @@
-"""Contrastive loss on embeddings.
+"""Contrastive losses on embeddings, in tiles: InfoNCE and what the best recipes add to it.
 
-Dimensions: B queries, P passages, D components, E excluded pairs.
+All of them are functions of cosines. A tile of cosines (some queries, all their candidates) is computed, a plain
+function in PyTorch makes a loss a query of it, and its gradient goes back to the vectors; then the tile is forgotten.
+So memory is that of one tile whatever the batch, and a new loss is a few lines on a matrix of cosines.
+
+Dimensions: B queries, P passages, D components, b queries of a tile, E excluded pairs.
 """
 
 from __future__ import annotations
@@ -14,70 +18,207 @@ from torch import Tensor
 
 TILE_SCORES = 1 << 20
 ROWS = 1024
+DIRECTIONS = ("query_passage", "passage_query", "query_query", "passage_passage")
 
 
-def info_nce(
-    query_embeddings: Tensor,
-    passage_embeddings: Tensor,
-    labels: Tensor,
-    excluded: Tensor,
-    temperature: float,
-    shared: Tensor | None = None,
+@dataclass(frozen=True)
+class Terms:
+    """What is scored against what, and how it becomes a loss.
+
+    Attributes:
+        temperature: cosines are divided by it, above 0.
+        candidates: `all` passages of the batch, or `hard`: the own positive and the negatives of all queries.
+        directions: of `DIRECTIONS`, `query_passage` among them. `passage_query`: the positive against all queries;
+            `query_query`: the query against the other queries; `passage_passage`: the positive against the passages of
+            other queries. All in one softmax (GTE, arXiv 2308.03281).
+        separate: a softmax for each direction, and the mean of their losses; for `passage_query` only.
+        hardness: a, the logit of a negative grows by a * its cosine, which is not differentiated (arXiv 2503.04812).
+        hardness_of: the negatives it counts for: `all`, a query's `own`, or those `in_batch` of other queries.
+        false_negative_margin: a passage that scores more than this above the positive is no negative; None: all are.
+        distillation: between the scores (cosine / temperature) of a query's own candidates and those of a teacher: `kl`
+            of their distributions, or `margin_mse`, the mean square of the differences of margins (arXiv 2010.02666).
+        distillation_weight: w, the loss is (1 - w) * InfoNCE + w * distillation.
+        teacher_temperature: a teacher's scores are divided by it (`kl`).
+    """
+
+    temperature: float = 0.02
+    candidates: str = "all"
+    directions: tuple[str, ...] = ("query_passage",)
+    separate: bool = False
+    hardness: float = 0.0
+    hardness_of: str = "all"
+    false_negative_margin: float | None = None
+    distillation: str | None = None
+    distillation_weight: float = 0.5
+    teacher_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which passages belong to which query.
+
+    Attributes:
+        labels: [B] column of each query's positive; its own negatives are the columns behind it.
+        excluded: [E, 2] (query, passage) pairs that are no candidates.
+        owner: [P] the query that a passage came with.
+        teacher: [P] a teacher's score of the passage for that query; NaN: none.
+        guide: queries [B, d] and passages [P, d] of a frozen model, whose cosines tell what is no negative; left out:
+            the model that is trained.
+    """
+
+    labels: Tensor
+    excluded: Tensor
+    owner: Tensor
+    teacher: Tensor | None = None
+    guide: tuple[Tensor, Tensor] | None = None
+
+
+def contrastive(
+    query_embeddings: Tensor, passage_embeddings: Tensor, pairs: Pairs, terms: Terms, rows: slice = slice(None)
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE: each query should score its positive above every other candidate (arXiv 1807.03748, 2004.04906).
 
-    loss_i = -log( exp(s(i, label_i) / t) / sum_{j in candidates(i)} exp(s(i, j) / t) ), s = cosine, in float32.
-    Without exclusions this is sentence-transformers' MultipleNegativesRankingLoss with scale = 1 / t. Needs (query,
-    positive) rows, own negatives optional. Cost: 8 * B * P * D operations; the scores exist in tiles of `TILE_SCORES`.
+    loss_i = -log( exp(s(i, label_i) / t) / sum_{j in candidates(i)} exp(s(i, j) / t) ), s = cosine, in float32, and
+    what `Terms` adds. Without exclusions this is sentence-transformers' MultipleNegativesRankingLoss with
+    scale = 1 / t. Cost: 8 * B * P * D operations; the scores exist in tiles of `TILE_SCORES`.
 
     Args:
         query_embeddings: [B, D].
         passage_embeddings: [P, D].
-        labels: [B] column of each query's positive.
-        excluded: [E, 2] (query, passage) pairs that are no candidates.
-        temperature: t, above 0.
-        shared: [P] True where a passage is a candidate of every query; a query's own positive always is one. Left out:
-            all passages are.
+        pairs: what belongs together.
+        terms: what counts.
+        rows: queries whose loss is asked for; those of other processes are candidates only.
 
     Returns:
-        The loss of each query [B], and whether its positive scored best [B].
+        The loss of each query of `rows`, and whether its positive scored best among the passages.
 
     >>> q = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> loss, correct = info_nce(q, q, torch.tensor([0, 1]), torch.empty(0, 2, dtype=torch.long), temperature=1.0)
+    >>> pairs = Pairs(torch.tensor([0, 1]), torch.empty(0, 2, dtype=torch.long), torch.tensor([0, 1]))
+    >>> loss, correct = contrastive(q, q, pairs, Terms(temperature=1.0))
     >>> round(loss.mean().item(), 4), correct.tolist()
     (0.3133, [True, True])
     """
-    candidates = _Candidates(labels, excluded, shared)
-    loss, correct = _TiledInfoNCE.apply(  # type: ignore[no-untyped-call]
-        _float(query_embeddings), _float(passage_embeddings), candidates, temperature
+    start, stop, _ = rows.indices(len(query_embeddings))
+    loss, correct = _Tiled.apply(  # type: ignore[no-untyped-call]
+        _float(query_embeddings), _float(passage_embeddings), _Loss(pairs, terms), start, stop
     )
     return loss, correct
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Which passages count for which query."""
+class _Loss:
+    """From the cosines of some queries to their losses; everything here is plain, differentiable PyTorch."""
 
-    labels: Tensor
-    excluded: Tensor
-    shared: Tensor | None
+    def __init__(self, pairs: Pairs, terms: Terms) -> None:
+        self.pairs, self.terms = pairs, terms
+        self.is_positive = torch.zeros_like(pairs.owner, dtype=torch.bool)
+        self.is_positive[pairs.labels] = True
 
-    def close(self, scores: Tensor, start: int) -> Tensor:
-        """Set the scores of what is no candidate to -inf, in place; `scores` are those of queries `start` and later."""
-        labels = self.labels[start : start + len(scores)]
-        rows = torch.arange(len(scores), device=scores.device)
-        own = scores[rows, labels]
-        if self.shared is not None:
-            scores.masked_fill_(~self.shared, float("-inf"))
-        query, passage = self.excluded.unbind(1)
-        here = (query >= start) & (query < start + len(scores))
-        scores[query[here] - start, passage[here]] = float("-inf")
-        scores[rows, labels] = own
-        return scores
+    def __call__(self, cosines: list[Tensor], start: int) -> tuple[Tensor, Tensor]:
+        """Loss [b] and whether the positive scored best [b].
+
+        Args:
+            cosines: a matrix for each of `Terms.directions`, [b, P] or [b, B].
+            start: number of the first query.
+        """
+        terms = self.terms
+        queries = torch.arange(start, start + len(cosines[0]), device=cosines[0].device)
+        labels = self.pairs.labels[queries]
+        by_direction = dict(zip(terms.directions, cosines, strict=True))
+        closed = self._closed(by_direction["query_passage"], queries, labels)
+        scores = by_direction["query_passage"] / terms.temperature
+        own = scores.gather(1, labels[:, None])[:, 0]
+        candidates = scores.masked_fill(closed, float("-inf"))
+        logits = {"query_passage": candidates}
+        if terms.hardness:
+            logits["query_passage"] = candidates + self._hardness(by_direction["query_passage"], queries, labels)
+        for direction in terms.directions[1:]:
+            other = by_direction[direction] / terms.temperature
+            logits[direction] = other.masked_fill(self._closed_further(direction, queries), float("-inf"))
+        if terms.separate:
+            normaliser = sum(part.logsumexp(1) for part in logits.values()) / len(logits)
+        elif len(logits) == 1:
+            normaliser = logits["query_passage"].logsumexp(1)
+        else:
+            normaliser = torch.cat(list(logits.values()), 1).logsumexp(1)
+        loss = normaliser - own
+        if terms.distillation:
+            distance, known = self._distance(scores, queries, labels)
+            weight = terms.distillation_weight * known.to(loss)
+            loss = (1 - weight) * loss + weight * distance
+        return loss, candidates.argmax(1) == labels
+
+    def _closed(self, cosines: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
+        """[b, P] True where a passage is no candidate of a query."""
+        closed = torch.zeros_like(cosines, dtype=torch.bool)
+        if self.terms.candidates == "hard":
+            closed |= self.is_positive
+        if self.terms.false_negative_margin is not None:
+            seen = cosines.detach()
+            if self.pairs.guide:
+                seen = self.pairs.guide[0][queries] @ self.pairs.guide[1].T
+            closed |= seen > seen.gather(1, labels[:, None]) + self.terms.false_negative_margin
+        query, passage = self._excluded(queries)
+        closed[query, passage] = True
+        closed[torch.arange(len(queries), device=closed.device), labels] = False
+        return closed
+
+    def _excluded(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Excluded pairs of these queries, as places in a tile."""
+        query, passage = self.pairs.excluded.unbind(1)
+        first = int(queries[0])
+        here = (query >= first) & (query < first + len(queries))
+        return query[here] - first, passage[here]
+
+    def _closed_further(self, direction: str, queries: Tensor) -> Tensor:
+        """[b, P] or [b, B] True where a column of another direction is no negative.
+
+        Two queries one of which has the other's positive among its own are not each other's negatives, and a positive
+        is none of a query that it answers too.
+        """
+        pairs = self.pairs
+        rows = torch.arange(len(queries), device=queries.device)
+        query, passage = self._excluded(queries)
+        if direction == "passage_passage":
+            closed = pairs.owner[None] == queries[:, None]
+            closed[query, passage] = True
+            return closed
+        closed = torch.zeros(len(queries), len(pairs.labels), dtype=torch.bool, device=queries.device)
+        # Queries whose positive is a labelled positive of the row's query, and the other way round.
+        is_label = self.is_positive[passage]
+        closed[query[is_label], pairs.owner[passage[is_label]]] = True
+        other, column = pairs.excluded.unbind(1)
+        mine = (pairs.owner[column] >= queries[0]) & (pairs.owner[column] <= queries[-1]) & self.is_positive[column]
+        closed[pairs.owner[column[mine]] - queries[0], other[mine]] = True
+        closed[rows, queries] = direction == "query_query"
+        return closed
+
+    def _hardness(self, cosines: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
+        """[b, P] what is added to logits."""
+        own = self.pairs.owner[None] == queries[:, None]
+        counts = {"all": torch.ones_like(own), "own": own, "in_batch": ~own}[self.terms.hardness_of].clone()
+        counts[torch.arange(len(queries), device=own.device), labels] = False
+        return self.terms.hardness * cosines.detach() * counts
+
+    def _distance(self, scores: Tensor, queries: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """[b] how far the scores of the own candidates are from the teacher's, and [b] whether it has any."""
+        teacher = torch.full_like(scores[0], float("nan")) if self.pairs.teacher is None else self.pairs.teacher
+        own = (self.pairs.owner[None] == queries[:, None]) & ~teacher.isnan()
+        own &= own.gather(1, labels[:, None])  # without the positive's score there is nothing to compare with
+        known = own.sum(1) > 1
+        teacher = teacher.nan_to_num().to(scores) / self.terms.teacher_temperature
+        if self.terms.distillation == "margin_mse":
+            wanted = teacher[labels][:, None] - teacher
+            found = scores.gather(1, labels[:, None]) - scores
+            negatives = own.scatter(1, labels[:, None], False)
+            return ((found - wanted).square() * negatives).sum(1) / negatives.sum(1).clamp(min=1), known
+        others = ~own & known[:, None]  # a query without a teacher keeps finite numbers; they count for nothing
+        target = teacher.expand_as(scores).masked_fill(others, float("-inf")).log_softmax(1)
+        found = scores.masked_fill(others, float("-inf")).log_softmax(1)
+        return (target.exp() * (target - found).masked_fill(others, 0.0)).sum(1), known
 
 
-class _TiledInfoNCE(torch.autograd.Function):
-    """Scores are computed for some queries at a time, once for the value and once more for the gradient.
+class _Tiled(torch.autograd.Function):
+    """Cosines are computed for some queries at a time, once for the value and once more for the gradient.
 
     So memory is that of one tile, whatever B and P, for 8 instead of 6 * B * P * D operations (Inf-CL, arXiv
     2410.17243, tiles both sides; a row of scores is small enough to be whole). Vectors are not normalised as a whole
@@ -86,67 +227,95 @@ class _TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, passages: Tensor, candidates: _Candidates, temperature: float
+        ctx: Any, queries: Tensor, passages: Tensor, loss: _Loss, start: int, stop: int
     ) -> tuple[Tensor, Tensor]:
-        scales = _inverse_norms(queries) / temperature, _inverse_norms(passages)
+        sides = _Side(queries), _Side(passages)
         # Results have their place from the start: small ones left between large ones would scatter the memory.
-        losses, correct = queries.new_empty(len(queries)), torch.empty_like(candidates.labels, dtype=torch.bool)
-        for here, tile in _tiles(queries, len(passages)):
-            scores = candidates.close(_scores(tile, passages, scales[0][here], scales[1]), here.start)
-            labels = candidates.labels[here]
-            torch.sub(scores.logsumexp(1), scores.gather(1, labels[:, None])[:, 0], out=losses[here])
-            torch.eq(scores.argmax(1), labels, out=correct[here])
-        ctx.save_for_backward(queries, passages, *scales)
-        ctx.candidates, ctx.temperature = candidates, temperature
+        losses = queries.new_empty(stop - start)
+        correct = torch.empty(stop - start, dtype=torch.bool, device=queries.device)
+        for here in _tiles(start, stop, len(passages)):
+            tile = slice(here.start - start, here.stop - start)
+            losses[tile], correct[tile] = loss([block.cosines() for block in _blocks(loss, sides, here)], here.start)
+        ctx.save_for_backward(queries, passages)
+        ctx.loss, ctx.bounds = loss, (start, stop)
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        queries, passages, of_query, of_passage = ctx.saved_tensors
-        of_queries, of_passages = torch.empty_like(queries), torch.zeros_like(passages)
-        for here, tile in _tiles(queries, len(passages)):
-            scores = ctx.candidates.close(_scores(tile, passages, of_query[here], of_passage), here.start)
-            of_scores = scores.softmax(1)
-            of_scores[torch.arange(len(tile), device=tile.device), ctx.candidates.labels[here]] -= 1
-            of_scores *= gradients[0][here, None] * of_query[here, None] * of_passage
-            of_queries[here] = of_scores @ passages
-            of_passages.addmm_(of_scores.T, tile)
-        _remove_radial(of_queries, queries, of_query * ctx.temperature)
-        _remove_radial(of_passages, passages, of_passage)
-        return of_queries, of_passages, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        start, stop = ctx.bounds
+        sides = tuple(_Side(vectors, torch.zeros_like(vectors)) for vectors in ctx.saved_tensors)
+        for here in _tiles(start, stop, len(sides[1].vectors)):
+            blocks = _blocks(ctx.loss, sides, here)
+            cosines = [block.cosines().requires_grad_() for block in blocks]
+            with torch.enable_grad():
+                losses, _ = ctx.loss(cosines, here.start)
+            of_losses = gradients[0][here.start - start : here.stop - start]
+            of_cosines = torch.autograd.grad(losses, cosines, of_losses, allow_unused=True)
+            for block, gradient in zip(blocks, of_cosines, strict=True):
+                if gradient is not None:
+                    block.backward(gradient)
+        for side in sides:
+            side.remove_radial()
+        return sides[0].gradient, sides[1].gradient, None, None, None
 
 
-def _inverse_norms(vectors: Tensor) -> Tensor:
-    """[n, D] -> [n]."""
-    norms: Tensor = vectors.norm(dim=1)
-    return norms.clamp(min=1e-12).reciprocal()
+class _Side:
+    """Vectors [n, D], 1 / their lengths [n], and the sum of their gradients."""
+
+    def __init__(self, vectors: Tensor, gradient: Tensor | None = None) -> None:
+        self.vectors = vectors
+        self.inverse_norms: Tensor = vectors.norm(dim=1).clamp(min=1e-12).reciprocal()
+        self.gradient = torch.empty(0) if gradient is None else gradient
+
+    def remove_radial(self) -> None:
+        """Take out of the gradient, in place, what would lengthen the vectors: a cosine does not depend on that."""
+        for start in range(0, len(self.vectors), ROWS):
+            here = slice(start, start + ROWS)
+            along = (self.gradient[here] * self.vectors[here]).sum(1) * self.inverse_norms[here].square()
+            self.gradient[here].addcmul_(self.vectors[here], along[:, None], value=-1)
 
 
-def _scores(queries: Tensor, passages: Tensor, of_query: Tensor, of_passage: Tensor) -> Tensor:
-    """[b, P] products, scaled by a factor a row and one a column."""
-    return (queries @ passages.T).mul_(of_query[:, None]).mul_(of_passage)
+@dataclass(frozen=True)
+class _Block:
+    """Cosines between some vectors of one side and all of another."""
+
+    rows: _Side
+    places: slice | Tensor
+    columns: _Side
+
+    def cosines(self) -> Tensor:
+        """[b, n]."""
+        products = self.rows.vectors[self.places] @ self.columns.vectors.T
+        return products.mul_(self.rows.inverse_norms[self.places][:, None]).mul_(self.columns.inverse_norms)
+
+    def backward(self, gradient: Tensor) -> None:
+        """Add what the gradient [b, n] of the cosines is for the vectors, but for its radial part."""
+        gradient = gradient * self.rows.inverse_norms[self.places][:, None] * self.columns.inverse_norms
+        of_rows = gradient @ self.columns.vectors
+        self.columns.gradient.addmm_(gradient.T, self.rows.vectors[self.places])
+        if isinstance(self.places, slice):
+            self.rows.gradient[self.places] += of_rows
+        else:
+            self.rows.gradient.index_add_(0, self.places, of_rows)
 
 
-def _remove_radial(gradient: Tensor, vectors: Tensor, inverse_norms: Tensor) -> None:
-    """Take out, in place, what would lengthen the vectors, for a cosine does not depend on their length.
+def _blocks(loss: _Loss, sides: tuple[_Side, ...], here: slice) -> list[_Block]:
+    """The matrices of cosines that the directions need, for the queries of a tile."""
+    queries, passages = sides
+    labels = loss.pairs.labels[here]
+    made = {
+        "query_passage": _Block(queries, here, passages),
+        "query_query": _Block(queries, here, queries),
+        "passage_query": _Block(passages, labels, queries),
+        "passage_passage": _Block(passages, labels, passages),
+    }
+    return [made[direction] for direction in loss.terms.directions]
 
-    Args:
-        gradient: [n, D], of the products, with the norms' factors in it.
-        vectors: [n, D].
-        inverse_norms: [n].
-    """
-    for start in range(0, len(vectors), ROWS):
-        here = slice(start, start + ROWS)
-        along = (gradient[here] * vectors[here]).sum(1) * inverse_norms[here].square()
-        gradient[here].addcmul_(vectors[here], along[:, None], value=-1)
 
-
-def _tiles(queries: Tensor, passages: int) -> Iterator[tuple[slice, Tensor]]:
-    """(place, [b, D]) of each tile."""
+def _tiles(start: int, stop: int, passages: int) -> Iterator[slice]:
     rows = max(1, TILE_SCORES // passages)
-    places = (slice(start, min(start + rows, len(queries))) for start in range(0, len(queries), rows))
-    return ((place, queries[place]) for place in places)
+    return (slice(first, min(first + rows, stop)) for first in range(start, stop, rows))
 
 
 def _float(embeddings: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ class Optimization:
         tokens = total(sum(len(batch.tokens.input_ids) for batch in batches))
         work = [encoder.work(batch.tokens.select(self.run.step.share(batch, self._team))) for batch in batches]
         computed, again = (sum(column) for column in zip(*self._of_all(work), strict=True))
-        candidates = sum(len(batch.labels) * (len(batch.hard) - 1) - len(batch.excluded) for batch in batches)
+        candidates = sum(len(batch.labels) * (len(batch.passage_index) - 1) - len(batch.excluded) for batch in batches)
         return {
             "loss": _finite(total(sum(output["loss"].sum().item() for output in outputs)) / queries),
             "timestamp": now(),

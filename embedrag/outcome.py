@@ -49,6 +49,12 @@ def outcome(data: RetrievalSet, tuned: Scores, base: Scores | None, metric: str)
         "date": date.today().isoformat(),
         "versions": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
     }
+    if tuned.forms:
+        size = tuned.vectors.shape[1]
+        result["forms"] = [
+            {"dim": form.dim or size, "precision": form.precision, "bytes": form.bytes(size), **means}
+            for form, means in tuned.forms
+        ]
     if base:
         result |= {"baseline_metrics": base.summary(), "comparison": comparison(base.metrics, tuned.metrics)}
         result["verdict"] = _row(result["comparison"], metric)["verdict"]
@@ -59,12 +65,16 @@ def outcome(data: RetrievalSet, tuned: Scores, base: Scores | None, metric: str)
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """A result as text."""
+    metric = result["metric"]
     if "comparison" not in result:
         figures = [[name, f"{value:.4f}"] for name, value in result.items() if isinstance(value, float)]
         yield tabulate(figures, disable_numparse=True)
+    if "forms" in result:
+        rows = [[form["dim"], form["precision"], form["bytes"], f"{form[metric]:.4f}"] for form in result["forms"]]
+        yield tabulate(rows, ["components", "precision", "bytes a vector", metric], "github", disable_numparse=True)
+    if "comparison" not in result:
         return
     yield table(result["comparison"])
-    metric = result["metric"]
     if "general" in result:
         general = result["general"]
         row = _row(general["comparison"], metric)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -38,6 +38,7 @@ from embedrag.device import bfloat16_multiplies_faster, describe, fastest, pick_
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
+from embedrag.losses import Terms
 from embedrag.optim import check_optimizer
 from embedrag.processes import Processes, join, wants_sharding
 from embedrag.records import endless_records, local_files, read_records
@@ -50,6 +51,7 @@ from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore, record_texts
 from embedrag.verify import choose_probes
+from embedrag.views import View, views
 
 CALIBRATION_TOKENS = 1024
 PROBED_ROWS = 200
@@ -132,7 +134,7 @@ def prepare(options: TrainOptions) -> Run:
     if checkpoint:
         memory = restore_budget(checkpoint, encoder, options.token_budget) or memory
     info = _model_info(encoder, options)
-    step = ContrastiveStep(encoder, options.temperature, options.candidates)
+    step = ContrastiveStep(encoder, _terms(options), _views(options, encoder), options.false_negative_guide == "base")
     if not options.no_self_test:
         info["self_tests"] = {
             **self_test(encoder, store),
@@ -219,6 +221,24 @@ def with_engine(options: TrainOptions) -> TrainOptions:
         )
     say(f"processes: accelerate asks for {engine}; weights, gradients and optimizer state are cut by torch's FSDP2")
     return TrainOptions.model_validate(options.model_dump() | {"shard_weights": True})
+
+
+def _terms(options: TrainOptions) -> Terms:
+    """The terms of the loss; an option has the name of its term."""
+    named = {field.name: getattr(options, field.name) for field in fields(Terms) if hasattr(options, field.name)}
+    return Terms(**named | {"directions": ("query_passage", *options.further_directions)})
+
+
+def _views(options: TrainOptions, encoder: Encoder) -> tuple[View, ...]:
+    """The forms of the vectors that are learnt.
+
+    Raises:
+        UserError: when the model has fewer components.
+    """
+    dims = options.matryoshka_dims or []
+    if dims and max(dims) > encoder.dimension:
+        raise UserError(f"--matryoshka_dims {max(dims)}: the model's vectors have {encoder.dimension} components")
+    return views(dims, options.matryoshka_weights or [], options.embedding_precisions or [])
 
 
 def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:

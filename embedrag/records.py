@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from embedrag.errors import UserError, near_miss
 QUERY_KEYS = ("query", "anchor")
 POSITIVE_KEYS = ("pos", "positive", "pos_doc")
 NEGATIVE_KEYS = ("neg", "negative", "hard_negatives")
+SCORES_KEY = "teacher_scores"
 ACCEPTED = (
     '{"query", "pos": […], "neg": […]}, {"anchor", "positive", "hard_negatives": […]}, {"anchor", "positive"}, '
     '{"query", "pos_doc"} or {"query", "positive", "negative"}'
@@ -43,6 +45,7 @@ class Record:
         extra: the row's other keys, kept as they are.
         dropped: how many negatives were left out (blank, doubled, or equal to a positive).
         source: number of the data set it came from.
+        scores: a teacher's score of each of `pos` and then `neg` (key `teacher_scores`), or none.
     """
 
     query: str
@@ -52,6 +55,7 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
     source: int = 0
+    scores: tuple[float, ...] = ()
 
 
 class RowError(Exception):
@@ -74,7 +78,8 @@ def parse_row(row: Any) -> Record:
     positive_key = _only_key(row, POSITIVE_KEYS, "positive")
     negative_key = _only_key(row, NEGATIVE_KEYS, None)
     query = _text(row[query_key], query_key)
-    pos = tuple(dict.fromkeys(_texts(row[positive_key], positive_key)))
+    positives = _texts(row[positive_key], positive_key)
+    pos = tuple(dict.fromkeys(positives))
     if not pos:
         raise RowError(f"{positive_key} is empty; every row needs at least one positive text")
     given = (
@@ -85,7 +90,9 @@ def parse_row(row: Any) -> Record:
     neg = tuple(text for text in dict.fromkeys(given) if text.strip() and text not in pos)
     used = [key for key in (query_key, positive_key, negative_key) if key]
     extra = {key: value for key, value in row.items() if key not in used}
-    return Record(query, pos, neg, ", ".join(used), extra, dropped=len(given) - len(neg))
+    scores = _scores(row.get(SCORES_KEY), [*positives, *given])
+    kept = tuple(scores[text] for text in (*pos, *neg)) if scores else ()
+    return Record(query, pos, neg, ", ".join(used), extra, dropped=len(given) - len(neg), scores=kept)
 
 
 def read_records(sources: Sequence[str]) -> Iterator[tuple[str, Record]]:
@@ -347,6 +354,16 @@ def _only_key(row: dict[str, Any], keys: tuple[str, ...], needed: str | None) ->
         hint = next((hint for hint in (near_miss(str(key), keys) for key in unknown) if hint), "")
         raise RowError(f"no {needed} ({' or '.join(keys)}) among its keys {', '.join(map(str, row)) or '(none)'}{hint}")
     return present[0] if present else ""
+
+
+def _scores(value: Any, texts: list[str]) -> dict[str, float]:
+    """A teacher's score of each text, of a list that has one for each."""
+    if value is None:
+        return {}
+    numbers = isinstance(value, list) and all(type(score) in (int, float) and math.isfinite(score) for score in value)
+    if not numbers or len(value) != len(texts):
+        raise RowError(f"{SCORES_KEY} must be a list of {len(texts)} numbers, one for each positive and negative")
+    return dict(zip(reversed(texts), reversed(value), strict=True))
 
 
 def _texts(value: Any, key: str, blank_allowed: bool = False) -> list[str]:

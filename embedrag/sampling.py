@@ -33,9 +33,10 @@ class Batch:
         labels: [B] position of each query's positive among the passages.
         excluded: [E, 2] (query, passage) pairs that do not count: another labelled positive of the query, or a copy of
             its own positive. Pairs and not a matrix, for they are few and B x P may be large.
-        hard: [P] True where a passage is some query's own negative.
         rows: [B] row numbers, for messages.
         negatives: [B] own negatives of each query.
+        teacher: [P] a teacher's score of each passage for the query it came with, NaN where there is none; None where
+            no row has any.
     """
 
     tokens: TokenBatch
@@ -43,9 +44,14 @@ class Batch:
     passage_index: Tensor
     labels: Tensor
     excluded: Tensor
-    hard: Tensor
     rows: Tensor
     negatives: Tensor
+    teacher: Tensor | None = None
+
+    @property
+    def owner(self) -> Tensor:
+        """[P] the query that each passage came with."""
+        return torch.repeat_interleave(self.negatives + 1)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; the tokens stay, for the encoder takes them from here chunk by chunk."""
@@ -55,16 +61,16 @@ class Batch:
         return replace(self, **moved)
 
 
-def draw(store: TokenStore, row: int, neg_nums: int, seed: int, visit: int) -> tuple[int, int, np.ndarray]:
-    """Query, one positive and up to `neg_nums` negatives of a row, as text ids.
+def draw(store: TokenStore, row: int, neg_nums: int, seed: int, visit: int) -> tuple[int, np.ndarray]:
+    """A row's query, and the places among its passages of one positive and up to `neg_nums` negatives.
 
     Several positives take turns from visit to visit; negatives are drawn without repetition, anew each time.
     """
     query, positives, negatives = store.row(row)
-    positive = positives[(row + visit) % len(positives)]
+    chosen = np.arange(len(negatives))
     if len(negatives) > neg_nums:
-        negatives = generator(seed, visit, row + 1).choice(negatives, neg_nums, replace=False)
-    return query, int(positive), negatives
+        chosen = generator(seed, visit, row + 1).choice(len(negatives), neg_nums, replace=False)
+    return query, np.array([(row + visit) % len(positives), *(len(positives) + chosen)])
 
 
 def steps_of_epoch(
@@ -110,14 +116,14 @@ def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, 
     passages: list[int] = []
     labels: list[int] = []
     counts: list[int] = []
+    teacher: list[np.ndarray] = []
     for visit, row in picked:
-        query, positive, negatives = draw(store, row, neg_nums, seed, visit)
+        query, places = draw(store, row, neg_nums, seed, visit)
         queries.append(query)
         labels.append(len(passages))
-        passages += [positive, *negatives]
-        counts.append(len(negatives))
-    hard = torch.ones(len(passages), dtype=torch.bool)
-    hard[labels] = False
+        passages += store.passages(row)[places].tolist()
+        counts.append(len(places) - 1)
+        teacher.append(store.scores(row)[places])
     texts, inverse = np.unique(np.array(queries + passages, np.int64), return_inverse=True)
     return Batch(
         tokens=store.batch(texts),
@@ -125,9 +131,9 @@ def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, 
         passage_index=torch.from_numpy(inverse[len(queries) :].copy()),
         labels=torch.tensor(labels),
         excluded=torch.tensor(list(_excluded(store, queries, passages, labels)), dtype=torch.long).reshape(-1, 2),
-        hard=hard,
         rows=torch.tensor([row for _, row in picked]),
         negatives=torch.tensor(counts),
+        teacher=torch.from_numpy(np.concatenate(teacher)) if store.has_scores else None,
     )
 
 

@@ -6,7 +6,7 @@ The search is exact. Passages are searched as they are encoded, so their texts a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +17,7 @@ from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet
 from embedrag.search import TopK, search_faiss
 from embedrag.vectors import unit
+from embedrag.views import View
 
 MAPPED = 150  # queries on the 2-D map
 SEED = 0
@@ -34,6 +35,7 @@ class Scores:
         triplets: share of (query, relevant, wrong) in which the relevant passage scores higher.
         places: (query, one of its relevant passages) of the map.
         vectors: [2 * places, D], queries first.
+        forms: the means of the metrics of vectors in other forms.
     """
 
     metrics: dict[str, np.ndarray]
@@ -43,6 +45,7 @@ class Scores:
     triplets: float
     places: list[tuple[int, int]]
     vectors: np.ndarray
+    forms: list[tuple[View, dict[str, float]]] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         """Mean of every metric, and the figures of the cosines."""
@@ -66,6 +69,7 @@ def score(
     title: str = "",
     faiss_index: str | None = None,
     processes: Processes = Processes(),  # noqa: B008 - immutable
+    forms: Sequence[View] = (),
 ) -> Scores:
     """Rank the passages for every query, and compare with what is relevant.
 
@@ -76,6 +80,7 @@ def score(
         title: of the progress bar.
         faiss_index: search by FAISS, as its index factory names it, and not exactly.
         processes: that share the encoding; all get the same scores.
+        forms: other forms of the vectors to be scored too; always exactly.
     """
     bar = tqdm(
         total=len(data.queries) + len(data.passages),
@@ -87,32 +92,41 @@ def score(
     )
     queries = unit(np.concatenate(list(_vectors(encoder, data.queries, "query", bar.update, processes))))
     pairs = _Pairs(data, queries)
+    place = "cuda" if encoder.device.type == "cuda" else "cpu"
+    others = [TopK(unit(form.of(queries)), max(cutoffs), place) for form in forms]
 
     def passages() -> Iterator[np.ndarray]:
         for block in _vectors(encoder, data.passages, "passage", bar.update, processes):
             vectors = unit(block)
             pairs.see(vectors)
+            for form, top in zip(forms, others, strict=True):
+                top.add(unit(form.of(vectors)))
             yield vectors
 
     if faiss_index:
         found, _ = search_faiss(queries, passages(), max(cutoffs), faiss_index)
     else:
-        top = TopK(queries, max(cutoffs), "cuda" if encoder.device.type == "cuda" else "cpu")
+        top = TopK(queries, max(cutoffs), place)
         for block in passages():
             top.add(block)
         found, _ = top.result()
     bar.close()
+    of_forms = [_metrics(top.result()[0], data, cutoffs) for top in others]
+    means = [{name: float(values.mean()) for name, values in metrics.items()} for metrics in of_forms]
+    return Scores(
+        _metrics(found, data, cutoffs), found[:, 0], *pairs.result(), forms=list(zip(forms, means, strict=True))
+    )
+
+
+def _metrics(found: np.ndarray, data: RetrievalSet, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
+    """`ndcg@10` and so on -> [q], of the passages found [q, k]."""
     gains = [[rel.get(int(doc), 0.0) for doc in docs] for docs, rel in zip(found, data.relevant, strict=True)]
     judged = list(zip(gains, [list(rel.values()) for rel in data.relevant], strict=True))
-    return Scores(
-        {
-            f"{name}@{k}": np.array([metric(got, rel, k) for got, rel in judged])
-            for name, metric in METRICS.items()
-            for k in cutoffs
-        },
-        found[:, 0],
-        *pairs.result(),
-    )
+    return {
+        f"{name}@{k}": np.array([metric(got, rel, k) for got, rel in judged])
+        for name, metric in METRICS.items()
+        for k in cutoffs
+    }
 
 
 def _vectors(

@@ -97,4 +97,5 @@ def _only(store: TokenStore, chosen: np.ndarray) -> TokenStore:
         row_lines=np.asarray(store.row_lines)[chosen],
         row_sources=np.asarray(store.row_sources)[chosen],
         row_sets=np.asarray(store.row_sets)[chosen],
+        row_scores=np.asarray(store.row_scores)[np.repeat(chosen, lengths)] if store.has_scores else store.row_scores,
     )

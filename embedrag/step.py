@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from embedrag.budget import is_out_of_memory
 from embedrag.encoder import Encoder
-from embedrag.losses import info_nce
+from embedrag.losses import Pairs, Terms, contrastive
 from embedrag.processes import Processes, share_out
 from embedrag.sampling import Batch
+from embedrag.views import View
 
 
 class ContrastiveStep(nn.Module):
-    """Encoder + InfoNCE."""
+    """Encoder + contrastive loss of the vectors in each form that is learnt."""
 
-    def __init__(self, encoder: Encoder, temperature: float, candidates: str = "all") -> None:
+    def __init__(self, encoder: Encoder, terms: Terms, views: Sequence[View] = (View(),), guided: bool = False) -> None:
         """Put the parts together.
 
         Args:
             encoder: the model that is trained.
-            temperature: the cosine is divided by it.
-            candidates: `all` passages of the batch, or `hard`: the own positive and the batch's hard negatives.
+            terms: of the loss.
+            views: forms of the vectors; the loss is the weighted sum of theirs, the accuracy that of the first.
+            guided: the base model, its adapters off, tells what is no negative (GISTEmbed, arXiv 2402.16829).
         """
         super().__init__()
         self.encoder = encoder
-        self.temperature = temperature
-        self.candidates = candidates
+        self.terms = terms
+        self.views = tuple(views)
+        self.guided = guided
 
-    def loss(self, embeddings: Tensor, batch: Batch, queries: slice = slice(None)) -> dict[str, Tensor]:
-        """Loss [b] and whether the positive scored best [b], of the vectors [n, D] of a batch; some queries of it."""
-        first = queries.start or 0
-        excluded = batch.excluded - torch.tensor([first, 0], device=batch.excluded.device)
-        index = batch.query_index[queries]
-        loss, correct = info_nce(
-            embeddings[index],
-            embeddings[batch.passage_index],
-            batch.labels[queries],
-            excluded[(excluded[:, 0] >= 0) & (excluded[:, 0] < len(index))],
-            self.temperature,
-            shared=batch.hard if self.candidates == "hard" else None,
-        )
-        return {"loss": loss, "correct": correct}
+    def loss(
+        self, embeddings: Tensor, batch: Batch, queries: slice = slice(None), guide: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Loss [b] and whether the positive scored best [b].
+
+        Args:
+            embeddings: [n, D] of the texts of a batch.
+            batch: whose they are.
+            queries: the b queries that are asked about.
+            guide: [n, D] of the frozen base.
+        """
+        sides = batch.query_index, batch.passage_index
+        guides = None if guide is None else (guide[sides[0]], guide[sides[1]])
+        pairs = Pairs(batch.labels, batch.excluded, batch.owner, batch.teacher, guides)
+        query, passage = embeddings[sides[0]], embeddings[sides[1]]
+        found = [contrastive(view(query), view(passage), pairs, self.terms, queries) for view in self.views]
+        loss = sum(view.weight * loss for view, (loss, _) in zip(self.views, found, strict=True))
+        return {"loss": torch.as_tensor(loss), "correct": found[0][1]}
 
     def backward(
         self,
@@ -71,8 +78,12 @@ class ContrastiveStep(nn.Module):
         tokens = batch.tokens if processes.size == 1 else batch.tokens.select(mine)
         # Where weights are in parts the processes compute hand in hand, and can't agree on an end halfway.
         team = Processes() if self.encoder.sharded else processes
+        guide = None
+        if self.guided:
+            own = team.together(lambda: self.encoder.frozen(tokens), is_out_of_memory)
+            guide = own if processes.size == 1 else _exchange(own, mine, len(batch.tokens), processes)
         cached = team.together(lambda: self.encoder.cached(tokens, processes), is_out_of_memory)
-        output = self._loss_backward(cached.vectors, mine, batch, weight, backward, processes)
+        output = self._loss_backward(cached.vectors, mine, batch, weight, backward, processes, guide)
         team.together(cached.backward, is_out_of_memory)
         return output
 
@@ -84,14 +95,15 @@ class ContrastiveStep(nn.Module):
         weight: Tensor | float,
         backward: Callable[[Tensor], object],
         processes: Processes,
+        guide: Tensor | None,
     ) -> dict[str, Tensor]:
         """From the vectors of this process's texts to their gradient, with those of the others between."""
         alone, count = processes.size == 1, len(batch.labels)
-        vectors = own if alone else _exchange(own, mine, len(batch.tokens), processes)
+        vectors = own if alone else _exchange(own, mine, len(batch.tokens), processes).requires_grad_()
         queries = self.queries(count, processes)
 
         def loss() -> dict[str, Tensor]:
-            output = self.loss(vectors, batch, queries)
+            output = self.loss(vectors, batch, queries, guide)
             backward((output["loss"] * (weight[queries] if isinstance(weight, Tensor) else weight)).sum())
             return {name: value.detach() for name, value in output.items()}  # lets go of the loss's graph
 
@@ -115,10 +127,10 @@ class ContrastiveStep(nn.Module):
 
 
 def _exchange(own: Tensor, mine: Tensor, count: int, processes: Processes) -> Tensor:
-    """Vectors of all texts [count, D] as a leaf, from those of this process's texts."""
+    """Vectors of all texts [count, D], without a graph, from those of this process's texts."""
     vectors = own.new_zeros(count, own.shape[1])
     vectors[mine.to(own.device)] = own.detach()
-    return processes.sum_(vectors).requires_grad_()
+    return processes.sum_(vectors)
 
 
 def _whole(part: Tensor, count: int, place: slice, processes: Processes) -> Tensor:

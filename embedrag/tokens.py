@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -35,7 +36,7 @@ from torch.nn import functional as F
 from embedrag.errors import UserError
 from embedrag.records import Record, hub_fingerprint, local_files, read_records
 
-FORMAT = 2
+FORMAT = 3
 TEXTS_PER_CALL = 2048
 QUERY, PASSAGE = "query", "passage"
 Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
@@ -118,6 +119,7 @@ class TokenStore:
         row_lines: [N] int64, line of each row in its source.
         row_sources: [N] int32, index into `sources`.
         row_sets: [N] int32, number of the data set, of those that were named.
+        row_scores: a teacher's score of each entry of `row_texts`, NaN: none; empty where no row has any.
         known_offsets: [U + 1] int64 into `known_positives`.
         known_positives: for each query text, every passage that any row calls its positive.
         sources: names of the files.
@@ -132,6 +134,7 @@ class TokenStore:
     row_lines: np.ndarray
     row_sources: np.ndarray
     row_sets: np.ndarray
+    row_scores: np.ndarray
     known_offsets: np.ndarray
     known_positives: np.ndarray
     sources: list[str]
@@ -146,6 +149,20 @@ class TokenStore:
         split = 1 + int(self.row_positives[index])
         return int(texts[0]), texts[1:split], texts[split:]
 
+    def passages(self, index: int) -> np.ndarray:
+        """Text ids of a row's passages: positives, then negatives."""
+        return self.row_texts[self.row_offsets[index] + 1 : self.row_offsets[index + 1]]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether rows carry the scores of a teacher."""
+        return len(self.row_scores) > 0
+
+    def scores(self, index: int) -> np.ndarray:
+        """A teacher's score of each of a row's passages; NaN where there is none."""
+        first, behind = self.row_offsets[index] + 1, self.row_offsets[index + 1]
+        return self.row_scores[first:behind] if self.has_scores else np.full(behind - first, np.nan, np.float32)
+
     def known(self, query: int) -> np.ndarray:
         """All labelled positives of a query text, over all rows."""
         return self.known_positives[self.known_offsets[query] : self.known_offsets[query + 1]]
@@ -154,7 +171,8 @@ class TokenStore:
     def checksum(self) -> str:
         """Of tokens and rows, to know the data again (CRC-32: against mistakes, not against malice)."""
         value = 0
-        for part in (self.token_ids, self.text_offsets, self.row_texts, self.row_offsets, self.row_positives):
+        rows = (self.row_texts, self.row_offsets, self.row_positives, self.row_scores)
+        for part in (self.token_ids, self.text_offsets, *rows):
             value = zlib.crc32(np.ascontiguousarray(part).data, value)
         return f"{len(self)}-{len(self.token_ids)}-{value:08x}"
 
@@ -237,6 +255,7 @@ class _Index:
     row_lines: np.ndarray
     row_sources: np.ndarray
     row_sets: np.ndarray
+    row_scores: np.ndarray
     sources: list[str]
     report: dict[str, Any]
 
@@ -262,11 +281,12 @@ def _digest(role: str, text: str) -> int:
 def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
     hashes, bare, offsets = array("Q"), array("Q"), array("q", [0])
     positives, lines, files, sets = array("i"), array("q"), array("i"), array("i")
+    scores = array("f")
     differ = len(set(prompts)) > 1
     names: dict[str, int] = {}
     shapes: Counter[str] = Counter()
     dropped: list[str] = []
-    dropped_count = 0
+    dropped_count = scored = 0
     for place, record in read():
         hashes.extend(_digest(*pair) for pair in _prompted(record, prompts))
         if differ:
@@ -274,11 +294,17 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
         offsets.append(len(hashes))
         positives.append(len(record.pos))
         sets.append(record.source)
+        if record.scores and not scores:
+            scores.extend([math.nan] * offsets[-2])
+        if record.scores or scores:
+            given = record.scores or [math.nan] * (len(record.pos) + len(record.neg))
+            scores.extend([math.nan, *given])
         name, line = place.rsplit(":", 1)
         files.append(names.setdefault(name, len(names)))
         lines.append(int(line))
         shapes[record.shape] += 1
         dropped_count += record.dropped
+        scored += bool(record.scores)
         if record.dropped and len(dropped) < 5:
             dropped.append(place)
     _, first, inverse = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
@@ -296,6 +322,7 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
         "dropped_at": dropped,
         "rows_without_negatives": int((negatives == 0).sum()),
         "mean_negatives": float(negatives.mean()),
+        "rows_with_teacher_scores": scored,
     }
     text_ids = rank[inverse]
     return _Index(
@@ -307,6 +334,7 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
         row_lines=np.array(lines),
         row_sources=np.array(files),
         row_sets=np.array(sets),
+        row_scores=np.array(scores, np.float32),
         sources=list(names),
         report=report,
     )
@@ -329,6 +357,7 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
         "row_lines": index.row_lines,
         "row_sources": index.row_sources,
         "row_sets": index.row_sets,
+        "row_scores": index.row_scores,
         "known_offsets": known_offsets,
         "known_positives": known,
     }
@@ -398,7 +427,8 @@ def _every_twin(pairs: np.ndarray, twins: np.ndarray, texts: np.ndarray) -> np.n
 
 def _load(folder: Path) -> TokenStore:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    names = ("text_offsets", "row_texts", "row_offsets", "row_positives", "row_lines", "row_sources", "row_sets")
+    rows = ("texts", "offsets", "positives", "lines", "sources", "sets", "scores")
+    names = ("text_offsets", *(f"row_{name}" for name in rows))
     arrays = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*names, "known_offsets", "known_positives")
     }

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from embedrag.losses import Pairs, Terms
+
 
 def info_nce_loop(
     queries: Tensor, passages: Tensor, labels: list[int], closed: set[tuple[int, int]], temperature: float
@@ -23,6 +25,67 @@ def info_nce_loop(
         total = sum((score - terms[0][0]).exp() for score, _ in terms)
         own = next(score for score, is_own in terms if is_own)
         losses.append(terms[0][0] + total.log() - own)
+    return torch.stack(losses)
+
+
+def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: Terms, guide: bool = False) -> Tensor:
+    """Every term of the loss by loops over queries and candidates: one number a query."""
+
+    def cosine(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum() / (a.norm() * b.norm())
+
+    labels, owner = pairs.labels.tolist(), pairs.owner.tolist()
+    excluded = {(i, j) for i, j in pairs.excluded.tolist()}
+    queries, passages = range(len(labels)), range(len(owner))
+
+    def friends(i: int, j: int) -> bool:
+        """Whether one of two queries has the other's positive among its own."""
+        return (i, labels[j]) in excluded or (j, labels[i]) in excluded
+
+    losses = []
+    for i in queries:
+        own = cosine(q[i], p[labels[i]])
+        groups: dict[str, list[Tensor]] = {name: [] for name in terms.directions}
+        for j in passages:
+            score = cosine(q[i], p[j])
+            seen = score if not guide else pairs.guide[0][i] @ pairs.guide[1][j]
+            bar = own if not guide else pairs.guide[0][i] @ pairs.guide[1][labels[i]]
+            false = terms.false_negative_margin is not None and bool(seen > bar + terms.false_negative_margin)
+            narrow = terms.candidates == "hard" and j in labels
+            if j != labels[i] and (false or narrow or (i, j) in excluded):
+                continue
+            counts = {"all": True, "own": owner[j] == i, "in_batch": owner[j] != i}[terms.hardness_of]
+            harder = terms.hardness * float(score.detach()) if counts and j != labels[i] else 0.0
+            groups["query_passage"].append(score / terms.temperature + harder)
+        for direction in terms.directions[1:]:
+            for j in passages if direction == "passage_passage" else queries:
+                if direction == "passage_passage":
+                    if owner[j] == i or (i, j) in excluded:
+                        continue
+                    pair = p[labels[i]], p[j]
+                else:
+                    if (direction == "query_query" and i == j) or (i != j and friends(i, j)):
+                        continue
+                    pair = (q[i] if direction == "query_query" else p[labels[i]]), q[j]
+                groups[direction].append(cosine(*pair) / terms.temperature)
+        sets = list(groups.values()) if terms.separate else [[score for group in groups.values() for score in group]]
+        total = sum(torch.stack(scores).logsumexp(0) for scores in sets) / len(sets)
+        loss = total - own / terms.temperature
+        if terms.distillation:
+            teacher = pairs.teacher.tolist()
+            mine = [j for j in passages if owner[j] == i and not math.isnan(teacher[j])]
+            if labels[i] in mine and len(mine) > 1:
+                student = torch.stack([cosine(q[i], p[j]) / terms.temperature for j in mine])
+                target = torch.tensor([teacher[j] / terms.teacher_temperature for j in mine], dtype=q.dtype)
+                if terms.distillation == "kl":
+                    distance = torch.nn.functional.kl_div(student.log_softmax(0), target.softmax(0), reduction="sum")
+                else:
+                    at = mine.index(labels[i])
+                    rest = [place for place in range(len(mine)) if place != at]
+                    gaps = [(student[at] - student[r] - target[at] + target[r]) ** 2 for r in rest]
+                    distance = torch.stack(gaps).mean()
+                loss = (1 - terms.distillation_weight) * loss + terms.distillation_weight * distance
+        losses.append(loss)
     return torch.stack(losses)
 
 

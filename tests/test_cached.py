@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from embedrag.config import TrainOptions
 from embedrag.contract import describe_base, load_tokenizer, settle
 from embedrag.dropout import FastDropout
 from embedrag.encoder import Encoder
+from embedrag.losses import Pairs, Terms
 from embedrag.sampling import Batch
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch
-from tests.reference import info_nce_loop
+from embedrag.views import views
+from tests.reference import contrastive_loop, info_nce_loop
 
 LENGTHS = (5, 30, 12, 12, 3, 41, 30, 8, 19, 12, 2)
 TOKENS = sum(LENGTHS)
@@ -56,16 +59,16 @@ def batch_of_5() -> Batch:
         passage_index=torch.tensor([1, 2, 3, 5, 6, 8, 9, 8]),
         labels=torch.tensor([0, 2, 3, 5, 6]),
         excluded=torch.tensor([[1, 0]]),
-        hard=torch.zeros(8, dtype=torch.bool),
         rows=torch.arange(5),
-        negatives=torch.zeros(5, dtype=torch.long),
+        negatives=torch.tensor([1, 0, 1, 0, 1]),
+        teacher=torch.tensor([3.0, 1.0, 2.0, 4.0, -1.0, 2.0, math.nan, 1.0]),
     )
 
 
 def loss_and_gradients(encoder: Encoder, seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(seed)
     encoder.zero_grad()
-    loss = ContrastiveStep(encoder, 0.1).backward(batch_of_5(), torch.arange(1, 6))["loss"]
+    loss = ContrastiveStep(encoder, Terms(0.1)).backward(batch_of_5(), torch.arange(1, 6))["loss"]
     return loss, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
 
 
@@ -104,6 +107,61 @@ def test_gradient_equals_the_naive_full_batch(model: str, pad: bool, request: py
             loss, found = loss_and_gradients(encoder)
             torch.testing.assert_close(loss, expected_loss, rtol=10 * tolerance, atol=tolerance)
             assert error(found, expected) < tolerance
+
+
+RICH = Terms(
+    0.1,
+    directions=("query_passage", "passage_query", "query_query", "passage_passage"),
+    hardness=2.0,
+    false_negative_margin=0.003,
+    distillation="kl",
+)
+FORMS = views([64, 16], [1.0, 0.5], ["int8"])
+
+
+def test_all_terms_and_forms_together_equal_the_naive_full_batch(tiny_bert: str) -> None:
+    """Directions, hardness, guide, distillation, Matryoshka and rounding, in chunks, against loops."""
+    encoder = encoder_of(tiny_bert, "lora")
+    batch = batch_of_5()
+    base = load_base(tiny_bert)
+    alone = torch.stack([encoder(batch.tokens.select(torch.tensor([i])))[0] for i in range(len(LENGTHS))])
+    frozen = torch.stack([base(batch.tokens.select(torch.tensor([i])))[0] for i in range(len(LENGTHS))]).detach()
+    assert (frozen - alone).abs().max() > 1e-2
+    guide = frozen[batch.query_index], frozen[batch.passage_index]
+    pairs = Pairs(batch.labels, batch.excluded, batch.owner, batch.teacher, guide)
+    expected_loss = sum(
+        form.weight
+        * contrastive_loop(form(alone[batch.query_index]), form(alone[batch.passage_index]), pairs, RICH, guide=True)
+        for form in FORMS
+    )
+    (expected_loss * torch.arange(1, 6)).sum().backward()
+    expected = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+    step = ContrastiveStep(encoder, RICH, FORMS, guided=True)
+    for budget in (None, 41, 90):
+        encoder.zero_grad()
+        encoder.token_budget, encoder.chunk_tokens = budget, 50
+        loss = step.backward(batch, torch.arange(1, 6))["loss"]
+        torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-4, atol=1e-4)
+        assert error({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}, expected) < 1e-4
+    encoder.zero_grad()
+    ContrastiveStep(encoder, RICH, FORMS).backward(batch, torch.arange(1, 6))  # without the guide
+    assert error({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}, expected) > 1e-3
+
+
+def load_base(model: str) -> Encoder:
+    return encoder_of(model, "full").eval()
+
+
+def test_frozen_base_leaves_mode_and_adapters_as_they_were(tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert, "lora", dropout=0.2)
+    tokens, expected = batch_of_5().tokens, load_base(tiny_bert)(batch_of_5().tokens)
+    state = torch.random.get_rng_state()
+    trained = encoder.eval()(tokens)
+    frozen = encoder.train().frozen(tokens)
+    torch.testing.assert_close(frozen, expected, rtol=1e-5, atol=1e-5)
+    assert encoder.training and torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(encoder.eval()(tokens), trained)
+    assert all(p.requires_grad == ("lora_" in name) for name, p in encoder.named_parameters())
 
 
 @pytest.mark.parametrize("budget", [41, 60, 100, TOKENS - 1])
@@ -157,7 +215,7 @@ def test_gradients_of_several_batches_add_up(tiny_bert: str) -> None:
     encoder.token_budget = encoder.chunk_tokens = 41
     encoder.zero_grad()
     for _ in range(2):
-        ContrastiveStep(encoder, 0.1).backward(batch_of_5(), torch.arange(1, 6))
+        ContrastiveStep(encoder, Terms(0.1)).backward(batch_of_5(), torch.arange(1, 6))
     twice = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
     assert error(twice, {name: 2 * value for name, value in once.items()}) < 1e-5
 

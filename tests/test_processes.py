@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from embedrag.budget import is_out_of_memory
 from embedrag.cli import main
 from embedrag.errors import UserError
+from embedrag.losses import Terms
 from embedrag.processes import Processes, share_out
 from embedrag.selftest import processes_distance
 from embedrag.shard import shard, whole
 from embedrag.state import checkpoints
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import open_store
-from tests.test_cached import batch_of_5, encoder_of, error
+from tests.test_cached import FORMS, RICH, batch_of_5, encoder_of, error
 from tests.test_resume import cut
 
 WEIGHT = torch.arange(1.0, 6)
@@ -38,7 +39,10 @@ def gradients(model: str, kind: str, processes: Processes, budget: int | None) -
         held = sum(parameter.to_local().numel() for parameter in encoder.parameters())
         assert held < 1.2 * sum(parameter.numel() for parameter in encoder.parameters()) / processes.size
     encoder.token_budget = encoder.chunk_tokens = budget or encoder.chunk_tokens
-    output = ContrastiveStep(encoder, 0.1).backward(batch_of_5(), WEIGHT, processes=processes)
+    step = ContrastiveStep(encoder, Terms(0.1))
+    if kind == "lora":  # everything that a loss may hold
+        step = ContrastiveStep(encoder, RICH, FORMS, guided=True)
+    output = step.backward(batch_of_5(), WEIGHT, processes=processes)
     processes.sum_gradients([p for p in encoder.parameters() if p.requires_grad])
     found = {name: whole(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
     return {"loss": output["loss"], "correct": output["correct"].float(), **found}
@@ -102,7 +106,7 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
 ) -> None:
     """One process plays two that have nothing to add, and sums come out too small."""
     monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.size)
-    step = ContrastiveStep(encoder_of(tiny_bert, "lora"), 0.1)
+    step = ContrastiveStep(encoder_of(tiny_bert, "lora"), Terms(0.1))
     tokenizer = step.encoder.tokenizer
     store = open_store([str(data)], tokenizer, tokenizer.key, data.parent / "cache")[0]
     for factor, message in ((1.0, None), (0.5, "is not that of one")):

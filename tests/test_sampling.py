@@ -53,7 +53,8 @@ def store(rows, make_store) -> TokenStore:
 
 
 def drawn(store: TokenStore, row: int, seed: int, data_pass: int, neg_nums: int = 4) -> tuple[str, str, list[str]]:
-    query, positive, negatives = draw(store, row, neg_nums, seed, data_pass)
+    query, places = draw(store, row, neg_nums, seed, data_pass)
+    positive, *negatives = store.passages(row)[places]
     return read(store, query), read(store, positive), [read(store, text) for text in negatives]
 
 
@@ -209,7 +210,7 @@ def check_batch(store: TokenStore, rows: list[dict], picked: list[tuple[int, int
         if j != labels[i] and text in positives[query]
     ]
     assert sorted(excluded) == slow
-    assert [j for j in range(len(passages)) if not batch.hard[j]] == labels
+    assert batch.owner.tolist() == [i for i, (_, _, own) in enumerate(wanted) for _ in range(1 + len(own))]
     assert batch.negatives.tolist() == [len(negatives) for _, _, negatives in wanted]
     assert batch.rows.tolist() == [row for _, row in picked]
     assert len(batch.tokens) == len(set(queries)) + len(set(passages))
@@ -219,7 +220,7 @@ def check_batch(store: TokenStore, rows: list[dict], picked: list[tuple[int, int
 def test_batch_of_distinct_rows_excludes_nothing(store, rows) -> None:
     batch = check_batch(store, rows, [(0, row) for row in range(12)], neg_nums=4)
     assert batch.excluded.shape == (0, 2) and batch.excluded.dtype == torch.int64
-    assert batch.hard.sum() == 4 * 2 + 4 * 4
+    assert len(batch.passage_index) == 12 + 4 * 2 + 4 * 4
 
 
 @pytest.mark.parametrize("neg_nums", [0, 1, 4])
@@ -274,13 +275,13 @@ def test_batch_moves_to_a_device_but_for_its_tokens(store) -> None:
     batch = make_batch(store, [(0, 0), (0, 2)], 2, seed=7)
     moved = batch.to("meta")
     assert vars(moved).keys() == vars(batch).keys()
-    assert all(value.device.type == "meta" for name, value in vars(moved).items() if name != "tokens")
+    assert all(value.device.type == "meta" for name, value in vars(moved).items() if name not in ("tokens", "teacher"))
     assert moved.tokens is batch.tokens
 
 
 def flat(batch: Batch) -> list[torch.Tensor]:
     parts = {**vars(batch), **vars(batch.tokens)}
-    return [value for name, value in parts.items() if name != "tokens"]
+    return [value for name, value in parts.items() if name not in ("tokens", "teacher")]
 
 
 def test_workers_give_the_same_batches_as_none(store) -> None:
@@ -301,3 +302,21 @@ def test_workers_give_the_same_batches_as_none(store) -> None:
     pairs = [pair for a, b in zip(alone, together, strict=True) for pair in zip(a, b, strict=True)]
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not all(torch.equal(a, b) for a, b in zip(alone[0], other[0], strict=True))
+
+
+SCORED = [
+    {"query": "q0", "pos": ["a", "b"], "neg": ["c", "d", "c"], "teacher_scores": [4, 3.5, 1, -2, 1]},
+    {"query": "q1", "pos": "e", "neg": ["f"]},
+]
+
+
+def test_scores_of_a_teacher_go_with_their_passages(make_store) -> None:
+    store = make_store(SCORED)
+    wanted = {"a": 4.0, "b": 3.5, "c": 1.0, "d": -2.0}
+    for visit in range(4):
+        batch = make_batch(store, [(visit, 0), (visit, 1)], 1, seed=7)
+        _, passages = read_batch(batch)
+        assert [wanted.get(text) for text in passages] == [
+            None if score != score else score for score in batch.teacher.tolist()
+        ]
+    assert make_batch(make_store(SCORED[1:]), [(0, 0)], 1, seed=7).teacher is None

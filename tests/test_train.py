@@ -126,7 +126,7 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
 ) -> None:
     from safetensors.torch import load_file
 
-    from embedrag.losses import info_nce
+    from embedrag.losses import Pairs, Terms, contrastive
     from embedrag.order import RowOrder
     from embedrag.sampling import make_batch, steps_of_epoch
     from embedrag.tokens import open_store
@@ -154,7 +154,8 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
         batch = make_batch(store, list(RowOrder(7, 42).between(start, stop)), 2, 42)
         vectors = encoder(batch.tokens)
         queries, passages = vectors[batch.query_index], vectors[batch.passage_index]
-        total = total + info_nce(queries, passages, batch.labels, batch.excluded, 0.1)[0].sum()
+        pairs = Pairs(batch.labels, batch.excluded, batch.owner)
+        total = total + contrastive(queries, passages, pairs, Terms(0.1))[0].sum()
     (total / 7).backward()
     rate = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())["step_logs"][0]["learning_rate"]
     trained = load_file(tmp_path / "out" / "final" / "model.safetensors")
@@ -225,7 +226,7 @@ def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoi
 ) -> None:
     import embedrag.step
 
-    real = embedrag.step.info_nce
+    real = embedrag.step.contrastive
     calls = []
 
     def spoiled(*arguments: object, **keywords: object):
@@ -233,7 +234,7 @@ def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoi
         loss, correct = real(*arguments, **keywords)
         return (loss * float("nan") if len(calls) == 3 else loss), correct
 
-    monkeypatch.setattr(embedrag.step, "info_nce", spoiled)
+    monkeypatch.setattr(embedrag.step, "contrastive", spoiled)
     assert train(tiny_bert, data, tmp_path / "out", "--finetune_type", "lora", "--epochs", "3") == 1
     message = capsys.readouterr().err
     assert "loss is not finite in step 3" in message

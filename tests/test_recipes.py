@@ -1,0 +1,169 @@
+"""Trainings with the further terms and forms, from the flag to the figures; what makes no sense is refused by flag."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedrag.cli import main
+from embedrag.config import TrainOptions
+from embedrag.errors import UserError
+from embedrag.options import parse
+from tests.test_resume import losses
+
+SCORED: list[dict[str, Any]] = [
+    {
+        "query": f"question {i}",
+        "pos": [f"answer {i}"],
+        "neg": [f"distractor {i}-{j}" for j in range(3)],
+        "teacher_scores": [4.0, 1.0, 0.5 * i, -1.0],
+    }
+    for i in range(12)
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in SCORED), encoding="utf-8")
+    return path
+
+
+def train(model: str, data: Path, output: Path, *words: str) -> int:
+    fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
+    fixed += ["--finetune_type", "lora", "--lr", "3e-3", "--batch_size", "4", "--temperature", "0.1", "--epochs", "2"]
+    return main(["train", *fixed, "--dtype", "float32", "--lora_dropout", "0", "--no_self_test", *words])
+
+
+RECIPES = {
+    "symmetric": ["--further_directions", "passage_query", "--separate"],
+    "all directions": ["--further_directions", "passage_query", "query_query", "passage_passage"],
+    "hardness": ["--hardness", "5", "--hardness_of", "own"],
+    "margin": ["--false_negative_margin", "-0.3"],
+    "guided": ["--false_negative_margin", "-0.3", "--false_negative_guide", "base"],
+    "kl": ["--distillation", "kl", "--distillation_weight", "1"],
+    "margin_mse": ["--distillation", "margin_mse", "--teacher_temperature", "2"],
+    "matryoshka": ["--matryoshka_dims", "64", "32", "16", "--matryoshka_weights", "1", "0.5", "0.5"],
+    "rounded": ["--embedding_precisions", "int8", "binary"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipe_trains_and_is_not_the_plain_loss(name: str, tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    assert train(tiny_bert, data, tmp_path / "plain", "--epochs", "1") == 0
+    assert train(tiny_bert, data, tmp_path / "out", "--epochs", "1", *RECIPES[name]) == 0
+    plain, found = losses(tmp_path / "plain"), losses(tmp_path / "out")
+    assert all(np.isfinite(row[3]) for row in found)
+    assert [row[3] for row in plain] != [row[3] for row in found]
+
+
+def test_everything_at_once_goes_on_bit_for_bit_and_its_forms_are_scored(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*RECIPES["all directions"], *RECIPES["hardness"], *RECIPES["guided"], "--distillation", "kl"]
+    words += ["--matryoshka_dims", "64", "16", *RECIPES["rounded"], "--token_budget", "40", "--merge"]
+    assert train(tiny_bert, data, tmp_path / "out", *words) == 0
+    capsys.readouterr()
+    merged, output = tmp_path / "out" / "merged", tmp_path / "metrics.json"
+    assert main(["evaluate", "--model", str(merged), "--data", str(data), "--output", str(output)]) == 0
+    assert "| bytes a vector |" in capsys.readouterr().out.replace("   ", " ").replace("  ", " ")
+    result = json.loads(output.read_text())
+    shapes = [(form["dim"], form["precision"], form["bytes"]) for form in result["forms"]]
+    assert shapes == [
+        (64, "float32", 256), (64, "int8", 64), (64, "binary", 8),
+        (16, "float32", 64), (16, "int8", 16), (16, "binary", 2),
+    ]  # fmt: skip
+    assert result["forms"][0]["ndcg@10"] == pytest.approx(result["ndcg@10"])
+
+
+def test_form_is_scored_as_its_stored_vectors_would_be(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    from embedrag.retrieval import load_set
+    from embedrag.saved import load_encoder
+    from embedrag.scores import score
+    from embedrag.views import View
+
+    encoder, rows = load_encoder(tiny_bert, "cpu"), load_set(str(data))
+    form = View(16, "binary")
+    scores = score(encoder, rows, [10], forms=[form])
+    sides = []
+    for texts, role in ((rows.queries, "query"), (rows.passages, "passage")):
+        bits = np.unpackbits(form.stored(encoder.encode(texts, role)), axis=1)
+        sides.append(2.0 * bits - 1)
+    ranks = []
+    for query, relevant in zip(sides[0], rows.relevant, strict=True):
+        cosines = sides[1] @ query
+        own = cosines[next(iter(relevant))]
+        # ties come in the order of trec_eval; bits tie often, so the rank is only known to lie between two
+        ranks.append(((cosines > own).sum(), (cosines >= own).sum() - 1))
+    bounds = [np.mean([1 / (1 + rank[side]) if rank[side] < 10 else 0 for rank in ranks]) for side in (1, 0)]
+    assert bounds[0] - 1e-9 <= scores.forms[0][1]["mrr@10"] <= bounds[1] + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "width"), [("float32", "<f4", 20), ("int8", "|i1", 20), ("binary", "|u1", 3)]
+)
+def test_encode_writes_the_form_that_is_asked_for(precision, dtype, width, tiny_bert, data, tmp_path, capsys) -> None:
+    out = tmp_path / "vectors.npy"
+    words = [
+        "encode",
+        "--model",
+        tiny_bert,
+        "--input",
+        str(data),
+        "--field",
+        "query",
+        "--output",
+        str(out),
+        "--dim",
+        "20",
+    ]
+    assert main([*words, "--precision", precision]) == 0
+    vectors = np.load(out)
+    assert vectors.shape == (12, width) and vectors.dtype == np.dtype(dtype)
+    assert f"{width * np.dtype(dtype).itemsize} bytes each" in capsys.readouterr().out
+    assert main([*words[:-1], "65", "--overwrite"]) == 2
+    assert "--dim 65: the model's vectors have 64 components" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--candidates", "hard", "--further_directions", "query_query"], "--candidates hard is for one direction"),
+        (["--separate"], "--separate needs --further_directions passage_query alone"),
+        (["--separate", "--further_directions", "passage_query", "query_query"], "passage_query alone"),
+        (["--false_negative_guide", "base"], "needs --false_negative_margin"),
+        (
+            ["--false_negative_guide", "base", "--false_negative_margin", "0", "--finetune_type", "full"],
+            "a full fine-tune has none",
+        ),
+        (["--distillation", "kl", "--neg_nums", "0"], "set --neg_nums 1 or more"),
+        (["--matryoshka_dims", "64", "32", "--matryoshka_weights", "1"], "one weight for each"),
+        (["--matryoshka_dims", "64", "64"], "names a dimension twice"),
+        (["--matryoshka_dims", "0"], "--matryoshka_dims"),
+        (["--distillation_weight", "1.5"], "--distillation_weight"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_by_flag(words: list[str], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(TrainOptions, ["--output_dir", "o", "--batch_size", "2", *words], "train", "")
+    assert part in str(caught.value)
+
+
+def test_distillation_without_scores_and_dimensions_beyond_the_model_are_named(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tmp_path / "plain.jsonl"
+    rows = [{name: value for name, value in row.items() if name != "teacher_scores"} for row in SCORED]
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert train(tiny_bert, plain, tmp_path / "out", "--distillation", "kl") == 2
+    assert "--distillation kl: no row has teacher_scores" in capsys.readouterr().err
+    assert train(tiny_bert, data, tmp_path / "out", "--matryoshka_dims", "65", "64") == 2
+    assert "--matryoshka_dims 65: the model's vectors have 64 components" in capsys.readouterr().err
+    rows[3]["teacher_scores"] = [1.0, 2.0]
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert train(tiny_bert, plain, tmp_path / "out") == 2
+    assert "plain.jsonl:4: teacher_scores must be a list of 4 numbers" in capsys.readouterr().err
