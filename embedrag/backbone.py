@@ -173,6 +173,8 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=lora_targets(model, options.lora_target_modules),
+        layers_to_transform=_top_layers(model, options.lora_top_layers),
+        use_rslora=options.use_rslora,
         task_type=TaskType.FEATURE_EXTRACTION,
         bias="none",
     )
@@ -180,6 +182,18 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
         adapted = cast(nn.Module, get_peft_model(model, config))
     speed_up_adapters(adapted)
     return adapted
+
+
+def _top_layers(model: nn.Module, count: int | None) -> list[int] | None:
+    """Numbers of the last `count` layers; None for all.
+
+    Raises:
+        UserError: when the model has fewer.
+    """
+    layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    if count and count > layers:
+        raise UserError(f"--lora_top_layers {count}: the model has {layers} layers")
+    return list(range(layers - count, layers)) if count and count < layers else None
 
 
 def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[str]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "mteb": Command(commands.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
     "check": Command(commands.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
     "mine": Command(commands.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
+    "sweep": Command(commands.SweepOptions, "embedrag.sweep:run", "search for the best settings (needs optuna)"),
     "docstrings": Command(
         commands.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
     ),

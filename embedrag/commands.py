@@ -354,3 +354,20 @@ class DemoOptions(Options):
     output_dir: str = option("demo_output", "folder of the demo", group="demo", min_length=1)
     model: str | None = option(None, "base model; left out: the packaged all-MiniLM-L6-v2", group="demo")
     packages: TextList = option(["stdlib", "numpy", "torch"], "packages whose documentation is the data", group="demo")
+
+
+class SweepOptions(Options):
+    """Options of `embedrag sweep`."""
+
+    config: str = option(
+        ..., "JSON file of a training, with eval_dataset or eval_split; no output_dir", group="sweep", min_length=1
+    )
+    space: str = option(
+        ...,
+        'JSON file: option -> list of values, or {"low", "high"}, perhaps with "log": true or "step"',
+        group="sweep",
+        min_length=1,
+    )
+    output_dir: str = option(..., "folder of all trials; a sweep that it holds goes on", group="sweep", min_length=1)
+    trials: int = option(20, "trials in all, those of earlier starts included", group="sweep", ge=1)
+    seed: int = option(42, "seed of the sampler", group="sweep", ge=0)

@@ -14,10 +14,42 @@ from embedrag.fields import Device, Options, SourceList, as_list, lower, option,
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+# What the papers (docs/losses.md) say of loss, negatives and schedule; rates follow --finetune_type, for theirs are of
+# full fine-tunes with batches of hundreds.
+RECIPES: dict[str, dict[str, Any]] = {
+    "mnrl": {"temperature": 0.05, "neg_nums": 1, "warmup_proportion": 0.1},
+    "bge": {"temperature": 0.02, "neg_nums": 7, "warmup_proportion": 0.1},
+    "e5": {
+        "temperature": 0.01,
+        "neg_nums": 7,
+        "query_prompt": "query: ",
+        "passage_prompt": "passage: ",
+        "distillation": "kl",
+        "distillation_weight": 0.83,
+    },
+    "gist": {"temperature": 0.01, "false_negative_margin": 0.0, "false_negative_guide": "base"},
+    "gte": {
+        "temperature": 0.01,
+        "neg_nums": 1,
+        "further_directions": ["passage_query", "query_query", "passage_passage"],
+    },
+    "qwen3": {
+        "temperature": 0.02,
+        "neg_nums": 7,
+        "false_negative_margin": 0.1,
+        "further_directions": ["query_query", "passage_passage"],
+    },
+}
 
 
 class TrainOptions(Options):
     """Options of `train.py` / `embedrag train`."""
+
+    recipe: Annotated[Literal["mnrl", "bge", "e5", "gist", "gte", "qwen3"] | None, BeforeValidator(lower)] = option(
+        None,
+        "settings of a published recipe where none are named (docs/losses.md); file and flags win over them",
+        group="model",
+    )
 
     # Model
     model_name_or_path: str = option(
@@ -60,6 +92,16 @@ class TrainOptions(Options):
     lora_target_modules: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
         None, "names of the layers that get adapters; left out: all linear layers of the backbone", group="LoRA"
     )
+    lora_top_layers: int | None = option(
+        None,
+        "adapters in the last so many layers only; those below run without a graph; left out: in all",
+        group="LoRA",
+        ge=1,
+    )
+    lora_plus_ratio: float = option(
+        1.0, "rate of the adapters' B beside that of their A (LoRA+ advises 16)", group="LoRA", ge=1
+    )
+    use_rslora: bool = option(False, "scale by alpha / sqrt(r), for high ranks (rsLoRA)", group="LoRA")
 
     # Data
     train_dataset: SourceList | None = option(
@@ -127,6 +169,9 @@ class TrainOptions(Options):
         ge=1,
     )
     temperature: float = option(0.02, "the cosine is divided by it", group="training", gt=0)
+    temperature_end: float | None = option(
+        None, "temperature of the last step, reached by equal factors; left out: it stays", group="training", gt=0
+    )
     lr: float | None = option(
         None,
         "peak learning rate; left out: 1e-5 full, 1e-4 lora and qlora",
@@ -322,6 +367,13 @@ class TrainOptions(Options):
         True, "write metrics.json, the figures of the end of the run", group="logs", nested="output.save_metrics"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, values: Any) -> Any:
+        if isinstance(values, dict) and str(values.get("recipe")).lower() in RECIPES:
+            return RECIPES[str(values["recipe"]).lower()] | values
+        return values
+
     @model_validator(mode="after")
     def _agree(self) -> TrainOptions:
         problems = []
@@ -337,6 +389,10 @@ class TrainOptions(Options):
             idle = [name for name in ("eval_steps", "early_stopping_patience") if getattr(self, name)]
             problems += [f"--{name} needs --eval_dataset or --eval_split" for name in idle]
         problems += self._against_losses()
+        adapters = [name for name in ("lora_top_layers", "use_rslora") if getattr(self, name)]
+        adapters += ["lora_plus_ratio"] if self.lora_plus_ratio != 1 else []
+        if self.finetune_type == "full":
+            problems += [f"--{name} is for adapters, and --finetune_type full has none" for name in adapters]
         if self.stream:
             problems += self._against_streaming()
         if self.shard_weights:

@@ -165,9 +165,8 @@ class _Loss:
     def _excluded(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Excluded pairs of these queries, as places in a tile."""
         query, passage = self.pairs.excluded.unbind(1)
-        first = int(queries[0])
-        here = (query >= first) & (query < first + len(queries))
-        return query[here] - first, passage[here]
+        here = (query >= queries[0]) & (query <= queries[-1])
+        return query[here] - queries[0], passage[here]
 
     def _closed_further(self, direction: str, queries: Tensor) -> Tensor:
         """[b, P] or [b, B] True where a column of another direction is no negative.

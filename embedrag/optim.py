@@ -32,7 +32,9 @@ def check_optimizer(name: str) -> None:
         raise UserError(f"--optimizer {name} needs bitsandbytes: pip install bitsandbytes (or choose adamw)")
 
 
-def build_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    name: str, model: nn.Module, lr: float, weight_decay: float, lora_plus_ratio: float = 1.0
+) -> Optimizer:
     """An optimizer over the trainable parameters; biases and norms (vectors) are not decayed.
 
     Args:
@@ -40,11 +42,18 @@ def build_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float)
         model: whose parameters are trained.
         lr: peak learning rate.
         weight_decay: for matrices.
+        lora_plus_ratio: rate of the adapters' B / that of all others (LoRA+, arXiv 2402.12354).
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    faster = {name for name in trainable if "lora_B" in name and lora_plus_ratio != 1}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in trainable.items() if p.ndim >= 2 and n not in faster], "weight_decay": weight_decay},
+        {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for n, p in trainable.items() if n in faster],
+            "weight_decay": weight_decay,
+            "lr": lr * lora_plus_ratio,
+        },
     ]
     groups = [group for group in groups if group["params"]]
     if name in BITSANDBYTES:

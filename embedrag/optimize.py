@@ -42,7 +42,9 @@ class Optimization:
         self.run, self.accelerator, self.total_steps = run, accelerator, total_steps
         self.parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
         self.optimizer = accelerator.prepare(
-            build_optimizer(options.optimizer, run.step, options.lr or 0.0, options.weight_decay)
+            build_optimizer(
+                options.optimizer, run.step, options.lr or 0.0, options.weight_decay, options.lora_plus_ratio
+            )
         )
         self.skipped = 0
         # Those that work on one batch; without gathering each process has rows, negatives and a loss of its own.
@@ -52,6 +54,11 @@ class Optimization:
     def _start_schedule(self, done: int) -> None:
         warmup = warmup_steps(self.total_steps, self.run.options.warmup_proportion)
         self.schedule = cosine_schedule(self.optimizer.optimizer, self.total_steps, warmup, done)
+
+    def _temperature(self, number: int) -> float:
+        """Of step `number`, from 1."""
+        first, last = self.run.options.temperature, self.run.options.temperature_end or self.run.options.temperature
+        return float(first * (last / first) ** ((number - 1) / max(1, self.total_steps - 1)))
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` takes back; whole, and in the main process alone where weights are in parts."""
@@ -101,6 +108,7 @@ class Optimization:
         """
         start = time.monotonic()
         rate = float(self.schedule.get_last_lr()[0])
+        self.run.step.temperature(self._temperature(number))
         outputs = self._gradients(batches, number)
         self.run.processes.sum_gradients(self.parameters)
         limit = self.run.options.max_grad_norm or float("inf")

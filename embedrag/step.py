@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,10 @@ class ContrastiveStep(nn.Module):
         self.terms = terms
         self.views = tuple(views)
         self.guided = guided
+
+    def temperature(self, value: float) -> None:
+        """Divide cosines by `value` from now on."""
+        self.terms = replace(self.terms, temperature=value)
 
     def loss(
         self, embeddings: Tensor, batch: Batch, queries: slice = slice(None), guide: Tensor | None = None

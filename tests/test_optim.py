@@ -138,3 +138,21 @@ def test_warmup_is_a_share_of_the_optimizer_steps_rounded_up(total, share, expec
 
 def test_warmup_of_a_whole_number_of_steps_is_that_number() -> None:
     assert [warmup_steps(total, 0.07) for total in (100, 200, 300)] == [7, 14, 21]
+
+
+def test_adapters_b_has_its_own_rate_under_the_same_schedule() -> None:
+    from embedrag.optim import build_optimizer, cosine_schedule
+
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3) for name in ("lora_A", "lora_B", "head")})
+    optimizer = build_optimizer("adamw", model, 0.1, 0.01, lora_plus_ratio=16)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model["lora_B"].weight)] == pytest.approx(1.6)
+    others = [p for name, p in model.named_parameters() if name != "lora_B.weight"]
+    assert {rates[id(p)] for p in others} == {0.1} and len(rates) == 6
+    schedule = cosine_schedule(optimizer, 10, 0)
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    first, *_, last = schedule.get_last_lr()
+    assert last == pytest.approx(16 * first) and first < 0.1
+    assert len(build_optimizer("adamw", model, 0.1, 0.01).param_groups) == 2

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from embedrag.cli import main
+from embedrag.config import RECIPES as RECIPE_SETTINGS
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.options import parse
@@ -167,3 +170,98 @@ def test_distillation_without_scores_and_dimensions_beyond_the_model_are_named(
     plain.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert train(tiny_bert, plain, tmp_path / "out") == 2
     assert "plain.jsonl:4: teacher_scores must be a list of 4 numbers" in capsys.readouterr().err
+
+
+# Recipes and adapters
+
+
+def test_recipe_fills_what_nobody_named(tmp_path: Path) -> None:
+    words = ["--output_dir", "o", "--batch_size", "2", "--recipe", "BGE"]
+    options = parse(TrainOptions, words, "train", "")
+    assert (options.temperature, options.neg_nums, options.warmup_proportion) == (0.02, 7, 0.1)
+    assert parse(TrainOptions, [*words, "--neg_nums", "3"], "train", "").neg_nums == 3
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"recipe": "gte", "temperature": 0.2}), encoding="utf-8")
+    options = parse(TrainOptions, [*words[:4], "--config", str(path)], "train", "", config_file=True)
+    assert options.temperature == 0.2 and options.further_directions[0] == "passage_query"
+    path.write_text(json.dumps(options.model_dump() | {"further_directions": []}), encoding="utf-8")
+    assert parse(TrainOptions, ["--config", str(path)], "train", "", config_file=True).further_directions == []
+    with pytest.raises(UserError, match="--recipe"):
+        parse(TrainOptions, [*words[:4], "--recipe", "bg"], "train", "")
+
+
+@pytest.mark.parametrize("name", sorted(RECIPE_SETTINGS))
+def test_every_recipe_is_accepted_and_documented(name: str) -> None:
+    options = TrainOptions(output_dir="o", batch_size=2, recipe=name)
+    assert {key: getattr(options, key) for key in RECIPE_SETTINGS[name]} == RECIPE_SETTINGS[name]
+    text = (Path(__file__).parent.parent / "docs" / "losses.md").read_text(encoding="utf-8")
+    assert f"| `{name}` |" in text
+
+
+@pytest.mark.parametrize("words", [["--lora_top_layers", "1"], ["--use_rslora", "--lora_plus_ratio", "16"]])
+def test_adapter_variants_train_merge_and_prove_themselves(words, tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    assert train(tiny_bert, data, tmp_path / "out", "--merge", *words) == 0
+    tensors = load_file(tmp_path / "out" / "final" / "adapter_model.safetensors")
+    layers = {int(name.split(".layer.")[1].split(".")[0]) for name in tensors}
+    assert layers == ({1} if "--lora_top_layers" in words else {0, 1})
+    record = json.loads((tmp_path / "out" / "merged" / "merge_config.json").read_text())
+    assert record["verification"]["min_cosine"] > 0.9999
+    assert record["use_rslora"] is ("--use_rslora" in words)
+
+
+def test_frozen_layers_below_have_no_graph(tiny_bert: str) -> None:
+    from tests.test_cached import batch_of_5
+
+    seen = {}
+    for count in (1, 2):
+        encoder = encoder_of_top(tiny_bert, count)
+        bottom = next(module for name, module in encoder.named_modules() if name.endswith("layer.0"))
+        bottom.register_forward_hook(
+            lambda _, __, output, count=count: seen.update({count: states(output).requires_grad})
+        )
+        encoder(batch_of_5().tokens)
+    assert seen == {1: False, 2: True}
+
+
+def states(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def encoder_of_top(model: str, layers: int) -> Any:
+    from embedrag.backbone import trainable_backbone
+    from embedrag.contract import describe_base, load_tokenizer, settle
+    from embedrag.encoder import Encoder
+
+    base = describe_base(model)
+    options = TrainOptions(output_dir="x", batch_size=2, finetune_type="lora", lora_top_layers=layers).resolved()
+    contract = settle(base, options)[0]
+    backbone = trainable_backbone(base, options, torch.float32, torch.device("cpu"))
+    return Encoder(backbone, load_tokenizer(base, contract), contract).train()
+
+
+def test_more_layers_than_there_are_and_adapters_of_a_full_fine_tune_are_refused(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_bert, data, tmp_path / "out", "--lora_top_layers", "3") == 2
+    assert "--lora_top_layers 3: the model has 2 layers" in capsys.readouterr().err
+    assert train(tiny_bert, data, tmp_path / "out", "--finetune_type", "full", "--use_rslora") == 2
+    assert "--use_rslora is for adapters" in capsys.readouterr().err
+
+
+def test_temperature_goes_to_its_end_by_equal_factors(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import embedrag.step
+
+    real, seen = embedrag.step.contrastive, []
+
+    def watched(query: Any, passage: Any, pairs: Any, terms: Any, rows: Any) -> Any:
+        seen.append(terms.temperature)
+        return real(query, passage, pairs, terms, rows)
+
+    monkeypatch.setattr(embedrag.step, "contrastive", watched)
+    assert train(tiny_bert, data, tmp_path / "out", "--temperature_end", "0.0125") == 0
+    assert seen == pytest.approx([0.1 * (1 / 8) ** (step / 5) for step in range(6)])
+    seen.clear()
+    assert train(tiny_bert, data, tmp_path / "plain") == 0
+    assert seen == [0.1] * 6
