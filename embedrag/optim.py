@@ -45,7 +45,7 @@ def build_optimizer(
         lora_plus_ratio: rate of the adapters' B / that of all others (LoRA+, arXiv 2402.12354).
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    faster = {name for name in trainable if "lora_B" in name and lora_plus_ratio != 1}
+    faster = {name for name, p in trainable.items() if "lora_B" in name and p.ndim >= 2 and lora_plus_ratio != 1}
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in trainable.items() if p.ndim >= 2 and n not in faster], "weight_decay": weight_decay},
         {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},

@@ -75,7 +75,7 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
         rest = []
     problems = list(_unknown_flags(cls, rest))
     places = {name: f"--{name}" for name in values}
-    path = values.pop("config", None)
+    path = values.pop("config", None) if config_file else None
     if path is not None:
         from_file, file_problems = read_config(cls, path)
         problems += file_problems

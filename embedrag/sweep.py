@@ -45,6 +45,7 @@ def run(options: SweepOptions) -> int:
     """
     try:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
         from optuna.trial import TrialState
     except ImportError:
         raise UserError("embedrag sweep needs optuna: pip install 'embedrag[sweep]'") from None
@@ -53,16 +54,16 @@ def run(options: SweepOptions) -> int:
     metric = check(base, space)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / STUDY))),
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY))),
         study_name=_digest([base, space]),  # another config or space begins a study of its own
         load_if_exists=True,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=options.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
-    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a sweep that was killed
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    for left in study.get_trials(states=[TrialState.RUNNING]):  # of a sweep that was killed
+        study.tell(left.number, state=TrialState.FAIL)
+        study.enqueue_trial(left.params)
     while len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])) < options.trials:
         trial = study.ask()
         values = {name: _suggest(trial, name, choice) for name, choice in space.items()}
@@ -75,8 +76,8 @@ def run(options: SweepOptions) -> int:
         value = train(base | values, folder / f"trial-{_digest(values)}", metric, hopeless)
         study.tell(trial, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
         say(f"trial {trial.number}: {'ended early' if value is None else f'{metric} {value:.4f}'}")
-    ranked = sorted((trial for trial in study.trials if trial.state == TrialState.COMPLETE), key=lambda t: -t.value)
-    rows = [[trial.number, f"{trial.value:.4f}", _spoken(trial.params)] for trial in ranked[:10]]
+    ranked = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda done: done.value or 0.0, reverse=True)
+    rows = [[done.number, f"{done.value:.4f}", _spoken(done.params)] for done in ranked[:10]]
     say(tabulate(rows, ["trial", metric, "settings"], "github", disable_numparse=True))
     best = ranked[0].params
     write_atomic(folder / BEST, json.dumps(base | best, indent=2, ensure_ascii=False))

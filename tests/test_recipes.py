@@ -205,7 +205,7 @@ def test_adapter_variants_train_merge_and_prove_themselves(words, tiny_bert: str
     layers = {int(name.split(".layer.")[1].split(".")[0]) for name in tensors}
     assert layers == ({1} if "--lora_top_layers" in words else {0, 1})
     record = json.loads((tmp_path / "out" / "merged" / "merge_config.json").read_text())
-    assert record["verification"]["min_cosine"] > 0.9999
+    assert record["verification"]["merged_to_trained"]["min_cosine"] > 0.9999
     assert record["use_rslora"] is ("--use_rslora" in words)
 
 
