@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from embedrag.errors import UserError
 from embedrag.records import Record, hub_fingerprint, local_files, read_records
 
-FORMAT = 3
+FORMAT = 4
 TEXTS_PER_CALL = 2048
 QUERY, PASSAGE = "query", "passage"
 Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
@@ -123,6 +123,7 @@ class TokenStore:
         known_offsets: [U + 1] int64 into `known_positives`.
         known_positives: for each query text, every passage that any row calls its positive.
         sources: names of the files.
+        tokens_crc: CRC-32 of tokens and text offsets, made when they were written: reading them all would map them all.
         report: what was found while reading.
     """
 
@@ -138,6 +139,7 @@ class TokenStore:
     known_offsets: np.ndarray
     known_positives: np.ndarray
     sources: list[str]
+    tokens_crc: int
     report: dict[str, Any]
 
     def __len__(self) -> int:
@@ -170,9 +172,8 @@ class TokenStore:
     @cached_property
     def checksum(self) -> str:
         """Of tokens and rows, to know the data again (CRC-32: against mistakes, not against malice)."""
-        value = 0
-        rows = (self.row_texts, self.row_offsets, self.row_positives, self.row_scores)
-        for part in (self.token_ids, self.text_offsets, *rows):
+        value = self.tokens_crc
+        for part in (self.row_texts, self.row_offsets, self.row_positives, self.row_scores):
             value = zlib.crc32(np.ascontiguousarray(part).data, value)
         return f"{len(self)}-{len(self.token_ids)}-{value:08x}"
 
@@ -343,11 +344,14 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
 def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, tokenize: Tokenize) -> None:
     lengths = array("q", [0])
     firsts = _first_occurrences(read, prompts, index)
+    crc = 0
     with (folder / "token_ids.bin").open("wb") as file:
         while part := list(islice(firsts, TEXTS_PER_CALL)):
             for ids in _tokenize_pairs(part, tokenize):
                 lengths.append(len(ids))
-                file.write(np.asarray(ids, np.int32).tobytes())
+                data = np.asarray(ids, np.int32).tobytes()
+                crc = zlib.crc32(data, crc)
+                file.write(data)
     known_offsets, known = _known_positives(index)
     arrays = {
         "text_offsets": np.cumsum(np.array(lengths)),
@@ -363,7 +367,8 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
     }
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
-    meta = {"sources": index.sources, "report": index.report}
+    crc = zlib.crc32(arrays["text_offsets"].tobytes(), crc)
+    meta = {"sources": index.sources, "tokens_crc": crc, "report": index.report}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 
@@ -433,7 +438,7 @@ def _load(folder: Path) -> TokenStore:
         name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*names, "known_offsets", "known_positives")
     }
     token_ids = np.memmap(folder / "token_ids.bin", np.int32, mode="r")
-    return TokenStore(token_ids=token_ids, sources=meta["sources"], report=meta["report"], **arrays)
+    return TokenStore(token_ids=token_ids, **meta, **arrays)
 
 
 def _fingerprint(sources: Sequence[str], tokenize_key: str) -> str:
