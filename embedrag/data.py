@@ -136,6 +136,10 @@ def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[RowOrd
             )
     order = MixedOrder(sets, weights, options.seed, together)
     for source, rows, count in zip(sources, sets, order.positions, strict=True):
+        if len(rows) and not count:
+            raise UserError(
+                f"--train_dataset {source}: its weight leaves none of its {len(rows)} rows in an epoch; raise it"
+            )
         say(f"data: {source.path}: {len(rows):,} rows, {count:,} of the {len(order):,} that an epoch shows")
     return order, f"-{weights}-{together}"
 

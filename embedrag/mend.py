@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from embedrag.errors import UserError, flag_named
 from embedrag.files import atomic_file
-from embedrag.records import NEGATIVE_KEYS, POSITIVE_KEYS, QUERY_KEYS, Record, raw_rows
+from embedrag.records import NEGATIVE_KEYS, POSITIVE_KEYS, QUERY_KEYS, SCORES_KEY, Record, raw_rows
 from embedrag.survey import EvalTexts, Survey, read_row
 from embedrag.texts import digest
 
@@ -94,7 +95,8 @@ def _kept(
         given = row[record.shape.split(", ")[1]]
         done["positives"] += (len(given) if isinstance(given, (list, tuple)) else 1) - len(pos)
         done["negatives"] += record.dropped + len(record.neg) - len(neg)
-        yield place, replace(record, pos=pos, neg=neg)
+        scores = dict(zip((*record.pos, *record.neg), record.scores, strict=False))  # of all texts, or of none
+        yield place, replace(record, pos=pos, neg=neg, scores=tuple(scores[t] for t in (*pos, *neg) if scores))
     else:
         if at == len(found.texts):
             return
@@ -102,7 +104,8 @@ def _kept(
 
 
 def _row_text(place: str, record: Record) -> str:
-    row = {"query": record.query, "pos": record.pos, "neg": record.neg}
+    row: dict[str, Any] = {"query": record.query, "pos": record.pos, "neg": record.neg}
+    row |= {SCORES_KEY: record.scores} if record.scores else {}
     row |= {key: value for key, value in record.extra.items() if key not in ALL_KEYS}  # these are empty ones
     try:
         text = json.dumps(row, ensure_ascii=False, default=str)

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from embedrag.errors import UserError
-
 
 def generator(seed: int, *place: int) -> np.random.Generator:
     """A generator of its own for each place; the same one wherever and whenever it is asked for."""
@@ -74,17 +72,12 @@ class MixedOrder(RowOrder):
             weights: how often its rows come in a pass.
             seed: of the order.
             batch_size: positions that follow each other within one data set; more than 1 for batches of one data set.
-
-        Raises:
-            UserError: when a data set has too few rows for a batch of its own, or none would come at all.
         """
         super().__init__(sum(map(len, sets)), seed)
         self.sets, self.batch_size = sets, batch_size
         self.positions = [
             -(-round(weight * len(rows)) // batch_size) * batch_size for rows, weight in zip(sets, weights, strict=True)
         ]
-        if not sum(self.positions):
-            raise UserError("--train_dataset: the weights leave no row in an epoch; raise them")
 
     def __len__(self) -> int:
         """P."""

@@ -225,8 +225,8 @@ def with_engine(options: TrainOptions) -> TrainOptions:
 
 def _terms(options: TrainOptions) -> Terms:
     """The terms of the loss; an option has the name of its term."""
-    named = {field.name: getattr(options, field.name) for field in fields(Terms) if hasattr(options, field.name)}
-    return Terms(**named | {"directions": ("query_passage", *options.further_directions)})
+    named = {field.name: getattr(options, field.name) for field in fields(Terms) if field.name != "directions"}
+    return Terms(**named, directions=("query_passage", *options.further_directions))
 
 
 def _views(options: TrainOptions, encoder: Encoder) -> tuple[View, ...]:

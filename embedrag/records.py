@@ -89,7 +89,7 @@ def parse_row(row: Any) -> Record:
     )
     neg = tuple(text for text in dict.fromkeys(given) if text.strip() and text not in pos)
     used = [key for key in (query_key, positive_key, negative_key) if key]
-    extra = {key: value for key, value in row.items() if key not in used}
+    extra = {key: value for key, value in row.items() if key not in (*used, SCORES_KEY)}
     scores = _scores(row.get(SCORES_KEY), [*positives, *given])
     kept = tuple(scores[text] for text in (*pos, *neg)) if scores else ()
     return Record(query, pos, neg, ", ".join(used), extra, dropped=len(given) - len(neg), scores=kept)

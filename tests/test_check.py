@@ -550,3 +550,18 @@ def test_many_equal_queries_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(faults, "TEXTS_IN_PART", 500)
     for one, other in zip(vars(whole).values(), vars(compare(rows)).values(), strict=True):
         assert one.tolist() == other.tolist()
+
+
+def test_scores_of_a_teacher_stay_with_their_texts_when_rows_are_mended(tmp_path: Path) -> None:
+    from embedrag.cli import main
+    from embedrag.records import read_records
+
+    rows = [
+        {"query": "q", "pos": ["a"], "neg": ["", "b", "c"], "teacher_scores": [5, 0, 1, 2]},
+        {"query": "q", "pos": ["b"], "neg": ["d"]},
+    ]
+    path, fixed = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["check", str(path), "--fix", str(fixed)]) == 1
+    records = [record for _, record in read_records([str(fixed)])]
+    assert [(record.neg, record.scores) for record in records] == [(("c",), (5, 2)), (("d",), ())]

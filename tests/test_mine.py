@@ -119,7 +119,7 @@ def test_output_is_read_as_training_data_and_mined_again(rows: Path, corpus: Pat
     mined = mine(rows, out, "--bm25", "--corpus", str(corpus), "--range", "0", "30")
     records = [record for _, record in read_records([str(out)])]
     assert [list(record.neg) for record in records] == [row["neg"] for row in mined]
-    assert records[0].extra["teacher_scores"] == mined[0]["teacher_scores"]
+    assert list(records[0].scores) == mined[0]["teacher_scores"]
     again = mine(out, tmp_path / "again.jsonl", "--bm25", "--corpus", str(corpus), "--range", "0", "30")
     assert again == mined
 
@@ -198,3 +198,11 @@ def test_input_is_not_overwritten(rows: Path, capsys) -> None:
     assert main(["mine", "--train_dataset", str(rows), "--output", str(rows), "--bm25"]) == 2
     assert main(["mine", "--train_dataset", str(rows), "--output", str(rows), "--bm25", "--overwrite"]) == 2
     assert rows.read_text() == before
+
+
+def test_row_that_finds_nothing_keeps_its_negatives_and_their_scores(tmp_path: Path, write_jsonl) -> None:
+    own = {"query": "which fuse", "pos": ["zzz"], "neg": ["old", "old", "older"], "teacher_scores": [3, 1, 1, 2]}
+    [row] = mine(write_jsonl([own]), tmp_path / "out.jsonl", "--bm25", "--range", "0", "20")
+    assert (row["neg"], row["teacher_scores"]) == (["old", "older"], [3, 1, 2])
+    [(_, record)] = read_records([str(tmp_path / "out.jsonl")])
+    assert record.scores == (3, 1, 2)

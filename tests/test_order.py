@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.errors import UserError
 from embedrag.order import MixedOrder, RowOrder
 from embedrag.slices import quotas
 
@@ -77,11 +75,6 @@ def test_visits_count_how_often_the_data_set_was_gone_through() -> None:
     visits = Counter(visit for visit, _ in order.between(0, len(order)))
     assert visits == {0: 4, 1: 4}
     assert Counter(visit for visit, _ in order.between(len(order), 2 * len(order))) == {2: 4, 3: 4}
-
-
-def test_weights_that_leave_nothing_are_an_error() -> None:
-    with pytest.raises(UserError, match="the weights leave no row"):
-        mixed([(2, 0.1), (1, 0.2)])
 
 
 def test_one_data_set_is_what_it_always_was() -> None:

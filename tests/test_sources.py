@@ -66,6 +66,12 @@ def test_weight_makes_rows_come_more_often(two, run, tmp_path, capsys) -> None:
     assert saved["train_dataset"] == [f"{fruit}:2", str(metal)]
 
 
+def test_weight_that_leaves_no_row_is_named(two, run, capsys) -> None:
+    fruit, metal = map(str, two)
+    assert run("out", "--train_dataset", f"{fruit}:0.05", metal) == 2
+    assert "fruit.jsonl:0.05: its weight leaves none of its 6 rows in an epoch" in capsys.readouterr().err
+
+
 def test_weight_of_one_is_none(two, run, tmp_path) -> None:
     fruit, metal = two
     assert run("plain", "--train_dataset", str(fruit), str(metal)) == 0
