@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from embedrag.cli import main
-from embedrag.config import RECIPES as RECIPE_SETTINGS
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.options import parse
+from embedrag.recipes import RECIPES as RECIPE_SETTINGS
 from tests.test_resume import losses
 
 SCORED: list[dict[str, Any]] = [
