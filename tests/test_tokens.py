@@ -160,6 +160,7 @@ def test_report_counts_rows_shapes_texts_and_dropped_negatives(make) -> None:
         "dropped_at": [f"{store.sources[0]}:5"],
         "rows_without_negatives": 2,
         "rows_with_teacher_scores": 0,
+        "rows_with_grades": 0,
         "mean_negatives": 4 / 5,
     }
 
