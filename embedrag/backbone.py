@@ -10,6 +10,7 @@ import contextlib
 import copy
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from logging import ERROR, getLogger
@@ -175,8 +176,7 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
-        target_modules=lora_targets(model, options.lora_target_modules),
-        layers_to_transform=_top_layers(model, options.lora_top_layers),
+        target_modules=_in_top_layers(model, lora_targets(model, options.lora_target_modules), options.lora_top_layers),
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
         init_lora_weights=PISSA if options.lora_init == "pissa" else True,
@@ -191,16 +191,24 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
     return adapted
 
 
-def _top_layers(model: nn.Module, count: int | None) -> list[int] | None:
-    """Numbers of the last `count` layers; None for all.
+def _in_top_layers(model: nn.Module, names: list[str], count: int | None) -> list[str]:
+    """Names of layers that get adapters: those given, or their whole paths in the last `count` blocks of the model.
 
     Raises:
-        UserError: when the model has fewer.
+        UserError: when the model has fewer, or none of the layers is in them.
     """
-    layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    if count and count > layers:
-        raise UserError(f"--lora_top_layers {count}: the model has {layers} layers")
-    return list(range(layers - count, layers)) if count and count < layers else None
+    blocks = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    if count and count > blocks:
+        raise UserError(f"--lora_top_layers {count}: the model has {blocks} layers")
+    if not count or count == blocks:
+        return names
+    # peft's own layers_to_transform does not find decoders' blocks, whose paths begin with `layers`.
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    wanted = [name for name in linears if any(f".{name}".endswith(f".{last}") for last in names)]
+    found = [name for name in wanted if (number := re.search(r"\.(\d+)\.", name)) and int(number[1]) >= blocks - count]
+    if not found:
+        raise UserError(f"--lora_top_layers {count}: none of {', '.join(names)} lies in them")
+    return found
 
 
 def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +199,12 @@ def test_every_recipe_is_accepted_and_documented(name: str) -> None:
     assert f"| `{name}` |" in text
 
 
+@pytest.mark.parametrize("base", ["tiny_bert", "tiny_qwen3"])
 @pytest.mark.parametrize("words", [["--lora_top_layers", "1"], ["--use_rslora", "--lora_plus_ratio", "16"]])
-def test_adapter_variants_train_merge_and_prove_themselves(words, tiny_bert: str, data: Path, tmp_path: Path) -> None:
-    assert train(tiny_bert, data, tmp_path / "out", "--merge", *words) == 0
+def test_adapter_variants_train_merge_and_prove_themselves(words, base: str, data: Path, tmp_path, request) -> None:
+    assert train(request.getfixturevalue(base), data, tmp_path / "out", "--merge", *words) == 0
     tensors = load_file(tmp_path / "out" / "final" / "adapter_model.safetensors")
-    layers = {int(name.split(".layer.")[1].split(".")[0]) for name in tensors}
+    layers = {int(re.split(r"\.layers?\.", name)[1].split(".")[0]) for name in tensors}
     assert layers == ({1} if "--lora_top_layers" in words else {0, 1})
     record = json.loads((tmp_path / "out" / "merged" / "merge_config.json").read_text())
     assert record["verification"]["merged_to_trained"]["min_cosine"] > 0.9999
