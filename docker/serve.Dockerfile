@@ -12,13 +12,15 @@ COPY requirements.txt ./
 RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY embedrag embedrag
+# The version of a folder is its own.
+# hadolint ignore=DL3013
 RUN pip install ".[serve]"
 
 FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 1000 embedrag
 COPY --from=build /opt/embedrag /opt/embedrag
 ENV PATH=/opt/embedrag/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-USER embedrag
+USER 1000
 WORKDIR /home/embedrag
 EXPOSE 8000
 # A large model takes minutes to load: failures count after five.

@@ -18,7 +18,7 @@ FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 1000 embedrag && install --directory --owner embedrag /work /cache
 COPY --from=build /opt/embedrag /opt/embedrag
 ENV PATH=/opt/embedrag/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/cache/huggingface EMBEDRAG_CACHE=/cache/embedrag
-USER embedrag
+USER 1000
 WORKDIR /work
 # The command gets the signals itself, so that a stopped container saves its state.
 ENTRYPOINT ["embedrag"]

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ GOOD = {"texts": ["a frog", "저항의 단위는 옴이다"]}
 
 
 def start(model_dir: Path, work_dir: Path) -> tuple[subprocess.Popen[str], str]:
-    """The server on a free port, the scripts beside each other as Azure puts them, and its address."""
+    """The server on a free port, with score.py and the package in one folder as Azure puts them; and its address."""
+    (work_dir / "score.py").symlink_to(ROOT / "score.py")
+    (work_dir / "embedrag").symlink_to(ROOT / "embedrag")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "azureml_inference_server_http.amlserver"]
     process = subprocess.Popen(
-        [*command, "--entry_script", str(ROOT / "score.py"), "--model_dir", str(model_dir), "--port", str(port)],
+        [*command, "--entry_script", "score.py", "--model_dir", str(model_dir), "--port", str(port)],
         cwd=work_dir,
         env=os.environ | {"OMP_NUM_THREADS": "1", "WORKER_TIMEOUT": "120"},
         stdout=subprocess.PIPE,
@@ -52,18 +54,18 @@ def server(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("azure")
     shutil.copytree(tiny_bert, folder / "model" / "embedrag" / "1" / "merged")
     process, address = start(folder / "model", folder)
+    assert process.stdout
     try:
-        while True:
-            assert process.poll() is None, process.communicate()[0]
-            try:
-                if httpx.get(address, timeout=60).status_code == 200:
-                    break
-            except httpx.ConnectError:
-                time.sleep(0.2)
+        said = []
+        while "init has completed" not in (line := process.stdout.readline()):
+            assert line, "".join(said)
+            said.append(line)
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
+        assert httpx.get(address, timeout=60).status_code == 200  # Azure's probes
         yield address
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 def ask(server: str, body: Any) -> Any:
@@ -95,7 +97,6 @@ def test_fields_choose_size_length_and_role(server: str, tiny_bert: str) -> None
     [
         (b'{"texts": ["a"', "not JSON"),
         (b"", "not JSON"),
-        (b"\xff\xfe\x00", ""),
         (["a"], "must be an object"),
         ({"texts": "a"}, "texts: "),
         ({"texts": [1, 2]}, "texts.0"),
@@ -115,6 +116,12 @@ def test_wrong_request_gets_400_and_the_next_one_an_answer(body: Any, part: str,
     assert part in answer.json()["error"]
     again = ask(server, GOOD)
     assert again.status_code == 200 and len(again.json()["embeddings"]) == 2
+
+
+def test_bytes_that_are_no_utf8_are_refused_by_azures_server_itself(server: str) -> None:
+    answer = ask(server, b"\xff\xfe\x00")
+    assert answer.status_code == 400 and "UTF-8" in answer.json()["message"]
+    assert ask(server, GOOD).status_code == 200
 
 
 def test_long_text_within_the_limit_is_cut_to_the_models_length(server: str) -> None:

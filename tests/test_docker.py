@@ -50,7 +50,7 @@ def runs_as(steps: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_image_runs_as_a_user_without_rights_and_copies_what_is_there(path: Path) -> None:
     steps = instructions(path)
-    assert runs_as(steps) == "embedrag"
+    assert runs_as(steps) == "1000"
     assert copied(steps) and lacking(steps, ROOT) == []
     assert all(value.startswith("python:${PYTHON}-slim") for value in values(steps, "FROM"))
     assert len(values(steps, "FROM")) == 2, "what builds is not what runs"
@@ -63,7 +63,7 @@ def test_what_is_copied_is_not_ignored(path: Path) -> None:
 
 
 def test_checks_find_a_root_user_and_a_missing_file(tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text("FROM a AS b\nUSER embedrag\nFROM a\nCOPY --from=b /x /x\nCOPY no.txt ./\n")
+    (tmp_path / "Dockerfile").write_text("FROM a AS b\nUSER 1000\nFROM a\nCOPY --from=b /x /x\nCOPY no.txt ./\n")
     steps = instructions(tmp_path / "Dockerfile")
     assert runs_as(steps) == "root", "the user of an earlier stage is not that of the image"
     assert lacking(steps, tmp_path) == ["no.txt"]
