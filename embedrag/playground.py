@@ -131,6 +131,7 @@ def application(documents: list[str], base: Ranker, tuned: Ranker, hosts: list[s
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tail"] = lambda name: "/".join(Path(name).parts[-2:])
     template = environment.get_template("playground.html")
     app = FastAPI(openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
@@ -163,16 +164,10 @@ def run(options: PlaygroundOptions) -> int:
     if not documents:
         raise UserError(f"--data {options.data}: no texts in it")
     with _listen(options.host, options.port) as listener:
-        bases = {"--baseline": None, "--model": options.base_model_path}
+        trusted = options.trust_remote_code
         base, tuned = (
-            Ranker(
-                name,
-                load_encoder(
-                    name, options.device, base_name=bases[flag], trust_remote_code=options.trust_remote_code
-                ),
-                documents,
-            )
-            for flag, name in names.items()
+            Ranker(name, load_encoder(name, options.device, base_name=of, trust_remote_code=trusted), documents)
+            for name, of in zip(names.values(), (None, options.base_model_path), strict=True)
         )
         hosts = [*LOOPBACK] if options.host in LOOPBACK else ["*"]
         server = uvicorn.Server(uvicorn.Config(application(documents, base, tuned, hosts), log_level="warning"))

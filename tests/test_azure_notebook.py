@@ -1,4 +1,4 @@
-"""The Azure notebook runs up to the cloud without an account, says what is missing, and asks the cloud for the right things."""
+"""The Azure notebook runs up to the cloud without an account, says what is missing, and asks for the right things."""
 
 from __future__ import annotations
 

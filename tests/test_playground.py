@@ -1,4 +1,4 @@
-"""The playground: rankings are those of the vectors, the page shows them whatever the texts hold, mistakes are named."""
+"""The playground: rankings are those of the vectors, any text stays text, mistakes are named."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DOCUMENTS = [
     "提单是承运人签发的货物收据。",
     HOSTILE,
     "ضفدع يجلس بجانب البركة",
-    *(f"Document number {n} speaks of {word}. " * (1 + 8 * (n % 3)) for n, word in enumerate(["tea", "rain", "law"] * 4)),
+    *(f"Document {n} speaks of {word}. " * (1 + 8 * (n % 3)) for n, word in enumerate(["tea", "rain", "law"] * 4)),
 ]
 QUERY = "Which bird eats frogs?"
 
@@ -208,7 +208,7 @@ def test_page_in_a_browser_is_usable_at_any_width(width: int, columns: int, brow
     boxes = [tab.locator(f"section.{side}").bounding_box() for side in ("base", "tuned")]
     assert len({box["x"] for box in boxes}) == columns
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    long = tab.locator("section.tuned summary", has_text="Document number 2").first
+    long = tab.locator("section.tuned summary", has_text="Document 2").first
     if long.count():
         before = long.bounding_box()["height"]
         long.click()

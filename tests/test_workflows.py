@@ -1,4 +1,4 @@
-"""The workflows of GitHub Actions, checked by a real checker; what they may do and what they run is as little as possible."""
+"""The workflows of GitHub Actions have the shape that GitHub reads, and may do as little as possible."""
 
 from __future__ import annotations
 
