@@ -42,7 +42,7 @@ readme: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict  # --quiet would hide warnings from --strict too
 
 clean:
 	rm -rf $(VENV) demo_output site
