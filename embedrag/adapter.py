@@ -24,9 +24,9 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = re.compile(r"^(?:model\.)?base_model\.model\.")
 FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.[\w-]+)?(?:\.weight)?$")
-# Settings of peft whose adapters are more than W + scale * B A, with what they do.
+MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(?:\.[\w-]+)?(?:\.weight)?$")
+# Settings of peft whose adapters are more than W + scale * B A (and DoRA), with what they do.
 INEXACT: dict[str, str] = {
-    "use_dora": "DoRA rescales the merged weight",
     "lora_bias": "it adds biases to the layers",
     "layer_replication": "it copies layers",
     "target_parameters": "it adapts bare parameters, not layers",
@@ -39,19 +39,21 @@ REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change of one layer's weight: scale * B A.
+    """The change of one layer's weight: scale * B A, and with DoRA (arXiv 2402.09353) the length of its rows.
 
     Attributes:
         a: [r, i] float32.
         b: [o, r] float32.
         scale: alpha / r, or alpha / sqrt(r) for rsLoRA.
         transposed: the stored weight is [i, o] (embeddings, GPT-2's layers).
+        magnitude: [o] float32, lengths of the rows of the merged weight; None: they are what comes out.
     """
 
     a: Tensor
     b: Tensor
     scale: float
     transposed: bool
+    magnitude: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,6 +66,14 @@ class LowRank:
         if self.transposed:
             return self.scale * (self.a[:, start:stop].T @ self.b.T)
         return self.scale * (self.b[start:stop] @ self.a)
+
+    def merged(self, weight: Tensor, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the merged weight, float32, from those of the base's."""
+        changed = weight.float() + self.rows(start, stop)
+        if self.magnitude is None:
+            return changed
+        scaled: Tensor = changed * (self.magnitude[start:stop] / changed.norm(dim=1))[:, None]
+        return scaled
 
 
 def plain_name(key: str) -> str:
@@ -146,6 +156,7 @@ def _inexact(config: dict[str, Any]) -> list[str]:
 def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
     """Tell A and B factors from replaced tensors."""
     factors: dict[str, dict[str, Tensor]] = {}
+    magnitudes: dict[str, Tensor] = {}
     embeddings: set[str] = set()
     replaced: dict[str, Tensor] = {}
     for key in file.names():
@@ -159,6 +170,8 @@ def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[
                 )
             sides[match["side"]] = file.rows(key).float()
             embeddings |= {match["module"]} if match["embedding"] else set()
+        elif length := MAGNITUDE.match(name):
+            magnitudes[length["module"]] = file.rows(key).float()
         elif "lora_" in name:
             raise UserError(f"{file.path}: {key} is a part of an adapter that can't be merged exactly")
         else:
@@ -169,7 +182,15 @@ def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[
             raise UserError(f"{file.path}: {module} has no matching pair of 2-D A and B matrices")
         transposed = module in embeddings or bool(config.get("fan_in_fan_out"))
         rank = sides["A"].shape[0]
-        changes[module] = LowRank(sides["A"], sides["B"], _scale(module, rank, config, alpha), transposed)
+        magnitude = magnitudes.pop(module, None)
+        if magnitude is not None and (transposed or magnitude.shape != sides["B"].shape[:1]):
+            raise UserError(f"{file.path}: {module} is rescaled (DoRA) in a way that can't be merged exactly")
+        changes[module] = LowRank(sides["A"], sides["B"], _scale(module, rank, config, alpha), transposed, magnitude)
+    if magnitudes:
+        raise UserError(f"{file.path}: {next(iter(magnitudes))} has a DoRA magnitude and no A and B matrices")
+    plain = [module for module, change in changes.items() if change.magnitude is None and config.get("use_dora")]
+    if plain:
+        raise UserError(f"{file.path}: use_dora is on (DoRA), and {plain[0]} has no magnitude to be merged with")
     if not changes and not replaced:
         raise UserError(f"{file.path}: holds no adapter weights")
     return changes, replaced

@@ -22,6 +22,7 @@ from embedrag.config import TrainOptions
 from embedrag.contract import Base
 from embedrag.dropout import replace_dropout
 from embedrag.errors import UserError
+from embedrag.initial import PISSA, adapter_weights, begin_with_quantization_error
 from embedrag.lora import speed_up_adapters
 
 
@@ -137,6 +138,8 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
             parameter.requires_grad_(False)
         _lift_norms(model)
         model = add_adapters(model, options)
+        if options.lora_init == "loftq":
+            begin_with_quantization_error(model, base.folder())
     else:
         replace_dropout(model)
     if options.gradient_checkpointing:
@@ -175,12 +178,16 @@ def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
         target_modules=lora_targets(model, options.lora_target_modules),
         layers_to_transform=_top_layers(model, options.lora_top_layers),
         use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        init_lora_weights=PISSA if options.lora_init == "pissa" else True,
         task_type=TaskType.FEATURE_EXTRACTION,
         bias="none",
     )
     with quiet():
         adapted = cast(nn.Module, get_peft_model(model, config))
     speed_up_adapters(adapted)
+    if options.lora_init == "pissa":
+        adapted.adapter_start = adapter_weights(adapted)  # type: ignore[assignment]
     return adapted
 
 

@@ -14,6 +14,7 @@ from embedrag.card import write_card
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.files import atomic_folder, write_json
+from embedrag.initial import subtract_start
 from embedrag.saved import SETTINGS
 from embedrag.state import write_state
 from embedrag.verify import PROBES
@@ -72,6 +73,8 @@ def save_model(
         extra = {"save_embedding_layers": False} if hasattr(encoder.backbone, "peft_config") else {}
         with quiet():
             encoder.backbone.save_pretrained(folder, state_dict=weights, **extra)  # type: ignore[operator]
+        if start := getattr(encoder.backbone, "adapter_start", None):
+            subtract_start(folder, start)
         encoder.tokenizer.save(folder)
         encoder.contract.write(folder, encoder.dimension)
         write_json(folder / SETTINGS, settings)

@@ -5,41 +5,16 @@ Adding an option: one field below, and one line where it takes effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
+from embedrag.contradictions import contradictions
 from embedrag.fields import Device, Options, SourceList, as_list, lower, option, whole_number
+from embedrag.recipes import RECIPES
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
-# What the papers (docs/losses.md) say of loss, negatives and schedule; rates follow --finetune_type, for theirs are of
-# full fine-tunes with batches of hundreds.
-RECIPES: dict[str, dict[str, Any]] = {
-    "mnrl": {"temperature": 0.05, "neg_nums": 1, "warmup_proportion": 0.1},
-    "bge": {"temperature": 0.02, "neg_nums": 7, "warmup_proportion": 0.1},
-    "e5": {
-        "temperature": 0.01,
-        "neg_nums": 7,
-        "query_prompt": "query: ",
-        "passage_prompt": "passage: ",
-        "distillation": "kl",
-        "distillation_weight": 0.83,
-    },
-    "gist": {"temperature": 0.01, "false_negative_margin": 0.0, "false_negative_guide": "base"},
-    "gte": {
-        "temperature": 0.01,
-        "neg_nums": 1,
-        "further_directions": ["passage_query", "query_query", "passage_passage"],
-    },
-    "qwen3": {
-        "temperature": 0.02,
-        "neg_nums": 7,
-        "false_negative_margin": 0.1,
-        "further_directions": ["query_query", "passage_passage"],
-    },
-}
 
 
 class TrainOptions(Options):
@@ -102,6 +77,13 @@ class TrainOptions(Options):
         1.0, "rate of the adapters' B beside that of their A (LoRA+ advises 16)", group="LoRA", ge=1
     )
     use_rslora: bool = option(False, "scale by alpha / sqrt(r), for high ranks (rsLoRA)", group="LoRA")
+    use_dora: bool = option(False, "train length and direction of the weights apart (DoRA); slower", group="LoRA")
+    lora_init: Annotated[Literal["default", "pissa", "loftq"], BeforeValidator(lower)] = option(
+        "default",
+        "how adapters begin: as nothing, as the base's largest directions (pissa, for lora), or as what 4-bit "
+        "quantisation took away (loftq, for qlora)",
+        group="LoRA",
+    )
 
     # Data
     train_dataset: SourceList | None = option(
@@ -135,6 +117,13 @@ class TrainOptions(Options):
         ge=2,
     )
     neg_nums: int = option(2, "own negatives of a row used in one epoch, drawn anew each epoch", group="data", ge=0)
+    pos_nums: int = option(
+        1,
+        "positives of a row that are scored in one step, each against the negatives and those of a lower grade; "
+        "the others take turns",
+        group="data",
+        ge=1,
+    )
     candidates: Annotated[Literal["all", "hard"], BeforeValidator(lower)] = option(
         "all",
         "what a query is scored against: all passages of the batch, or its positive and the batch's hard negatives",
@@ -276,6 +265,10 @@ class TrainOptions(Options):
         0.5, "share of distillation in the loss; 1 = nothing else", group="loss", gt=0, le=1
     )
     teacher_temperature: float = option(1.0, "the teacher's scores are divided by it", group="loss", gt=0)
+    embedding_teacher: str | None = option(
+        None, "learn the vectors of this (larger) model too; it embeds every text once, before", group="loss"
+    )
+    embedding_teacher_weight: float = option(1.0, "weight of that beside the contrastive loss", group="loss", gt=0)
     matryoshka_dims: Annotated[list[PositiveInt] | None, BeforeValidator(as_list)] = option(
         None, "the first so many components of a vector are a good vector too, for each number named", group="loss"
     )
@@ -376,64 +369,10 @@ class TrainOptions(Options):
 
     @model_validator(mode="after")
     def _agree(self) -> TrainOptions:
-        problems = []
-        if self.use_cpu and self.device not in ("auto", "cpu"):
-            problems.append(f"--use_cpu contradicts --device {self.device}; drop one of them")
-        if self.candidates == "hard" and self.neg_nums == 0:
-            problems.append("--candidates hard with --neg_nums 0 leaves no negatives; set --neg_nums 1 or more")
-        if self.use_cpu and self.dtype == "float16" or self.device == "cpu" and self.dtype == "float16":
-            problems.append("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
-        if self.eval_dataset and self.eval_split:
-            problems.append("--eval_split contradicts --eval_dataset; drop one of them")
-        if not self.eval_dataset and not self.eval_split:
-            idle = [name for name in ("eval_steps", "early_stopping_patience") if getattr(self, name)]
-            problems += [f"--{name} needs --eval_dataset or --eval_split" for name in idle]
-        problems += self._against_losses()
-        adapters = [name for name in ("lora_top_layers", "use_rslora") if getattr(self, name)]
-        adapters += ["lora_plus_ratio"] if self.lora_plus_ratio != 1 else []
-        if self.finetune_type == "full":
-            problems += [f"--{name} is for adapters, and --finetune_type full has none" for name in adapters]
-        if self.stream:
-            problems += self._against_streaming()
-        if self.shard_weights:
-            problems += self._against_sharding()
+        problems = list(contradictions(self))
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-    def _against_losses(self) -> Iterator[str]:
-        if self.candidates == "hard" and self.further_directions:
-            yield "--candidates hard is for one direction; leave --further_directions out"
-        if self.separate and list(self.further_directions) != ["passage_query"]:
-            yield "--separate needs --further_directions passage_query alone: the others have no positive of their own"
-        if self.false_negative_guide == "base" and self.false_negative_margin is None:
-            yield "--false_negative_guide base needs --false_negative_margin (0: as in GISTEmbed)"
-        if self.false_negative_guide == "base" and self.finetune_type == "full":
-            yield "--false_negative_guide base needs adapters that can be switched off; a full fine-tune has none"
-        if self.distillation and self.neg_nums == 0:
-            yield "--distillation compares a row's positive with its negatives; set --neg_nums 1 or more"
-        if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka_dims or []):
-            yield "--matryoshka_weights needs one weight for each of --matryoshka_dims"
-        if len(set(self.matryoshka_dims or [])) < len(self.matryoshka_dims or []):
-            yield "--matryoshka_dims names a dimension twice"
-
-    def _against_streaming(self) -> Iterator[str]:
-        if not self.steps_per_epoch:
-            yield "--stream reads rows as they come, so an epoch has no end of its own; set --steps_per_epoch"
-        if self.eval_split:
-            yield "--eval_split can't hold rows of a stream out; name an --eval_dataset"
-        if not self.train_dataset:
-            yield "--stream needs --train_dataset"
-
-    def _against_sharding(self) -> Iterator[str]:
-        if self.finetune_type != "full":
-            yield f"--shard_weights is for --finetune_type full; {self.finetune_type} keeps a whole base on each device"
-        if self.optimizer == "adafactor" or self.optimizer.endswith("8bit"):
-            yield f"--shard_weights can't cut the state of --optimizer {self.optimizer}; use adamw"
-        if not self.gather_negatives:
-            yield "--shard_weights needs --gather_negatives true"
-        if self.dtype == "float16":
-            yield "--shard_weights computes in float32 or bfloat16, not in float16"
 
     def resolved(self) -> TrainOptions:
         """The options with everything filled in that follows from other options (rate, lengths, device, folder)."""

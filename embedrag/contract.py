@@ -108,6 +108,16 @@ class Base:
     position_limit: int | None
     contract: Contract | None
 
+    def folder(self) -> Path:
+        """The folder of its files, fetched from the hub where it is not local."""
+        folder = Path(self.name)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            others = ["*.onnx", "*.h5", "*.msgpack", "*.gguf", "onnx/*"]
+            folder = Path(snapshot_download(self.name, ignore_patterns=others))
+        return folder / self.subfolder
+
 
 def describe_base(name: str, trust_remote_code: bool = False, local_files_only: bool = False) -> Base:
     """Read what a base model says about itself; loads no weights.

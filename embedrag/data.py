@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from embedrag.build import Prompts, open_store
 from embedrag.config import TrainOptions
 from embedrag.contract import Contract, TextTokenizer
 from embedrag.errors import UserError
@@ -20,7 +21,7 @@ from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.slices import Slices, quotas
 from embedrag.split import held_out_set, hold_out
-from embedrag.tokens import Prompts, TokenStore, cache_folder, open_store
+from embedrag.tokens import TokenStore, cache_folder
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
 
@@ -198,5 +199,7 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
         )
     if options.distillation and scored < store.report["rows"]:
         yield f"data: {scored:,} rows have teacher_scores; the others learn from their labels alone"
+    if store.report["rows_with_grades"] and options.pos_nums == 1:
+        yield "data: rows have grades, which count where several positives are scored at once (--pos_nums 2 or more)"
     if alone and without and options.batch_size == 1:
         yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"

@@ -17,7 +17,8 @@ from embedrag.encoder import TEXTS_PER_BLOCK
 from embedrag.errors import UserError
 from embedrag.files import check_targets, write_vectors
 from embedrag.logs import say
-from embedrag.records import TABLE_SUFFIXES, numbered_lines, titled, whole_text
+from embedrag.readers import TABLE_SUFFIXES, numbered_lines
+from embedrag.records import titled, whole_text
 from embedrag.saved import load_encoder
 from embedrag.views import DTYPES, View
 

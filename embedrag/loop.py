@@ -285,7 +285,7 @@ class Trainer:
         options, steps = self.options, self.steps[epoch][done:]
         bounds = [bound for step in steps for bound in step]
         part = (0, 1) if options.gather_negatives else (self.processes.rank, self.processes.size)
-        data = Batches(self.run.data.at(epoch), self.run.data.order, bounds, options.neg_nums, part)
+        data = Batches(self.run.data.at(epoch), self.run.data.order, bounds, options.neg_nums, part, options.pos_nums)
         # A generator of its own, for the loader draws a seed, and a resumed epoch would draw it again.
         loader = iter(DataLoader(data, None, num_workers=options.num_workers, generator=torch.Generator()))
         for step in steps:

@@ -4,7 +4,8 @@ All of them are functions of cosines. A tile of cosines (some queries, all their
 function in PyTorch makes a loss a query of it, and its gradient goes back to the vectors; then the tile is forgotten.
 So memory is that of one tile whatever the batch, and a new loss is a few lines on a matrix of cosines.
 
-Dimensions: B queries, P passages, D components, b queries of a tile, E excluded pairs.
+Dimensions: B queries, L pairs of a query and one of its positives (B, unless queries have several), P passages,
+D components, b pairs of a tile, E exclusions.
 """
 
 from __future__ import annotations
@@ -58,12 +59,13 @@ class Pairs:
     """Which passages belong to which query.
 
     Attributes:
-        labels: [B] column of each query's positive; its own negatives are the columns behind it.
-        excluded: [E, 2] (query, passage) pairs that are no candidates.
+        labels: [L] column of each pair's positive.
+        excluded: [E, 2] (pair, passage) that are no candidates.
         owner: [P] the query that a passage came with.
         teacher: [P] a teacher's score of the passage for that query; NaN: none.
         guide: queries [B, d] and passages [P, d] of a frozen model, whose cosines tell what is no negative; left out:
             the model that is trained.
+        query: [L] the query of each pair; left out: query i has pair i alone.
     """
 
     labels: Tensor
@@ -71,6 +73,11 @@ class Pairs:
     owner: Tensor
     teacher: Tensor | None = None
     guide: tuple[Tensor, Tensor] | None = None
+    query: Tensor | None = None
+
+    def queries(self, here: slice) -> Tensor | slice:
+        """The queries of some pairs."""
+        return here if self.query is None else self.query[here]
 
 
 def contrastive(
@@ -87,10 +94,10 @@ def contrastive(
         passage_embeddings: [P, D].
         pairs: what belongs together.
         terms: what counts.
-        rows: queries whose loss is asked for; those of other processes are candidates only.
+        rows: pairs whose loss is asked for; those of other processes are candidates only.
 
     Returns:
-        The loss of each query of `rows`, and whether its positive scored best among the passages.
+        The loss of each pair of `rows`, and whether its positive scored best among the passages.
 
     >>> q = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> pairs = Pairs(torch.tensor([0, 1]), torch.empty(0, 2, dtype=torch.long), torch.tensor([0, 1]))
@@ -98,7 +105,7 @@ def contrastive(
     >>> round(loss.mean().item(), 4), correct.tolist()
     (0.3133, [True, True])
     """
-    start, stop, _ = rows.indices(len(query_embeddings))
+    start, stop, _ = rows.indices(len(pairs.labels))
     loss, correct = _Tiled.apply(  # type: ignore[no-untyped-call]
         _float(query_embeddings), _float(passage_embeddings), _Loss(pairs, terms), start, stop
     )
@@ -106,25 +113,26 @@ def contrastive(
 
 
 class _Loss:
-    """From the cosines of some queries to their losses; everything here is plain, differentiable PyTorch."""
+    """From the cosines of some pairs to their losses; everything here is plain, differentiable PyTorch."""
 
     def __init__(self, pairs: Pairs, terms: Terms) -> None:
         self.pairs, self.terms = pairs, terms
-        self.is_positive = torch.zeros_like(pairs.owner, dtype=torch.bool)
-        self.is_positive[pairs.labels] = True
+        numbers = torch.arange(len(pairs.labels), device=pairs.owner.device)
+        self.query = numbers if pairs.query is None else pairs.query
+        self.pair_of = torch.full_like(pairs.owner, -1)  # [P] the pair whose positive a passage is
+        self.pair_of[pairs.labels] = numbers
 
     def __call__(self, cosines: list[Tensor], start: int) -> tuple[Tensor, Tensor]:
         """Loss [b] and whether the positive scored best [b].
 
         Args:
             cosines: a matrix for each of `Terms.directions`, [b, P] or [b, B].
-            start: number of the first query.
+            start: number of the first pair.
         """
-        terms = self.terms
-        queries = torch.arange(start, start + len(cosines[0]), device=cosines[0].device)
-        labels = self.pairs.labels[queries]
+        terms, here = self.terms, slice(start, start + len(cosines[0]))
+        queries, labels = self.query[here], self.pairs.labels[here]
         by_direction = dict(zip(terms.directions, cosines, strict=True))
-        closed = self._closed(by_direction["query_passage"], queries, labels)
+        closed = self._closed(by_direction["query_passage"], here)
         scores = by_direction["query_passage"] / terms.temperature
         own = scores.gather(1, labels[:, None])[:, 0]
         candidates = scores.masked_fill(closed, float("-inf"))
@@ -133,7 +141,7 @@ class _Loss:
             logits["query_passage"] = candidates + self._hardness(by_direction["query_passage"], queries, labels)
         for direction in terms.directions[1:]:
             other = by_direction[direction] / terms.temperature
-            logits[direction] = other.masked_fill(self._closed_further(direction, queries), float("-inf"))
+            logits[direction] = other.masked_fill(self._closed_further(direction, here, other.shape[1]), float("-inf"))
         if terms.separate:
             normaliser = sum(part.logsumexp(1) for part in logits.values()) / len(logits)
         elif len(logits) == 1:
@@ -147,48 +155,48 @@ class _Loss:
             loss = (1 - weight) * loss + weight * distance
         return loss, candidates.argmax(1) == labels
 
-    def _closed(self, cosines: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
-        """[b, P] True where a passage is no candidate of a query."""
+    def _closed(self, cosines: Tensor, here: slice) -> Tensor:
+        """[b, P] True where a passage is no candidate of a pair."""
         closed = torch.zeros_like(cosines, dtype=torch.bool)
+        queries, labels = self.query[here], self.pairs.labels[here]
         if self.terms.candidates == "hard":
-            closed |= self.is_positive
+            closed |= self.pair_of >= 0
         if self.terms.false_negative_margin is not None:
             seen = cosines.detach()
             if self.pairs.guide:
                 seen = self.pairs.guide[0][queries] @ self.pairs.guide[1].T
             closed |= seen > seen.gather(1, labels[:, None]) + self.terms.false_negative_margin
-        query, passage = self._excluded(queries)
-        closed[query, passage] = True
-        closed[torch.arange(len(queries), device=closed.device), labels] = False
+        pair, passage = self._excluded(here)
+        closed[pair, passage] = True
+        closed[torch.arange(len(labels), device=closed.device), labels] = False
         return closed
 
-    def _excluded(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Excluded pairs of these queries, as places in a tile."""
-        query, passage = self.pairs.excluded.unbind(1)
-        here = (query >= queries[0]) & (query <= queries[-1])
-        return query[here] - queries[0], passage[here]
+    def _excluded(self, here: slice) -> tuple[Tensor, Tensor]:
+        """Exclusions of some pairs, as places in a tile."""
+        pair, passage = self.pairs.excluded.unbind(1)
+        mine = (pair >= here.start) & (pair < here.stop)
+        return pair[mine] - here.start, passage[mine]
 
-    def _closed_further(self, direction: str, queries: Tensor) -> Tensor:
-        """[b, P] or [b, B] True where a column of another direction is no negative.
+    def _closed_further(self, direction: str, here: slice, columns: int) -> Tensor:
+        """[b, columns] True where a column of another direction is no negative.
 
         Two queries one of which has the other's positive among its own are not each other's negatives, and a positive
         is none of a query that it answers too.
         """
-        pairs = self.pairs
-        rows = torch.arange(len(queries), device=queries.device)
-        query, passage = self._excluded(queries)
+        pairs, queries = self.pairs, self.query[here]
+        pair, passage = self._excluded(here)
         if direction == "passage_passage":
             closed = pairs.owner[None] == queries[:, None]
-            closed[query, passage] = True
+            closed[pair, passage] = True
             return closed
-        closed = torch.zeros(len(queries), len(pairs.labels), dtype=torch.bool, device=queries.device)
-        # Queries whose positive is a labelled positive of the row's query, and the other way round.
-        is_label = self.is_positive[passage]
-        closed[query[is_label], pairs.owner[passage[is_label]]] = True
-        other, column = pairs.excluded.unbind(1)
-        mine = (pairs.owner[column] >= queries[0]) & (pairs.owner[column] <= queries[-1]) & self.is_positive[column]
-        closed[pairs.owner[column[mine]] - queries[0], other[mine]] = True
-        closed[rows, queries] = direction == "query_query"
+        closed = torch.zeros(len(queries), columns, dtype=torch.bool, device=queries.device)
+        # Queries that have a positive which is a labelled one of the pair's query, and the other way round.
+        is_label = self.pair_of[passage] >= 0
+        closed[pair[is_label], pairs.owner[passage[is_label]]] = True
+        other, of_column = pairs.excluded[:, 0], self.pair_of[pairs.excluded[:, 1]]
+        mine = (of_column >= here.start) & (of_column < here.stop)
+        closed[of_column[mine] - here.start, self.query[other[mine]]] = True
+        closed[torch.arange(len(queries), device=queries.device), queries] = direction == "query_query"
         return closed
 
     def _hardness(self, cosines: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
@@ -199,7 +207,7 @@ class _Loss:
         return self.terms.hardness * cosines.detach() * counts
 
     def _distance(self, scores: Tensor, queries: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """[b] how far the scores of the own candidates are from the teacher's, and [b] whether it has any."""
+        """[b] how far the scores of the query's own passages are from the teacher's, and [b] whether it has any."""
         teacher = torch.full_like(scores[0], float("nan")) if self.pairs.teacher is None else self.pairs.teacher
         own = (self.pairs.owner[None] == queries[:, None]) & ~teacher.isnan()
         own &= own.gather(1, labels[:, None])  # without the positive's score there is nothing to compare with
@@ -300,12 +308,12 @@ class _Block:
 
 
 def _blocks(loss: _Loss, sides: tuple[_Side, ...], here: slice) -> list[_Block]:
-    """The matrices of cosines that the directions need, for the queries of a tile."""
+    """The matrices of cosines that the directions need, for the pairs of a tile."""
     queries, passages = sides
-    labels = loss.pairs.labels[here]
+    rows, labels = loss.pairs.queries(here), loss.pairs.labels[here]
     made = {
-        "query_passage": _Block(queries, here, passages),
-        "query_query": _Block(queries, here, queries),
+        "query_passage": _Block(queries, rows, passages),
+        "query_query": _Block(queries, rows, queries),
         "passage_query": _Block(passages, labels, queries),
         "passage_passage": _Block(passages, labels, passages),
     }

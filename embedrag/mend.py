@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from embedrag.errors import UserError, flag_named
 from embedrag.files import atomic_file
-from embedrag.records import NEGATIVE_KEYS, POSITIVE_KEYS, QUERY_KEYS, SCORES_KEY, Record, raw_rows
+from embedrag.readers import raw_rows
+from embedrag.records import GRADES_KEY, NEGATIVE_KEYS, POSITIVE_KEYS, QUERY_KEYS, SCORES_KEY, Record
 from embedrag.survey import EvalTexts, Survey, read_row
 from embedrag.texts import digest
 
@@ -96,7 +97,17 @@ def _kept(
         done["positives"] += (len(given) if isinstance(given, (list, tuple)) else 1) - len(pos)
         done["negatives"] += record.dropped + len(record.neg) - len(neg)
         scores = dict(zip((*record.pos, *record.neg), record.scores, strict=False))  # of all texts, or of none
-        yield place, replace(record, pos=pos, neg=neg, scores=tuple(scores[t] for t in (*pos, *neg) if scores))
+        grades = dict(zip(record.pos, record.grades, strict=False))
+        yield (
+            place,
+            replace(
+                record,
+                pos=pos,
+                neg=neg,
+                scores=tuple(scores[text] for text in (*pos, *neg) if scores),
+                grades=tuple(grades[text] for text in pos if grades),
+            ),
+        )
     else:
         if at == len(found.texts):
             return
@@ -106,6 +117,7 @@ def _kept(
 def _row_text(place: str, record: Record) -> str:
     row: dict[str, Any] = {"query": record.query, "pos": record.pos, "neg": record.neg}
     row |= {SCORES_KEY: record.scores} if record.scores else {}
+    row |= {GRADES_KEY: record.grades} if record.grades else {}
     row |= {key: value for key, value in record.extra.items() if key not in ALL_KEYS}  # these are empty ones
     try:
         text = json.dumps(row, ensure_ascii=False, default=str)

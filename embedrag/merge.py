@@ -31,10 +31,9 @@ from embedrag.errors import UserError
 from embedrag.files import atomic_folder, write_json
 from embedrag.logs import now, say
 from embedrag.saved import MERGE, SETTINGS, model_settings, saved_contract
-from embedrag.tensorfile import PickledFile, TensorFile, blocks, write_tensors
+from embedrag.tensorfile import WeightFile, blocks, weight_files, write_tensors
 from embedrag.verify import Closeness, check, closeness, embed_merged, embed_trained, read_probes
 
-BaseFile = TensorFile | PickledFile
 INDEX = "model.safetensors.index.json"
 
 
@@ -51,16 +50,16 @@ class Plan:
     """
 
     adapter: Adapter
-    files: list[BaseFile]
+    files: list[WeightFile]
     targets: dict[str, str]
     dtype: torch.dtype
     quantized: QuantizedLayers | None
 
-    def layout(self, file: BaseFile) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def layout(self, file: WeightFile) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Type and shape of every output tensor that comes from one base file."""
         return {name: (self._output_dtype(file.dtype(name)), file.shape(name)) for name in file.names()}
 
-    def parts(self, file: BaseFile) -> Iterator[tuple[str, Tensor]]:
+    def parts(self, file: WeightFile) -> Iterator[tuple[str, Tensor]]:
         """The merged tensors of one base file, in pieces of rows."""
         for name in file.names():
             dtype, shape = self._output_dtype(file.dtype(name)), file.shape(name)
@@ -72,7 +71,7 @@ class Plan:
             seen = self.quantized.seen(file.rows(name)) if self.quantized and name in self.quantized.names else None
             for start, stop in blocks(shape, torch.float32):
                 rows = file.rows(name, start, stop) if seen is None else seen[start:stop]
-                yield name, (rows if change is None else rows.float() + change.rows(start, stop)).to(dtype)
+                yield name, (rows if change is None else change.merged(rows, start, stop)).to(dtype)
 
     def _output_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if dtype.is_floating_point else dtype
@@ -95,7 +94,7 @@ def run(options: MergeOptions) -> int:
     settings = model_settings(adapter.file.parent)
     quantization = _quantization(options, settings)
     onto = options.merge_onto or ("dequantized" if quantization else "original")
-    root = base_folder(base)
+    root = base.folder()
     for name, source in (("base", root), ("adapter", adapter.file.parent)):
         if _overlap(output, source):
             raise UserError(f"--output_path {output}: overlaps the {name}'s folder {source}; name another folder")
@@ -145,39 +144,6 @@ def make_plan(
     shapes = {name: file.shape(name) for file in files for name in file.names()}
     layers = quantized_layers(base, quantization, list(shapes)) if quantization else None
     return Plan(adapter, files, targets(adapter, shapes), getattr(torch, precision), layers)
-
-
-def base_folder(base: Base) -> Path:
-    """The folder of a base's files, fetched from the hub where it is not local."""
-    folder = Path(base.name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(base.name, ignore_patterns=["*.onnx", "*.h5", "*.msgpack", "*.gguf", "onnx/*"]))
-    return folder / base.subfolder
-
-
-def weight_files(root: Path) -> list[BaseFile]:
-    """The weight files of a model folder, in order; each is checked for damage.
-
-    Raises:
-        UserError: when there are none, or one that the index names is missing.
-    """
-    kinds: tuple[tuple[str, type[BaseFile]], ...] = (
-        ("model.safetensors", TensorFile),
-        ("pytorch_model.bin", PickledFile),
-    )
-    for name, kind in kinds:
-        index = root / f"{name}.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            absent = [file for file in names if not (root / file).is_file()]
-            if absent:
-                raise UserError(f"{root}: {', '.join(absent)} is missing; the index names it. Fetch the base again")
-            return [kind(root / file) for file in names]
-        if (root / name).is_file():
-            return [kind(root / name)]
-    raise UserError(f"{root}: no model.safetensors (or its shards, or pytorch_model.bin) there")
 
 
 def _write_model(plan: Plan, base: Base, root: Path, folder: Path) -> None:
@@ -288,6 +254,7 @@ def _record(
         "lora_r": config.get("r"),
         "lora_alpha": config.get("lora_alpha", options.lora_alpha),
         "use_rslora": bool(config.get("use_rslora")),
+        "use_dora": bool(config.get("use_dora")),
         "merged_layers": len(plan.adapter.changes),
         "replaced_tensors": sorted(plan.adapter.replaced),
         "time": now(),

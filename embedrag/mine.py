@@ -28,7 +28,7 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.files import atomic_file, check_targets
 from embedrag.logs import say
-from embedrag.records import SCORES_KEY, Record, read_records
+from embedrag.records import GRADES_KEY, SCORES_KEY, Record, read_records
 from embedrag.rerank import CrossEncoder
 from embedrag.retrieval import CORPUS
 from embedrag.saved import load_encoder
@@ -185,7 +185,7 @@ def _passages(sources: list[str]) -> Iterator[str]:
 def _line(record: Record, negatives: list[str], scores: Sequence[float]) -> str:
     """The row with its new negatives and all scores; one that found none keeps its own, with the scores they had."""
     row: dict[str, Any] = {"query": record.query, "pos": list(record.pos), "neg": negatives or list(record.neg)}
-    row |= record.extra
+    row |= record.extra | ({GRADES_KEY: list(record.grades)} if record.grades else {})
     kept = scores if negatives or not record.neg else record.scores
     row |= {SCORES_KEY: [round(float(score), 6) for score in kept]} if kept else {}
     return json.dumps(row, ensure_ascii=False)

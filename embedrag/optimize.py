@@ -160,7 +160,7 @@ class Optimization:
         )
 
     def _backward(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
-        queries = self._total(sum(len(batch.labels) for batch in batches))
+        queries = self._total(sum(len(batch.query_index) for batch in batches))
         step = self.run.step.train()
         return [
             step.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward, self._team)
@@ -173,7 +173,9 @@ class Optimization:
 
     def _row(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> dict[str, Any]:
         encoder, total = self.run.step.encoder, self._total
-        queries = total(sum(len(batch.labels) for batch in batches))
+        queries, pairs = (
+            total(sum(len(getattr(batch, name)) for batch in batches)) for name in ("query_index", "labels")
+        )
         tokens = total(sum(len(batch.tokens.input_ids) for batch in batches))
         work = [encoder.work(batch.tokens.select(self.run.step.share(batch, self._team))) for batch in batches]
         computed, again = (sum(column) for column in zip(*self._of_all(work), strict=True))
@@ -187,7 +189,7 @@ class Optimization:
             "padding_share": 1 - tokens / computed,
             "recomputed_share": again / computed,
             "own_negatives_per_query": total(sum(int(batch.negatives.sum()) for batch in batches)) / queries,
-            "negatives_per_query": total(candidates) / queries,
+            "negatives_per_query": total(candidates) / pairs,
             "masked_pairs": total(sum(len(batch.excluded) for batch in batches)),
             "peak_memory_bytes": peak_memory_bytes(self.run.device),
         }

@@ -6,56 +6,52 @@ is written into the output folder here.
 
 from __future__ import annotations
 
-import importlib.util
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from embedrag import __version__
+from embedrag.account import contract_options, figure, model_info, run_settings, say_model
 from embedrag.attention import PackingError
 from embedrag.backbone import (
     check_bitsandbytes,
-    parameter_counts,
     quiet,
-    stored_dtype,
     trainable_backbone,
-    unquantized_layers,
     without_gradient,
 )
 from embedrag.budget import longest_texts, settle_budget
 from embedrag.checkpoint import check_output_dir, check_sources
 from embedrag.config import TrainOptions
-from embedrag.contract import Base, Contract, check_local_path, describe_base, load_tokenizer, settle
+from embedrag.contract import check_local_path, describe_base, load_tokenizer, settle
 from embedrag.data import TrainingData, default_dataset, open_data
-from embedrag.device import bfloat16_multiplies_faster, describe, fastest, pick_device, pick_dtype
+from embedrag.device import bfloat16_multiplies_faster, fastest, pick_device, pick_dtype
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.losses import Terms
 from embedrag.optim import check_optimizer
 from embedrag.processes import Processes, join, wants_sharding
-from embedrag.records import endless_records, local_files, read_records
+from embedrag.readers import local_files
+from embedrag.records import endless_records, read_records
 from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
 from embedrag.retrieval import RetrievalSet
 from embedrag.sampling import make_batch
+from embedrag.saved import load_encoder
 from embedrag.selftest import left_padding_distance, processes_distance, self_test
 from embedrag.shard import shard
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
-from embedrag.tokens import TokenBatch, TokenStore, record_texts
+from embedrag.teacher import Teacher, ask_teacher
+from embedrag.tokens import TokenBatch, TokenStore, cache_folder, record_texts
 from embedrag.verify import choose_probes
 from embedrag.views import View, views
 
 CALIBRATION_TOKENS = 1024
 PROBED_ROWS = 200
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -120,6 +116,7 @@ def prepare(options: TrainOptions) -> Run:
     if checkpoint:
         check_processes(checkpoint, processes.size, options)
         check_data(checkpoint, data.checksum)
+    teacher = _teacher(options, store, processes) if options.embedding_teacher else None
     _seed(options.seed)
     backbone = trainable_backbone(base, options, dtype, torch.device("cpu") if options.shard_weights else device)
     if options.shard_weights:
@@ -133,20 +130,20 @@ def prepare(options: TrainOptions) -> Run:
     memory = settle_budget(encoder, store, options.token_budget, processes)
     if checkpoint:
         memory = restore_budget(checkpoint, encoder, options.token_budget) or memory
-    info = _model_info(encoder, options)
-    step = ContrastiveStep(encoder, _terms(options), _views(options, encoder), options.false_negative_guide == "base")
+    info = model_info(encoder, options)
+    guided = options.false_negative_guide == "base"
+    teacher = teacher.aligned(encoder, store) if teacher else None
+    step = ContrastiveStep(encoder, _terms(options), _views(options, encoder), guided, teacher)
     if not options.no_self_test:
         info["self_tests"] = {
             **self_test(encoder, store),
             "left_equals_right_padding": left,
             "processes_equal_one": processes_distance(step, store, options.neg_nums, processes),
         }
-        say(
-            f"self-test: passed ({', '.join(f'{name} {_figure(value)}' for name, value in info['self_tests'].items())})"
-        )
-    _say_model(base, contract, options, device, dtype, info)
+        say(f"self-test: passed ({', '.join(f'{name} {figure(value)}' for name, value in info['self_tests'].items())})")
+    say_model(base, contract, options, device, dtype, info)
     say(memory)
-    options = options.model_copy(update=_contract_options(contract))
+    options = options.model_copy(update=contract_options(contract))
     return Run(
         options=options,
         output_dir=output_dir,
@@ -155,7 +152,7 @@ def prepare(options: TrainOptions) -> Run:
         device=device,
         dtype=dtype,
         model_info=info,
-        settings=_settings(options, backbone, dtype),
+        settings=run_settings(options, backbone, dtype),
         probes=_probes(options),
         asked=asked,
         checkpoint=checkpoint,
@@ -221,6 +218,20 @@ def with_engine(options: TrainOptions) -> TrainOptions:
         )
     say(f"processes: accelerate asks for {engine}; weights, gradients and optimizer state are cut by torch's FSDP2")
     return TrainOptions.model_validate(options.model_dump() | {"shard_weights": True})
+
+
+def _teacher(options: TrainOptions, store: TokenStore, processes: Processes) -> Teacher:
+    """The vectors of `--embedding_teacher`; the model itself is let go of."""
+    name = options.embedding_teacher or ""
+    try:
+        encoder = load_encoder(name, options.device, "auto", trust_remote_code=options.trust_remote_code)
+    except UserError as error:
+        raise UserError(f"--embedding_teacher: {error}") from None
+    paths = [source.path for source in options.train_dataset or []]
+    with processes.main_first():
+        teacher = ask_teacher(encoder, paths, store, options.embedding_teacher_weight, cache_folder(options.cache_dir))
+    say(f"teacher: {name}, {encoder.dimension} components, {len(teacher.place):,} texts")
+    return teacher
 
 
 def _terms(options: TrainOptions) -> Terms:
@@ -315,70 +326,3 @@ def _seed(seed: int) -> None:
     from transformers import set_seed
 
     set_seed(seed)
-
-
-def _model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
-    total, trainable = parameter_counts(encoder.backbone)
-    lora = {"r": options.lora_r, "alpha": options.lora_alpha, "dropout": options.lora_dropout}
-    return {
-        "finetune_type": options.finetune_type,
-        "quantization_bits": options.quantization_bits if options.finetune_type == "qlora" else None,
-        "total_parameters": total,
-        "trainable_parameters": trainable,
-        "trainable_percentage": 100 * trainable / total,
-        "lora_config": None if options.finetune_type == "full" else lora,
-    }
-
-
-def _figure(value: float | bool | None) -> str:
-    return "does not apply" if value is None else f"{value:.0e}" if isinstance(value, float) else str(value).lower()
-
-
-def _say_model(
-    base: Base,
-    contract: Contract,
-    options: TrainOptions,
-    device: torch.device,
-    dtype: torch.dtype,
-    info: dict[str, Any],
-) -> None:
-    kind = options.finetune_type + (f" ({options.quantization_bits}-bit)" if options.finetune_type == "qlora" else "")
-    say(
-        f"model: {options.model_name_or_path} ({base.config.model_type}), {kind}; trainable "
-        f"{info['trainable_parameters']:,} of {info['total_parameters']:,} parameters "
-        f"({info['trainable_percentage']:.2f} %)"
-    )
-    say(
-        f"model: pooling {contract.pooling}, query ≤ {contract.query_max_len} and passage ≤ {contract.passage_max_len} "
-        f"tokens, prompts {contract.query_prompt!r} and {contract.passage_prompt!r}"
-    )
-    say(f"device: {describe(device)}, {str(dtype).removeprefix('torch.')}; seed {options.seed}, lr {options.lr:g}")
-
-
-def _contract_options(contract: Contract) -> dict[str, Any]:
-    """The settled contract as options, so that the saved settings repeat the run."""
-    return {
-        "pooling": contract.pooling,
-        "query_prompt": contract.query_prompt,
-        "passage_prompt": contract.passage_prompt,
-        "query_max_len": contract.query_max_len,
-        "passage_max_len": contract.passage_max_len,
-        "max_seq_length": None,
-    }
-
-
-def _settings(options: TrainOptions, backbone: torch.nn.Module, dtype: torch.dtype) -> dict[str, Any]:
-    """Content of training_config.json: all options (it can be given to --config again), versions, quantisation."""
-    versions = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
-    settings: dict[str, Any] = options.model_dump()
-    settings["environment"] = {"embedrag": __version__, "python": platform.python_version(), **versions}
-    if options.finetune_type == "qlora":
-        settings["quantization"] = {
-            "bits": options.quantization_bits,
-            "quant_type": "nf4" if options.quantization_bits == 4 else "int8",
-            "double_quantization": options.double_quantization,
-            "compute_dtype": "bfloat16",
-            "storage_dtype": str(stored_dtype(options.finetune_type, dtype)).removeprefix("torch."),
-            "skipped_layers": unquantized_layers(backbone),
-        }
-    return settings

@@ -74,6 +74,7 @@ def render(result: dict[str, Any]) -> str:
         columns=TEXT_COLUMNS,
         headline=headline(result),
         forgetting=forgetting(general, metric),
+        forms=[form for form in result.get("forms") or [] if finite(form.get(metric)) is not None],
         tables=_tables(result, rows, general),
         examples=[
             (key, title, nothing, _examples(result[key]))

@@ -32,8 +32,11 @@ FIXED = (
     "lora_target_modules",
     "lora_top_layers",
     "use_rslora",
+    "use_dora",
+    "lora_init",
     "lora_plus_ratio",
     "neg_nums",
+    "pos_nums",
     "batch_size",
     "gradient_accumulation_steps",
     "steps_per_epoch",
@@ -96,7 +99,12 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
         UserError: for settings with which it would not be the same run.
     """
     before = checkpoint.state["options"]
-    changed = [name for name in asked if name in before and asked[name] != before[name] and name not in FREE]
+    # What `auto` and the base settled is what was asked for, where --config is given the run's own settings.
+    settled = json.loads((checkpoint.folder / "training_config.json").read_text(encoding="utf-8"))
+    same = [
+        name for name in asked if asked[name] in (before.get(name, asked[name]), settled.get(name, before.get(name)))
+    ]
+    changed = [name for name in asked if name not in same and name not in FREE]
     refused = [name for name in changed if name in FIXED]
     if refused:
         what = ", ".join(f"--{name} is {asked[name]!r} and was {before[name]!r}" for name in refused)

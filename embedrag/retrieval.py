@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError, flag_named
-from embedrag.records import Record, numbered_lines, read_records, titled, whole_text
+from embedrag.readers import numbered_lines
+from embedrag.records import Record, read_records, titled, whole_text
 
 CORPUS = "corpus.jsonl"
 
@@ -96,7 +97,9 @@ def gather_rows(records: Iterable[Record], further: Iterable[str] = ()) -> Retri
     for record in records:
         sides = (record.pos, record.neg)
         right, wrong = ([numbers.setdefault(text, len(numbers)) for text in texts] for texts in sides)
-        positives.setdefault(record.query, {}).update(dict.fromkeys(right, 1.0))
+        gains = record.grades or [1.0] * len(right)
+        known = positives.setdefault(record.query, {})
+        known.update((n, max(gain, known.get(n, 0.0))) for n, gain in zip(right, gains, strict=True))
         negatives.setdefault(record.query, []).extend(wrong)
     for text in further:
         numbers.setdefault(text, len(numbers))

@@ -98,4 +98,7 @@ def _only(store: TokenStore, chosen: np.ndarray) -> TokenStore:
         row_sources=np.asarray(store.row_sources)[chosen],
         row_sets=np.asarray(store.row_sets)[chosen],
         row_scores=np.asarray(store.row_scores)[np.repeat(chosen, lengths)] if store.has_scores else store.row_scores,
+        row_grades=np.asarray(store.row_grades)[np.repeat(chosen, lengths)]
+        if len(store.row_grades)
+        else store.row_grades,
     )

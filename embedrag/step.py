@@ -13,13 +13,21 @@ from embedrag.encoder import Encoder
 from embedrag.losses import Pairs, Terms, contrastive
 from embedrag.processes import Processes, share_out
 from embedrag.sampling import Batch
+from embedrag.teacher import Teacher
 from embedrag.views import View
 
 
 class ContrastiveStep(nn.Module):
     """Encoder + contrastive loss of the vectors in each form that is learnt."""
 
-    def __init__(self, encoder: Encoder, terms: Terms, views: Sequence[View] = (View(),), guided: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        terms: Terms,
+        views: Sequence[View] = (View(),),
+        guided: bool = False,
+        teacher: Teacher | None = None,
+    ) -> None:
         """Put the parts together.
 
         Args:
@@ -27,12 +35,14 @@ class ContrastiveStep(nn.Module):
             terms: of the loss.
             views: forms of the vectors; the loss is the weighted sum of theirs, the accuracy that of the first.
             guided: the base model, its adapters off, tells what is no negative (GISTEmbed, arXiv 2402.16829).
+            teacher: whose vectors are learnt too.
         """
         super().__init__()
         self.encoder = encoder
         self.terms = terms
         self.views = tuple(views)
         self.guided = guided
+        self.teacher = teacher
 
     def temperature(self, value: float) -> None:
         """Divide cosines by `value` from now on."""
@@ -41,7 +51,7 @@ class ContrastiveStep(nn.Module):
     def loss(
         self, embeddings: Tensor, batch: Batch, queries: slice = slice(None), guide: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Loss [b] and whether the positive scored best [b].
+        """Loss [b], and whether the positive scored best [b]; a share between 0 and 1 where a query has several.
 
         Args:
             embeddings: [n, D] of the texts of a batch.
@@ -51,11 +61,15 @@ class ContrastiveStep(nn.Module):
         """
         sides = batch.query_index, batch.passage_index
         guides = None if guide is None else (guide[sides[0]], guide[sides[1]])
-        pairs = Pairs(batch.labels, batch.excluded, batch.owner, batch.teacher, guides)
+        pairs = Pairs(batch.labels, batch.excluded, batch.owner, batch.teacher, guides, batch.query)
+        rows = batch.pairs(queries)
         query, passage = embeddings[sides[0]], embeddings[sides[1]]
-        found = [contrastive(view(query), view(passage), pairs, self.terms, queries) for view in self.views]
-        loss = sum(view.weight * loss for view, (loss, _) in zip(self.views, found, strict=True))
-        return {"loss": torch.as_tensor(loss), "correct": found[0][1]}
+        found = [contrastive(view(query), view(passage), pairs, self.terms, rows) for view in self.views]
+        loss = torch.as_tensor(sum(view.weight * loss for view, (loss, _) in zip(self.views, found, strict=True)))
+        loss, correct = batch.by_query(loss, queries), batch.by_query(found[0][1].to(loss), queries)
+        if self.teacher and batch.texts is not None:
+            loss = loss + self.teacher.weight * batch.by_texts(self.teacher.distance(embeddings, batch.texts), queries)
+        return {"loss": loss, "correct": correct}
 
     def backward(
         self,
@@ -103,7 +117,7 @@ class ContrastiveStep(nn.Module):
         guide: Tensor | None,
     ) -> dict[str, Tensor]:
         """From the vectors of this process's texts to their gradient, with those of the others between."""
-        alone, count = processes.size == 1, len(batch.labels)
+        alone, count = processes.size == 1, len(batch.query_index)
         vectors = own if alone else _exchange(own, mine, len(batch.tokens), processes).requires_grad_()
         queries = self.queries(count, processes)
 
@@ -140,6 +154,6 @@ def _exchange(own: Tensor, mine: Tensor, count: int, processes: Processes) -> Te
 
 def _whole(part: Tensor, count: int, place: slice, processes: Processes) -> Tensor:
     """[count] of all processes, from the part of this one."""
-    whole = torch.zeros(count, dtype=torch.float32 if part.dtype == torch.bool else part.dtype, device=part.device)
-    whole[place] = part.to(whole.dtype)
-    return processes.sum_(whole).to(part.dtype)
+    whole = part.new_zeros(count)
+    whole[place] = part
+    return processes.sum_(whole)

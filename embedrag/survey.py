@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from embedrag.errors import UserError
 from embedrag.faults import LISTED, Findings, Rows, compare
-from embedrag.records import POSITIVE_KEYS, Record, RowError, local_files, parse_row, raw_rows
+from embedrag.readers import RowError, local_files, raw_rows
+from embedrag.records import POSITIVE_KEYS, Record, parse_row
 from embedrag.retrieval import RetrievalSet
 from embedrag.texts import Sample, digest, normalise, scripts_of
 

@@ -126,6 +126,32 @@ class PickledFile:
         return tensor[start:stop] if tensor.ndim else tensor
 
 
+WeightFile = TensorFile | PickledFile
+
+
+def weight_files(root: Path) -> list[WeightFile]:
+    """The weight files of a model folder, in order; each is checked for damage.
+
+    Raises:
+        UserError: when there are none, or one that the index names is missing.
+    """
+    kinds: tuple[tuple[str, type[WeightFile]], ...] = (
+        ("model.safetensors", TensorFile),
+        ("pytorch_model.bin", PickledFile),
+    )
+    for name, kind in kinds:
+        index = root / f"{name}.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            absent = [file for file in names if not (root / file).is_file()]
+            if absent:
+                raise UserError(f"{root}: {', '.join(absent)} is missing; the index names it. Fetch the base again")
+            return [kind(root / file) for file in names]
+        if (root / name).is_file():
+            return [kind(root / name)]
+    raise UserError(f"{root}: no model.safetensors (or its shards, or pytorch_model.bin) there")
+
+
 def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
     """Cut the rows of a tensor into [start, stop) pieces of at most about `BLOCK_BYTES` (at least a row each)."""
     if not shape:

@@ -29,44 +29,46 @@ def info_nce_loop(
 
 
 def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: Terms, guide: bool = False) -> Tensor:
-    """Every term of the loss by loops over queries and candidates: one number a query."""
+    """Every term of the loss by loops over pairs and candidates: one number a pair."""
 
     def cosine(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum() / (a.norm() * b.norm())
 
     labels, owner = pairs.labels.tolist(), pairs.owner.tolist()
-    excluded = {(i, j) for i, j in pairs.excluded.tolist()}
-    queries, passages = range(len(labels)), range(len(owner))
+    excluded = {(n, j) for n, j in pairs.excluded.tolist()}
+    asks = list(range(len(labels))) if pairs.query is None else pairs.query.tolist()
+    queries, passages = range(len(q)), range(len(owner))
 
-    def friends(i: int, j: int) -> bool:
-        """Whether one of two queries has the other's positive among its own."""
-        return (i, labels[j]) in excluded or (j, labels[i]) in excluded
+    def friends(n: int, j: int) -> bool:
+        """Whether the pair's query has a positive of query j among its own, or j the pair's positive."""
+        theirs = [m for m, query in enumerate(asks) if query == j]
+        return any((n, labels[m]) in excluded or (m, labels[n]) in excluded for m in theirs)
 
     losses = []
-    for i in queries:
-        own = cosine(q[i], p[labels[i]])
+    for n, i in enumerate(asks):
+        own = cosine(q[i], p[labels[n]])
         groups: dict[str, list[Tensor]] = {name: [] for name in terms.directions}
         for j in passages:
             score = cosine(q[i], p[j])
             seen = score if not guide else pairs.guide[0][i] @ pairs.guide[1][j]
-            bar = own if not guide else pairs.guide[0][i] @ pairs.guide[1][labels[i]]
+            bar = own if not guide else pairs.guide[0][i] @ pairs.guide[1][labels[n]]
             false = terms.false_negative_margin is not None and bool(seen > bar + terms.false_negative_margin)
             narrow = terms.candidates == "hard" and j in labels
-            if j != labels[i] and (false or narrow or (i, j) in excluded):
+            if j != labels[n] and (false or narrow or (n, j) in excluded):
                 continue
             counts = {"all": True, "own": owner[j] == i, "in_batch": owner[j] != i}[terms.hardness_of]
-            harder = terms.hardness * float(score.detach()) if counts and j != labels[i] else 0.0
+            harder = terms.hardness * float(score.detach()) if counts and j != labels[n] else 0.0
             groups["query_passage"].append(score / terms.temperature + harder)
         for direction in terms.directions[1:]:
             for j in passages if direction == "passage_passage" else queries:
                 if direction == "passage_passage":
-                    if owner[j] == i or (i, j) in excluded:
+                    if owner[j] == i or (n, j) in excluded:
                         continue
-                    pair = p[labels[i]], p[j]
+                    pair = p[labels[n]], p[j]
                 else:
-                    if (direction == "query_query" and i == j) or (i != j and friends(i, j)):
+                    if (direction == "query_query" and i == j) or (i != j and friends(n, j)):
                         continue
-                    pair = (q[i] if direction == "query_query" else p[labels[i]]), q[j]
+                    pair = (q[i] if direction == "query_query" else p[labels[n]]), q[j]
                 groups[direction].append(cosine(*pair) / terms.temperature)
         sets = list(groups.values()) if terms.separate else [[score for group in groups.values() for score in group]]
         total = sum(torch.stack(scores).logsumexp(0) for scores in sets) / len(sets)
@@ -74,13 +76,13 @@ def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: Terms, guide: bo
         if terms.distillation:
             teacher = pairs.teacher.tolist()
             mine = [j for j in passages if owner[j] == i and not math.isnan(teacher[j])]
-            if labels[i] in mine and len(mine) > 1:
+            if labels[n] in mine and len(mine) > 1:
                 student = torch.stack([cosine(q[i], p[j]) / terms.temperature for j in mine])
                 target = torch.tensor([teacher[j] / terms.teacher_temperature for j in mine], dtype=q.dtype)
                 if terms.distillation == "kl":
                     distance = torch.nn.functional.kl_div(student.log_softmax(0), target.softmax(0), reduction="sum")
                 else:
-                    at = mine.index(labels[i])
+                    at = mine.index(labels[n])
                     rest = [place for place in range(len(mine)) if place != at]
                     gaps = [(student[at] - student[r] - target[at] + target[r]) ** 2 for r in rest]
                     distance = torch.stack(gaps).mean()

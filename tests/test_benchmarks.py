@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 from benchmarks.report import document
@@ -32,3 +35,17 @@ def test_other_losses_get_none(difference: float) -> None:
 
 def test_other_tokens_get_none() -> None:
     assert "other tokens were trained: no ratio" in document(results(difference=1e-6, same_tokens=False))
+
+
+PROGRAMS = sorted(path.stem for path in (Path(__file__).parent.parent / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in ("__init__", "report", "workload")])
+def test_every_benchmark_tells_its_options(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert ended.value.code == 0
+    assert f"benchmarks.{name}" in capsys.readouterr().out

@@ -119,7 +119,7 @@ def test_budget_from_memory_fits_it(
 
 
 def store_of(model: str, data: Path, cache: Path) -> object:
-    from embedrag.tokens import open_store
+    from embedrag.build import open_store
 
     return open_store([str(data)], encoder_of(model).tokenizer, "key", cache / "store")[0]
 

@@ -19,7 +19,8 @@ from embedrag import faults
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.faults import FAULT, KINDS, NOTE, Rows, compare
-from embedrag.records import MAX_LINE, read_records
+from embedrag.readers import MAX_LINE
+from embedrag.records import read_records
 from embedrag.survey import survey
 from embedrag.texts import SAMPLED_TEXTS, Sample, normalise, scripts_of
 
@@ -521,8 +522,8 @@ def test_check_is_a_command_that_loads_no_torch(rows, write_jsonl) -> None:
 
 
 def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
+    from embedrag.build import open_store
     from embedrag.data import _data_lines
-    from embedrag.tokens import open_store
 
     def lines(rows: list[dict[str, Any]], name: str) -> list[str]:
         path = tmp_path / f"{name}.jsonl"

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.records import read_records
 from embedrag.split import held_out_set, hold_out
 from embedrag.state import BEST, checkpoints
-from embedrag.tokens import TokenStore, open_store
+from embedrag.tokens import TokenStore
 from tests.test_processes import run as run_process
 from tests.test_resume import cut
 

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from embedrag.budget import is_out_of_memory
+from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.losses import Terms
@@ -25,7 +26,6 @@ from embedrag.selftest import processes_distance
 from embedrag.shard import shard, whole
 from embedrag.state import checkpoints
 from embedrag.step import ContrastiveStep
-from embedrag.tokens import open_store
 from tests.test_cached import FORMS, RICH, batch_of_5, encoder_of, error
 from tests.test_resume import cut
 

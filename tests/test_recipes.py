@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from embedrag.cli import main
-from embedrag.config import RECIPES as RECIPE_SETTINGS
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.options import parse
+from embedrag.recipes import RECIPES as RECIPE_SETTINGS
 from tests.test_resume import losses
 
 SCORED: list[dict[str, Any]] = [
@@ -209,13 +209,14 @@ def test_adapter_variants_train_merge_and_prove_themselves(words, tiny_bert: str
     assert record["use_rslora"] is ("--use_rslora" in words)
 
 
-def test_frozen_layers_below_have_no_graph(tiny_bert: str) -> None:
+@pytest.mark.parametrize(("model", "bottom_name"), [("tiny_bert", "layer.0"), ("tiny_qwen3", "layers.0")])
+def test_frozen_layers_below_have_no_graph(model: str, bottom_name: str, request: pytest.FixtureRequest) -> None:
     from tests.test_cached import batch_of_5
 
     seen = {}
     for count in (1, 2):
-        encoder = encoder_of_top(tiny_bert, count)
-        bottom = next(module for name, module in encoder.named_modules() if name.endswith("layer.0"))
+        encoder = encoder_of_top(request.getfixturevalue(model), count)
+        bottom = next(module for name, module in encoder.named_modules() if name.endswith(bottom_name))
         bottom.register_forward_hook(
             lambda _, __, output, count=count: seen.update({count: states(output).requires_grad})
         )

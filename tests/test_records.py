@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag.errors import UserError
-from embedrag.records import MAX_ERRORS, Record, RowError, local_files, parse_row, read_records
+from embedrag.readers import RowError, local_files
+from embedrag.records import MAX_ERRORS, Record, parse_row, read_records
 
 Texts = tuple[str, tuple[str, ...], tuple[str, ...]]
 GOOD = '{"query": "q", "pos": ["p"], "neg": ["n"]}'

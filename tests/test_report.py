@@ -173,6 +173,18 @@ def test_part_without_data_is_left_out_and_the_others_stay(key: str, gone: set[s
     assert full.ids - Page(render(without(key))).ids == gone
 
 
+def test_forms_of_the_vectors_are_a_table_and_those_without_a_figure_are_left_out(full: Page) -> None:
+    assert "forms" not in full.ids
+    forms = [
+        {"dim": 384, "precision": "float32", "bytes": 1536, "ndcg@10": 0.643},
+        {"dim": 64, "precision": "int8", "bytes": 64, "ndcg@10": 0.5914},
+        {"dim": 64, "precision": "binary", "bytes": 8},
+    ]
+    text = " ".join(Page(render(FULL | {"forms": forms})).texts["forms"].split())
+    assert "1,536" in text and "0.643" in text
+    assert "0.591" in text and "binary" not in text
+
+
 def test_without_a_baseline_only_the_models_own_figures_are_shown() -> None:
     page = Page(render(OWN))
     assert set(page.figures) == {"bars", "histogram-model", "curve", "map"}

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import embedrag.prepare
+from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.records import endless_records
 from embedrag.slices import Slices
-from embedrag.tokens import TokenStore, open_store
+from embedrag.tokens import TokenStore
 from tests.test_resume import cut, losses, weights
 from tests.test_sampling import letters, make_batch, read_batch
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError, near_miss
-from embedrag.records import MAX_ERRORS, numbered_lines
+from embedrag.readers import numbered_lines
+from embedrag.records import MAX_ERRORS
 from embedrag.tools.tables import Table, bare, plain, read_table
 
 JSON = (".jsonl", ".ndjson", ".json")

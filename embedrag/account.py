@@ -1,0 +1,90 @@
+"""What a run says of itself: on the screen, in its logs and in training_config.json."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from embedrag import __version__
+from embedrag.backbone import parameter_counts, stored_dtype, unquantized_layers
+from embedrag.config import TrainOptions
+from embedrag.contract import Base, Contract
+from embedrag.device import describe
+from embedrag.encoder import Encoder
+from embedrag.logs import say
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
+
+
+def model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
+    """Block of that name in the logs."""
+    total, trainable = parameter_counts(encoder.backbone)
+    lora = {"r": options.lora_r, "alpha": options.lora_alpha, "dropout": options.lora_dropout}
+    return {
+        "finetune_type": options.finetune_type,
+        "quantization_bits": options.quantization_bits if options.finetune_type == "qlora" else None,
+        "total_parameters": total,
+        "trainable_parameters": trainable,
+        "trainable_percentage": 100 * trainable / total,
+        "lora_config": None if options.finetune_type == "full" else lora,
+    }
+
+
+def figure(value: float | bool | None) -> str:
+    """A result of a self-test."""
+    return "does not apply" if value is None else f"{value:.0e}" if isinstance(value, float) else str(value).lower()
+
+
+def say_model(
+    base: Base,
+    contract: Contract,
+    options: TrainOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    info: dict[str, Any],
+) -> None:
+    """What is trained, how texts are cut, and where."""
+    kind = options.finetune_type + (f" ({options.quantization_bits}-bit)" if options.finetune_type == "qlora" else "")
+    say(
+        f"model: {options.model_name_or_path} ({base.config.model_type}), {kind}; trainable "
+        f"{info['trainable_parameters']:,} of {info['total_parameters']:,} parameters "
+        f"({info['trainable_percentage']:.2f} %)"
+    )
+    say(
+        f"model: pooling {contract.pooling}, query ≤ {contract.query_max_len} and passage ≤ {contract.passage_max_len} "
+        f"tokens, prompts {contract.query_prompt!r} and {contract.passage_prompt!r}"
+    )
+    say(f"device: {describe(device)}, {str(dtype).removeprefix('torch.')}; seed {options.seed}, lr {options.lr:g}")
+
+
+def contract_options(contract: Contract) -> dict[str, Any]:
+    """The settled contract as options, so that the saved settings repeat the run."""
+    return {
+        "pooling": contract.pooling,
+        "query_prompt": contract.query_prompt,
+        "passage_prompt": contract.passage_prompt,
+        "query_max_len": contract.query_max_len,
+        "passage_max_len": contract.passage_max_len,
+        "max_seq_length": None,
+    }
+
+
+def run_settings(options: TrainOptions, backbone: torch.nn.Module, dtype: torch.dtype) -> dict[str, Any]:
+    """Content of training_config.json: all options (it can be given to --config again), versions, quantisation."""
+    versions = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
+    settings: dict[str, Any] = options.model_dump()
+    settings["environment"] = {"embedrag": __version__, "python": platform.python_version(), **versions}
+    if options.finetune_type == "qlora":
+        settings["quantization"] = {
+            "bits": options.quantization_bits,
+            "quant_type": "nf4" if options.quantization_bits == 4 else "int8",
+            "double_quantization": options.double_quantization,
+            "compute_dtype": "bfloat16",
+            "storage_dtype": str(stored_dtype(options.finetune_type, dtype)).removeprefix("torch."),
+            "skipped_layers": unquantized_layers(backbone),
+        }
+    return settings

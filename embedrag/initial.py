@@ -1,0 +1,85 @@
+"""Adapters that do not begin as nothing: PiSSA and LoftQ.
+
+PiSSA (arXiv 2404.02948) moves the largest singular directions of each weight into its adapter, so that these are what
+is trained. The base changes, and an adapter on another base is of no use to anyone; so what is saved is the change
+since the start, an adapter of twice the rank on the base as it was published.
+
+LoftQ (arXiv 2310.08659) lets the adapter begin as what quantisation took away. Here with one step, for a base that is
+quantised already: the base stays, and a merge onto the dequantised weights is exact.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from embedrag.adapter import CONFIG, WEIGHTS
+from embedrag.errors import UserError
+from embedrag.files import write_json
+from embedrag.names import match_names
+from embedrag.tensorfile import weight_files
+
+PISSA = "pissa_niter_16"
+WRAPPER = "base_model.model."
+OVERSAMPLED = 8  # further directions of a randomised decomposition, which make the wanted ones exact
+
+
+def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the adapter weights of a peft model, under the names that its file has."""
+    from peft import get_peft_model_state_dict
+
+    return {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(model).items()}
+
+
+def subtract_start(folder: Path, start: dict[str, Tensor]) -> None:
+    """Turn a saved adapter B A into B A - B' A', of the start: [B, -B'] [A; A'].
+
+    Args:
+        folder: with the adapter's files, which are written anew.
+        start: weights by their names in the file.
+    """
+    tensors = load_file(folder / WEIGHTS)
+    for name, value in tensors.items():
+        first = start[name].to(value)
+        tensors[name] = torch.cat([value, first]) if ".lora_A" in name else torch.cat([value, -first], 1)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    growth = 2**0.5 if config.get("use_rslora") else 2  # the scale, alpha / r or alpha / sqrt(r), stays
+    config |= {"r": 2 * config["r"], "lora_alpha": growth * config["lora_alpha"], "init_lora_weights": True}
+    write_json(folder / CONFIG, config)
+
+
+def begin_with_quantization_error(model: nn.Module, base: Path) -> None:
+    """LoftQ: the adapters of a 4-bit model begin as the best approximation of W - quantised W.
+
+    peft has the same for CUDA alone, and does not divide by the scale with which an adapter is added.
+
+    Args:
+        model: peft's, on a base that bitsandbytes quantised.
+        base: folder of the base's files.
+
+    Raises:
+        UserError: when a layer has no tensor in the files.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+    from peft.tuners.lora import LoraLayer
+
+    files = {name: file for file in weight_files(base) for name in file.names()}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = {name: module for name, module in modules.items() if hasattr(module.base_layer.weight, "quant_state")}
+    found, missing = match_names({name: f"{name.removeprefix(WRAPPER)}.weight" for name in layers}, files)
+    if missing:
+        raise UserError(f"--lora_init loftq: {base} has no weights of {', '.join(missing[:4])}; leave it out")
+    for name, layer in layers.items():
+        weight = layer.base_layer.weight
+        taken = files[found[name]].rows(found[name]).to(weight.device).float()
+        taken -= dequantize_4bit(weight.data, weight.quant_state).float()
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        u, s, v = torch.svd_lowrank(taken, min(len(a) + OVERSAMPLED, *taken.shape), niter=16)
+        root = s[: len(a)].sqrt()
+        a.data[: len(root)] = root[:, None] * v.T[: len(a)]
+        b.data[:, : len(root)] = u[:, : len(a)] * root / layer.scaling["default"]

@@ -1,0 +1,32 @@
+"""Settings of published recipes, by name (`--recipe`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What the papers (docs/losses.md) say of loss, negatives and schedule; rates follow --finetune_type, for theirs are of
+# full fine-tunes with batches of hundreds.
+RECIPES: dict[str, dict[str, Any]] = {
+    "mnrl": {"temperature": 0.05, "neg_nums": 1, "warmup_proportion": 0.1},
+    "bge": {"temperature": 0.02, "neg_nums": 7, "warmup_proportion": 0.1},
+    "e5": {
+        "temperature": 0.01,
+        "neg_nums": 7,
+        "query_prompt": "query: ",
+        "passage_prompt": "passage: ",
+        "distillation": "kl",
+        "distillation_weight": 0.83,
+    },
+    "gist": {"temperature": 0.01, "false_negative_margin": 0.0, "false_negative_guide": "base"},
+    "gte": {
+        "temperature": 0.01,
+        "neg_nums": 1,
+        "further_directions": ["passage_query", "query_query", "passage_passage"],
+    },
+    "qwen3": {
+        "temperature": 0.02,
+        "neg_nums": 7,
+        "false_negative_margin": 0.1,
+        "further_directions": ["query_query", "passage_passage"],
+    },
+}

@@ -1,0 +1,123 @@
+"""Learning the vectors of a larger model (embedding distillation, arXiv 2004.09813), with no teacher in memory.
+
+The teacher embeds every text once, before the training; its vectors stay on the disk and are mapped. Its space is
+turned so that it lies as close as possible to that of the model as it begins, by a matrix with orthonormal columns
+(orthogonal Procrustes, Schönemann 1966): cosines among the teacher's vectors hardly change, the dimensions may differ,
+and nothing has to be learnt, saved or merged beside the model.
+
+Dimensions: U texts of the store, n texts of a batch, E components of the teacher, D of the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embedrag.encoder import Encoder
+from embedrag.errors import RunError
+from embedrag.records import read_records
+from embedrag.tokens import PASSAGE, QUERY, TokenStore, record_texts
+from embedrag.vectors import cached_vectors, unit
+
+ALIGNED_TEXTS = 4096
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the vectors of the texts should be.
+
+    Attributes:
+        vectors: [m, E] float32 of queries and of passages, mapped from the disk.
+        place: [U] number of each text in the two, one behind the other.
+        turn: [E, D] from the teacher's space to the student's.
+        weight: of this loss beside the contrastive one.
+    """
+
+    vectors: tuple[np.ndarray, np.ndarray]
+    place: np.ndarray
+    turn: Tensor
+    weight: float
+
+    def of(self, texts: np.ndarray) -> Tensor:
+        """[n, E] of some texts of the store."""
+        places, split = self.place[texts], len(self.vectors[0])
+        found = np.empty((len(texts), self.vectors[0].shape[1]), np.float32)
+        found[places < split] = self.vectors[0][places[places < split]]
+        found[places >= split] = self.vectors[1][places[places >= split] - split]
+        return torch.from_numpy(found)
+
+    def distance(self, embeddings: Tensor, texts: Tensor) -> Tensor:
+        """[n] 1 - cosine to what the vectors should be (half the squared distance of vectors of length 1).
+
+        Args:
+            embeddings: [n, D] of the student.
+            texts: [n] their numbers in the store, on the host.
+        """
+        wanted = self.of(texts.numpy()).to(embeddings) @ self.turn.to(embeddings)
+        return 1 - F.cosine_similarity(embeddings, wanted, dim=1)
+
+    def aligned(self, student: Encoder, store: TokenStore) -> Teacher:
+        """The same, turned to the student as it is now, by up to `ALIGNED_TEXTS` texts of the rows."""
+        texts = np.unique(store.row_texts[: 4 * ALIGNED_TEXTS])[:ALIGNED_TEXTS]
+        was_training = student.training
+        with torch.no_grad():
+            vectors = F.normalize(student.eval()(store.batch(texts)).double(), dim=1).cpu()
+        student.train(was_training)
+        return replace(self, turn=procrustes(torch.from_numpy(unit(self.of(texts).numpy())).double(), vectors).float())
+
+
+def procrustes(source: Tensor, target: Tensor) -> Tensor:
+    """The matrix [E, D] of orthonormal columns (rows, where D is larger) with the largest trace of (source M)ᵀ target.
+
+    Args:
+        source: [n, E].
+        target: [n, D].
+
+    >>> angle = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    >>> torch.allclose(procrustes(torch.eye(2), angle), angle)
+    True
+    """
+    left, _, right = torch.linalg.svd(source.T @ target, full_matrices=False)
+    turn: Tensor = left @ right
+    return turn
+
+
+def ask_teacher(encoder: Encoder, paths: Sequence[str], store: TokenStore, weight: float, cache: Path) -> Teacher:
+    """Embed every text of the store by another model, or find its vectors in the cache; they are not turned yet.
+
+    Args:
+        encoder: the teacher, with its own tokenizer, prompts and lengths.
+        paths: the sources of the store.
+        store: the rows that are trained on.
+        weight: of the loss.
+        cache: folder of the vectors.
+
+    Raises:
+        RunError: when the sources are not what the store was made of any more.
+    """
+    numbers: dict[str, list[int]] = {QUERY: [], PASSAGE: []}
+    texts: dict[str, list[str]] = {QUERY: [], PASSAGE: []}
+    seen = np.zeros(len(store.text_offsets) - 1, bool)
+    row = 0
+    for place, record in read_records(paths):
+        if row == len(store) or place != store.place(row):  # a row that was held out
+            continue
+        ids = store.row_texts[store.row_offsets[row] : store.row_offsets[row + 1]]
+        for number, (role, text) in zip(ids.tolist(), record_texts(record), strict=True):
+            if not seen[number]:
+                seen[number] = True
+                numbers[role].append(number)
+                texts[role].append(text)
+        row += 1
+    if row != len(store):
+        raise RunError(f"{', '.join(paths)}: the data changed since it was tokenised; start again")
+    queries, passages = (cached_vectors(encoder, texts[role], role, cache)[0] for role in (QUERY, PASSAGE))
+    places = np.full(len(seen), -1)
+    places[[*numbers[QUERY], *numbers[PASSAGE]]] = np.arange(len(queries) + len(passages))
+    return Teacher((queries, passages), places, torch.eye(encoder.dimension), weight)
