@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test bench lint types readme clean
+.PHONY: help demo test bench lint types readme docs clean
 help:
 	@echo "make demo    score a real model, fine-tune it on real text, score it again (a few minutes)"
 	@echo "make test    run all tests"
 	@echo "make bench   speed and memory beside other programs, on equal work (hours; see benchmarks/speed.py for less)"
 	@echo "make lint    ruff and mypy"
 	@echo "make readme  write the options tables into README.md"
+	@echo "make docs    build the site of docs/ and docstrings into site/"
 	@echo "make clean   remove .venv and outputs"
 
 $(VENV)/.installed: requirements.txt pyproject.toml
@@ -39,5 +40,9 @@ types: $(VENV)/.installed
 readme: $(VENV)/.installed
 	$(BIN)/python tests/test_readme.py
 
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/mkdocs build --strict  # --quiet would hide warnings from --strict too
+
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output site

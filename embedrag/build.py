@@ -71,8 +71,11 @@ def open_store(
         raise UserError(f"--cache_dir {cache_dir}: {error.strerror}; name a folder that can be written") from None
     try:
         _write(temporary, partial(read_records, sources), prompts, index, tokenize)
-        if not final.exists():
+        try:
             temporary.rename(final)
+        except OSError:
+            if not (final / "meta.json").exists():  # else another process was first, and wrote the same
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load_store(final), False

@@ -34,6 +34,9 @@ COMMANDS = {
     "merge": Command(commands.MergeOptions, "embedrag.merge:run", "merge an adapter into its base, with proof"),
     "encode": Command(commands.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
     "evaluate": Command(commands.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
+    "playground": Command(
+        commands.PlaygroundOptions, "embedrag.playground:run", "compare two models on your documents in a browser"
+    ),
     "mteb": Command(commands.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
     "check": Command(commands.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
     "mine": Command(commands.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),

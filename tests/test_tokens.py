@@ -248,6 +248,21 @@ def test_file_that_grows_or_shrinks_while_it_is_read_is_told_and_leaves_nothing(
     assert list(cache.iterdir()) == []
 
 
+def test_store_that_another_process_finished_first_is_taken(rows, write_jsonl, cache) -> None:
+    """On a second machine with a disk of its own, all processes tokenise at once."""
+    path = str(write_jsonl(rows))
+    others: list[TokenStore] = []
+
+    def slow(role: str, texts: Sequence[str]) -> list[list[int]]:
+        if not others:
+            others.append(open_store([path], Tokenizer(), "key", cache)[0])
+        return Tokenizer()(role, texts)
+
+    store, found = open_store([path], slow, "key", cache)
+    assert not found and store.checksum == others[0].checksum
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_value_error_of_the_tokenizer_is_not_told_as_changed_data(rows, write_jsonl, cache) -> None:
     def fail(role: str, texts: Sequence[str]) -> list[list[int]]:
         raise ValueError("no such role")

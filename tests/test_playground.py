@@ -1,0 +1,229 @@
+"""The playground: rankings are those of the vectors, any text stays text, mistakes are named."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedrag.cli import main
+from embedrag.playground import compare
+from embedrag.saved import load_encoder
+from embedrag.vectors import unit
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
+DOCUMENTS = [
+    "A heron stands in the reeds and waits for frogs.",
+    "The frog jumps into the pond when the heron moves.",
+    "An operational amplifier amplifies the difference of two voltages.",
+    "연산 증폭기는 두 입력 전압의 차이를 증폭한다.",
+    "저항은 전류의 흐름을 방해하는 성질이다.",
+    "提单是承运人签发的货物收据。",
+    HOSTILE,
+    "ضفدع يجلس بجانب البركة",
+    *(f"Document {n} speaks of {word}. " * (1 + 8 * (n % 3)) for n, word in enumerate(["tea", "rain", "law"] * 4)),
+]
+QUERY = "Which bird eats frogs?"
+
+
+class Page:
+    """A running playground and what it ranks."""
+
+    def __init__(self, address: str, process: subprocess.Popen[str], models: dict[str, str]) -> None:
+        self.address, self.process, self.models = address, process, models
+
+    def get(self, query: str) -> str:
+        answer = httpx.get(self.address, params={"q": query}, timeout=60)
+        assert answer.status_code == 200
+        return str(answer.text)
+
+
+@pytest.fixture(scope="module")
+def playground(minilm: str, tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The command in a process of its own: a base that knows nothing, MiniLM as the tuned model."""
+    folder = tmp_path_factory.mktemp("playground")
+    data = folder / "corpus.jsonl"
+    data.write_text("".join(json.dumps({"_id": str(n), "text": text}) + "\n" for n, text in enumerate(DOCUMENTS)))
+    words = ["--model", minilm, "--baseline", tiny_bert, "--data", str(folder), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embedrag", "playground", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        address = next((match[0] for line in lines if (match := re.search(r"http://\S+", line))), None)
+        assert address, process.communicate()[1]
+        yield Page(address, process, {"base": tiny_bert, "tuned": minilm})
+    finally:
+        process.kill()
+        process.wait()
+
+
+def shown(page: str) -> dict[str, list[tuple[str, float, int, int]]]:
+    """(text, score, rank by the base, rank by the tuned model) of each ranking of a page."""
+    found: dict[str, list[tuple[str, float, int, int]]] = {}
+    for side in ("base", "tuned"):
+        part = page.split(f'<section class="{side}"')[1].split("</section>")[0]
+        rows = re.findall(
+            r'<summary dir="auto">(.*?)</summary>.*?class="score">([-\d.]+)<.*?<small>(\d+) → (\d+)<', part, re.S
+        )
+        found[side] = [(html.unescape(text), float(score), int(base), int(tuned)) for text, score, base, tuned in rows]
+    return found
+
+
+def test_compare_ranks_as_a_count_of_better_documents_does() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 4, (2, 40)) / 4  # many ties
+    documents = [f"text {n}" for n in range(40)]
+    sides = compare(documents, *scores, shown=7)
+
+    def rank(side: int, document: int) -> int:
+        better = [n for n in range(40) if (-scores[side][n], n) < (-scores[side][document], document)]
+        return 1 + len(better)
+
+    for side, hits in enumerate(sides):
+        assert [rank(side, hit.document) for hit in hits] == list(range(1, 8))
+        for hit in hits:
+            assert hit.text == documents[hit.document] and hit.score == 100 * scores[side][hit.document]
+            assert (hit.base, hit.tuned) == (rank(0, hit.document), rank(1, hit.document))
+            assert hit.gain == hit.base - hit.tuned
+
+
+def test_page_shows_the_ranking_of_both_models(playground: Page) -> None:
+    found = shown(playground.get(QUERY))
+    ranks = {}
+    for side, model in playground.models.items():
+        encoder = load_encoder(model, "cpu")
+        cosines = unit(encoder.encode(DOCUMENTS, "passage")) @ unit(encoder.encode([QUERY], "query"))[0]
+        order = np.argsort(-cosines, kind="stable")
+        ranks[side] = {DOCUMENTS[n]: place for place, n in enumerate(order, 1)}
+        assert [row[0] for row in found[side]] == [DOCUMENTS[n] for n in order[:10]]
+        np.testing.assert_allclose([row[1] for row in found[side]], 100 * cosines[order[:10]], atol=0.06)
+    for rows in found.values():
+        assert all((base, tuned) == (ranks["base"][text], ranks["tuned"][text]) for text, _, base, tuned in rows)
+    assert found["tuned"][0][0] in DOCUMENTS[:2]
+    assert found["base"] != found["tuned"], "a page that shows one model twice would pass the rest"
+
+
+@pytest.mark.parametrize("query", [HOSTILE, '"><b>', "{{ 7*7 }}", "개구리를 먹는 새?", "ضفدع", "a" * 5000])
+def test_any_query_is_answered_and_stays_text(query: str, playground: Page) -> None:
+    page = playground.get(query)
+    assert f'value="{html.escape(query).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")}"' in page
+    assert "<script" not in page and "<img" not in page
+    assert len(shown(page)["tuned"]) == 10
+
+
+def test_blank_query_shows_the_empty_page(playground: Page) -> None:
+    for query in ("", "   "):
+        page = playground.get(query)
+        assert "<section" not in page and f"{len(DOCUMENTS)} documents" in page
+
+
+def test_page_is_refused_under_a_foreign_name(playground: Page) -> None:
+    """A page of the web whose name was made to lead to this machine can't read the documents."""
+    port = playground.address.rsplit(":", 1)[1]
+    assert httpx.get(playground.address, headers={"Host": "evil.example"}).status_code == 400
+    assert httpx.get(playground.address, headers={"Host": f"localhost:{port}"}).status_code == 200
+    assert httpx.get(f"{playground.address}/docs").status_code == 404
+
+
+def test_mistakes_are_named_before_a_model_is_loaded(
+    minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedrag.playground.load_encoder", lambda *_, **__: pytest.fail("a model was loaded"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a frog\n")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "rows.jsonl").write_text('{"body": "a frog"}\n')
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, message in (
+            (["--data", str(tmp_path / "nothing.txt")], "nothing.txt: no such file"),
+            (["--data", str(tmp_path / "blank.txt")], "no texts in it"),
+            (["--data", str(tmp_path / "rows.jsonl")], "name the right key with --field"),
+            (["--data", str(texts), "--port", port], f"--port {port}"),
+            (["--data", str(texts), "--host", "no host"], "--host no host"),
+            (["--data", str(texts), "--baseline", "./nowhere"], "--baseline ./nowhere: no such folder"),
+            (["--data", str(texts), "--port", "70000"], "--port"),
+        ):
+            known = [] if "--baseline" in words else ["--baseline", minilm]
+            assert main(["playground", "--model", minilm, *known, *words]) == 2
+            assert message in capsys.readouterr().err
+    assert main(["playground", "--model", minilm, "--data", str(texts)]) == 2
+    assert "name the base with --baseline" in capsys.readouterr().err
+
+
+def test_missing_server_library_names_the_extra(
+    minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["playground", "--model", minilm, "--baseline", minilm, "--data", str(tmp_path / "x")]) == 2
+    assert "pip install 'embedrag[serve]'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1280, 2), (390, 1)])
+def test_page_in_a_browser_is_usable_at_any_width(width: int, columns: int, browser: Any, playground: Page) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 800})
+    asked: list[str] = []
+    problems: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.goto(playground.address)
+    tab.wait_for_selector("input:focus")  # by itself
+    tab.keyboard.type(QUERY)
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("section.tuned li")
+    assert tab.title() == QUERY
+    assert tab.locator("section.tuned li").first.locator("summary").inner_text() in DOCUMENTS[:2]
+    boxes = [tab.locator(f"section.{side}").bounding_box() for side in ("base", "tuned")]
+    assert len({box["x"] for box in boxes}) == columns
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    long = tab.locator("section.tuned summary", has_text="Document 2").first
+    if long.count():
+        before = long.bounding_box()["height"]
+        long.click()
+        assert long.bounding_box()["height"] > before
+    link = tab.locator("a.change").first
+    link.click()
+    assert tab.locator("li:target").count() == 1
+    assert all(url.startswith((playground.address, "data:")) for url in asked)
+    assert problems == []
+    tab.close()
+
+
+def test_ctrl_c_ends_it_without_a_traceback(playground: Page) -> None:
+    """The last test, for it ends the process."""
+    playground.process.send_signal(signal.SIGINT)
+    _, errors = playground.process.communicate(timeout=30)
+    assert playground.process.returncode in (0, 130)
+    assert "Traceback" not in errors
