@@ -1,7 +1,11 @@
-"""The README is true: its table is that of the code, its commands run. As a script it rewrites the table."""
+"""The README is true: its tables are those of the code, its commands run.
+
+As a script (`make readme`) it rewrites the tables, those of the translations too, and tells what these lack.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -9,20 +13,58 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embedrag.cli import COMMANDS, main
-from embedrag.options import markdown_table, parse
+from embedrag.options import TableWords, markdown_table, parse
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+TRANSLATIONS = ROOT / "docs" / "translations"
+LANGUAGES = sorted(path.stem for path in TRANSLATIONS.glob("*.json"))
 TABLE = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options:\2 -->)", re.S)
 
 
-def with_tables(text: str) -> str:
-    return TABLE.sub(lambda match: f"{match[1]}\n{markdown_table(COMMANDS[match[2]].options)}\n\n{match[3]}", text)
+def translated_readme(language: str) -> Path:
+    return ROOT / f"README.{language}.md"
+
+
+def read_translation(language: str) -> dict[str, Any]:
+    return json.loads((TRANSLATIONS / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def with_tables(text: str, translation: dict[str, Any] | None = None) -> str:
+    def table(match: re.Match[str]) -> str:
+        options = COMMANDS[match[2]].options
+        if translation is None:
+            rows = markdown_table(options)
+        else:
+            entries = translation["options"].get(match[2], {})
+            meanings = {name: entry["meaning"] for name, entry in entries.items()}
+            rows = markdown_table(options, meanings, TableWords(**translation["words"]))
+        return f"{match[1]}\n{rows}\n\n{match[3]}"
+
+    return TABLE.sub(table, text)
+
+
+def translation_problems(translation: dict[str, Any]) -> Iterator[str]:
+    """What is missing, out of date or left over. `of` begins the SHA-256 of the English text that was translated."""
+    tables = [match[2] for match in TABLE.finditer(README.read_text(encoding="utf-8"))]
+    for command in sorted({*tables, *translation["options"]}):
+        entries = translation["options"].get(command, {})
+        fields = COMMANDS[command].options.model_fields if command in tables else {}
+        for name, field in fields.items():
+            text = str(field.description)
+            fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
+            if name not in entries:
+                yield f'{command}: {name} has no translation; add "of": "{fingerprint}" and the "meaning" of: {text}'
+            elif entries[name]["of"] != fingerprint:
+                yield f'{command}: {name} translates an older text; "of": "{fingerprint}" is: {text}'
+        yield from (f"{command}: {name} is no option any more; remove it" for name in entries if name not in fields)
 
 
 def blocks(kind: str) -> list[str]:
@@ -104,3 +146,9 @@ def test_preset_is_ready_for_its_first_step(
 
 if __name__ == "__main__":
     README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    problems = []
+    for language in LANGUAGES:
+        readme, translation = translated_readme(language), read_translation(language)
+        readme.write_text(with_tables(readme.read_text(encoding="utf-8"), translation), encoding="utf-8")
+        problems += [f"docs/translations/{language}.json: {problem}" for problem in translation_problems(translation)]
+    sys.exit("\n".join(problems) or None)
