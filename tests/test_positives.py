@@ -215,13 +215,15 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def test_several_positives_train_and_two_processes_are_one(tiny_bert: str, data: Path, tmp_path: Path, capsys) -> None:
+def test_several_positives_and_a_teacher_train_and_two_processes_are_one(
+    tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(tiny_bert, data, tmp_path / "one") == 0
     assert "rows have grades, which count where several positives are scored at once" in capsys.readouterr().out
-    assert train(tiny_bert, data, tmp_path / "all", "--pos_nums", "3") == 0
+    words = ["--pos_nums", "3", "--embedding_teacher", tiny_bert]
+    assert train(tiny_bert, data, tmp_path / "all", *words) == 0
     assert "rows have grades, which" not in capsys.readouterr().out
-    words = ["--pos_nums", "3", "--batch_size", "2", "--num_processes", "2"]
-    assert train(tiny_bert, data, tmp_path / "two", *words) == 0
+    assert train(tiny_bert, data, tmp_path / "two", *words, "--batch_size", "2", "--num_processes", "2") == 0
     single, several, two = (losses(tmp_path / name) for name in ("one", "all", "two"))
     assert [row[3] for row in single] != [row[3] for row in several]
     assert [row[3] for row in two] == pytest.approx([row[3] for row in several], rel=1e-4)
