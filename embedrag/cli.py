@@ -38,6 +38,8 @@ COMMANDS = {
     "check": Command(commands.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
     "mine": Command(commands.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
     "sweep": Command(commands.SweepOptions, "embedrag.sweep:run", "search for the best settings (needs optuna)"),
+    "export": Command(commands.ExportOptions, "embedrag.export:run", "write a model as ONNX, checked (extra onnx)"),
+    "serve": Command(commands.ServeOptions, "embedrag.serve:run", "answer OpenAI's embeddings requests (extra serve)"),
     "docstrings": Command(
         commands.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
     ),
