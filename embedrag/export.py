@@ -7,7 +7,6 @@ one by one, and all in one padded rectangle. `onnx/model.onnx` must give the sam
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,15 +84,11 @@ def check(found: Closeness) -> None:
         )
 
 
-def to_torch(
-    exported: OnnxEncoder, probes: list[tuple[str, str]], expected: np.ndarray
-) -> Closeness:
-    """How close an export comes to vectors [n, D] of probe texts: one by one and in one rectangle, the worse counts."""
+def to_model(exported: OnnxEncoder, probes: list[tuple[str, str]], expected: np.ndarray) -> Closeness:
+    """How close an export comes to vectors [n, D] of probe texts, each by itself and all in one rectangle."""
     ids = [exported.tokenizer(role, [text])[0] for role, text in probes]
     together = exported.rectangle(TokenBatch.from_lists(ids))
-    found = [closeness(vectors, expected) for vectors in (embed_probes(exported, probes), together)]
-    worse = min(found, key=lambda one: one.min_cosine)
-    return worse if all(one.min_cosine == one.min_cosine for one in found) else replace(worse, min_cosine=np.nan)
+    return closeness(np.concatenate([embed_probes(exported, probes), together]), np.concatenate([expected, expected]))
 
 
 def _compare(
@@ -105,7 +100,7 @@ def _compare(
     data: RetrievalSet | None,
 ) -> dict[str, Any]:
     """Print and return what is to be known of a file; raise RunError when it had to be exact and is not."""
-    found = to_torch(exported, probes, expected)
+    found = to_model(exported, probes, expected)
     size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
     say(f"{file.name}: {size / 1e6:,.1f} MB; to the model: {found}")
     if file.name == Path(FILES["onnx"]).name:
@@ -123,8 +118,9 @@ def _write_surroundings(encoder: Any, source: Path, folder: Path) -> None:
     encoder.backbone.config.save_pretrained(folder)
     encoder.tokenizer.save(folder)
     encoder.tokenizer.contract.write(folder, encoder.dimension)
-    if (source / SETTINGS).is_file():
-        shutil.copy(source / SETTINGS, folder)
+    for path in (source / SETTINGS, *source.glob("*.py")):  # lengths of both sides; code of the configuration
+        if path.is_file():
+            shutil.copy(path, folder)
 
 
 def _ndcg(encoder: Embedder, data: RetrievalSet, title: str) -> np.ndarray:

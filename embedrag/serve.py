@@ -133,8 +133,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except socket.gaierror as error:
-        raise UserError(f"--host {host}: no such address ({error.strerror})") from None
+    except (socket.gaierror, UnicodeError):
+        raise UserError(f"--host {host}: no such address") from None
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise UserError(f"--port {port}: {os.strerror(error.errno)}; name another, or 0 for any free one") from None
