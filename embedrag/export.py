@@ -1,4 +1,4 @@
-"""`embedrag export`: a model as ONNX, with everything that the folder needs to be served, and the proof that it is right.
+"""`embedrag export`: a model as ONNX, with all that its folder needs to be served, and the proof that it is right.
 
 Before the output folder appears, probe texts are embedded by the model itself (torch, one by one) and by each file:
 one by one, and all in one padded rectangle. `onnx/model.onnx` must give the same vectors; what 8 bits change is told.
@@ -19,17 +19,16 @@ from embedrag.encoder import Embedder
 from embedrag.errors import RunError, UserError, flag_named, need
 from embedrag.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.logs import now, say
-from embedrag.onnx_encoder import FILES, OnnxEncoder
+from embedrag.onnx_encoder import FILES, RECORD, OnnxEncoder
 from embedrag.onnx_graph import write_graph, write_int8
 from embedrag.outcome import sentence
 from embedrag.retrieval import RetrievalSet, load_set
-from embedrag.saved import SETTINGS, adapter_file, load_encoder
+from embedrag.saved import adapter_file, load_encoder
 from embedrag.scores import score
 from embedrag.tokens import TokenBatch
 from embedrag.verdict import comparison
-from embedrag.verify import Closeness, closeness, embed_probes, read_probes
+from embedrag.verify import SAME, Closeness, closeness, embed_probes, read_probes
 
-RECORD = "export_config.json"
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # one rectangle of all probes must fit in memory, attention matrices included
 METRIC, CUTOFF = "ndcg@10", 10
@@ -55,7 +54,10 @@ def run(options: ExportOptions) -> int:
     probes = [(role, text[:PROBE_CHARACTERS]) for role, text in read_probes(source)]
     expected = embed_probes(encoder, probes)
     ndcg = _ndcg(encoder, data, "torch") if data else None
-    record: dict[str, Any] = {"model": options.model, "time": now(), "probe_texts": len(probes), "files": {}}
+    contract = encoder.tokenizer.contract
+    lengths = {name: getattr(contract, name) for name in ("query_max_len", "passage_max_len")}
+    record: dict[str, Any] = {"model": options.model, "time": now(), "lengths": lengths, "probe_texts": len(probes)}
+    record["files"] = {}
     with atomic_folder(output) as folder:
         (folder / "onnx").mkdir()
         _write_surroundings(encoder, source, folder)
@@ -76,11 +78,18 @@ def run(options: ExportOptions) -> int:
     return 0
 
 
-def check(found: Closeness) -> None:
-    """Raise RunError when vectors are not those of the model."""
-    if not found.min_cosine >= LOWEST_COSINE:  # written so that a cosine that is not a number fails too
+def check(found: Closeness, expected: np.ndarray) -> None:
+    """Raise RunError when an export does not give the vectors [n, D] of the model.
+
+    Of models whose vectors are all alike, any two have a high cosine; so the difference must be small beside that
+    between texts, too.
+    """
+    between_texts = float(np.ptp(expected, axis=0).max())
+    # Written so that a number that is none fails too.
+    if not (found.min_cosine >= LOWEST_COSINE and found.max_abs_difference <= max(between_texts / 10, SAME)):
         raise RunError(
-            f"the exported graph is not the model: {found}; a cosine of {LOWEST_COSINE} is needed. No output was left"
+            f"the exported graph is not the model: {found}; a cosine of {LOWEST_COSINE} is needed, and a difference of "
+            f"a tenth of that between texts ({between_texts:.1e}). No output was left"
         )
 
 
@@ -104,7 +113,7 @@ def _compare(
     size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
     say(f"{file.name}: {size / 1e6:,.1f} MB; to the model: {found}")
     if file.name == Path(FILES["onnx"]).name:
-        check(found)
+        check(found, expected)
     entry: dict[str, Any] = {"bytes": size, "to_model": vars(found)}
     if data is not None and ndcg is not None:
         [row] = comparison({METRIC: ndcg}, {METRIC: _ndcg(exported, data, file.name)})
@@ -118,9 +127,8 @@ def _write_surroundings(encoder: Any, source: Path, folder: Path) -> None:
     encoder.backbone.config.save_pretrained(folder)
     encoder.tokenizer.save(folder)
     encoder.tokenizer.contract.write(folder, encoder.dimension)
-    for path in (source / SETTINGS, *source.glob("*.py")):  # lengths of both sides; code of the configuration
-        if path.is_file():
-            shutil.copy(path, folder)
+    for path in source.glob("*.py"):  # of a configuration that is code
+        shutil.copy(path, folder)
 
 
 def _ndcg(encoder: Embedder, data: RetrievalSet, title: str) -> np.ndarray:

@@ -8,6 +8,7 @@ Dimensions: n texts, D components.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch
 from embedrag.contract import TextTokenizer, describe_base, load_tokenizer
 from embedrag.encoder import CHUNK_TOKENS, Embedder, plan_padded
 from embedrag.errors import UserError, need
-from embedrag.saved import saved_contract
+from embedrag.saved import read_json, saved_contract
 from embedrag.tokens import TokenBatch
 
 FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
+RECORD = "export_config.json"
 OUTPUT = "sentence_embedding"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -47,7 +49,7 @@ class OnnxEncoder(Embedder):
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
-                str(file), options, providers=[PROVIDERS[self._device], PROVIDERS["cpu"]]
+                str(file), options, providers=list(dict.fromkeys([PROVIDERS[self._device], PROVIDERS["cpu"]]))
             )
         except Exception as error:  # of no common class
             raise UserError(f"{file}: ONNX Runtime can't read it ({str(error).splitlines()[0]})") from None
@@ -78,9 +80,7 @@ class OnnxEncoder(Embedder):
     def rectangle(self, tokens: TokenBatch) -> np.ndarray:
         """[n, D] of texts in one call, all padded to the longest."""
         ids, mask = tokens.padded(self.tokenizer.tokenizer.pad_token_id or 0)
-        found: np.ndarray = self._session.run(
-            [OUTPUT], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-        )[0]
+        found: np.ndarray = self._session.run([OUTPUT], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
         return found
 
 
@@ -101,16 +101,19 @@ def load_onnx_encoder(
     need("onnx", "onnxruntime")
     file = onnx_file(name, backend)
     base = describe_base(name, trust_remote_code)
-    return OnnxEncoder(file, load_tokenizer(base, saved_contract(Path(base.name), base)), device)
+    record = read_json(Path(base.name) / RECORD)
+    contract = replace(saved_contract(Path(base.name), base), **record["lengths"])
+    return OnnxEncoder(file, load_tokenizer(base, contract), device)
 
 
 def onnx_file(name: str, backend: str) -> Path:
     """The file of a backend in a folder; UserError when there is none."""
     need("onnx", "onnxruntime")
-    file = Path(name).expanduser() / FILES[backend]
-    if not file.is_file():
+    folder = Path(name).expanduser()
+    file = folder / FILES[backend]
+    if not file.is_file() or not (folder / RECORD).is_file():
         how = "embedrag export" + (" --int8" if backend == "onnx_int8" else "")
-        raise UserError(f"--model {name}: no {FILES[backend]} in it; write it with {how}, or use --backend torch")
+        raise UserError(f"--model {name}: no export with {FILES[backend]}; write it with {how}, or use --backend torch")
     return file
 
 

@@ -9,7 +9,6 @@ Dimensions: n texts, L tokens of the longest, H hidden size = D components.
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,12 +106,11 @@ def write_int8(source: Path, target: Path) -> None:
     """Quantise a graph's weights to 8 bits; activations are quantised as they come (dynamic quantisation)."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _silence(), tempfile.TemporaryDirectory() as scratch:
-        prepared = _folded(source, Path(scratch) / "model.onnx")
+    with _silence():
         quantize_dynamic(
-            prepared,
+            source,
             target,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QUInt8,
             per_channel=True,
             use_external_data_format=source.with_name(f"{source.name}.data").exists(),
         )

@@ -81,7 +81,9 @@ def _stop_signal() -> asyncio.Event:
         if seen:
             os._exit(130)
         seen.append(number)
-        line = f"{signal.Signals(number).name}: running requests are finished; a second signal ends the server at once\n"
+        line = (
+            f"{signal.Signals(number).name}: running requests are finished; a second signal ends the server at once\n"
+        )
         os.write(1, line.encode())  # not by print, which may be at work just now
         loop.call_soon_threadsafe(event.set)
 
@@ -108,7 +110,9 @@ def _key(options: ServeOptions) -> str | None:
     """The API key, and a refusal to be open to a network without one."""
     key = options.api_key if options.api_key is not None else os.environ.get(KEY)
     if key is not None and (not key or not key.isascii() or not key.isprintable() or key != key.strip()):
-        raise UserError(f"--api_key or {KEY}: empty, or with characters that no header has; letters and digits are safe")
+        raise UserError(
+            f"--api_key or {KEY}: empty, or with characters that no header has; letters and digits are safe"
+        )
     if key is None and not options.no_api_key and not _is_loopback(options.host):
         raise UserError(
             f"--host {options.host}: others could reach the server; set {KEY} (or --api_key), "

@@ -72,7 +72,7 @@ def read_object(raw: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"the request is not JSON ({error})") from None
     if not isinstance(data, dict):
-        raise UserError("the request must be a JSON object")
+        raise UserError("the request must be an object: {…}")
     return data
 
 

@@ -29,9 +29,7 @@ class Telemetry:
         """
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("embedrag_requests", "Answers.", ["route", "status"], registry=registry)
-        self.seconds = Histogram(
-            "embedrag_request_seconds", "Time of a request.", buckets=SECONDS, registry=registry
-        )
+        self.seconds = Histogram("embedrag_request_seconds", "Time of a request.", buckets=SECONDS, registry=registry)
         self.texts = Counter("embedrag_texts", "Texts answered.", registry=registry)
         self.tokens = Counter("embedrag_tokens", "Tokens of those texts.", registry=registry)
         queue = Gauge("embedrag_queue_texts", "Texts taken and not answered yet.", registry=registry)

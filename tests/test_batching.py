@@ -62,7 +62,9 @@ def held_back(model: Model, batcher: Batcher) -> None:
 
 def test_many_callers_get_their_own_vectors_in_their_own_order(batcher: Batcher) -> None:
     draw = np.random.default_rng(0)
-    jobs = [[draw.integers(20, 99, draw.integers(1, 9)).tolist() for _ in range(draw.integers(1, 12))] for _ in range(80)]
+    jobs = [
+        [draw.integers(20, 99, draw.integers(1, 9)).tolist() for _ in range(draw.integers(1, 12))] for _ in range(80)
+    ]
     futures = [batcher.submit(texts) for texts in jobs]
     for texts, future in zip(jobs, futures, strict=True):
         check_own(texts, future.result())

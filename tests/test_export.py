@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from embedrag import export, onnx_graph
 from embedrag.cli import main
@@ -24,16 +24,26 @@ from embedrag.tokens import TokenBatch
 from embedrag.verify import closeness
 from tests.families import FAMILIES, WINDOWED
 
-TEXTS = ["short", "a text of some more words than the first", "retrieval " * 60, "나는 학교에 간다", "中文文本 " * 9, "x"]
+TEXTS = [
+    "short",
+    "a text of some more words than the first",
+    "retrieval " * 60,
+    "나는 학교에 간다",
+    "中文文本 " * 9,
+    "x",
+]
 
 
 @pytest.fixture(scope="module")
 def bert(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A model with prompts and its export."""
+    """A model with prompts, and its export."""
     path = tmp_path_factory.mktemp("bert")
     shutil.copytree(tiny_bert, path / "model")
     Contract("cls", False, "query: ", "passage: ", 32, 64).write(path / "model", 64)
-    assert main(["export", "--model", str(path / "model"), "--output", str(path / "out"), "--int8"]) == 0
+    rows = [{"query": f"question {i}", "pos": [f"answer {i}"]} for i in range(12)]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--model", str(path / "model"), "--output", str(path / "out"), "--data", str(path / "rows.jsonl")]
+    assert main(["export", "--int8", *words]) == 0
     return str(path / "model"), str(path / "out")
 
 
@@ -44,30 +54,30 @@ def qwen3(tiny_qwen3: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
     return tiny_qwen3, str(output)
 
 
-@pytest.mark.parametrize("exported", ["bert", "qwen3"])
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
 @pytest.mark.parametrize("role", ["query", "passage"])
 def test_export_gives_the_vectors_of_the_model_alone_and_in_company(
-    exported: str, role: str, request: pytest.FixtureRequest
+    family: str, role: str, request: pytest.FixtureRequest
 ) -> None:
-    model, output = request.getfixturevalue(exported)
-    onnx = load_onnx_encoder(output, device="cpu")
+    model, output = request.getfixturevalue(family)
+    exported = load_onnx_encoder(output, device="cpu")
     expected = load_encoder(model, "cpu").encode(TEXTS, role)
-    rectangle = onnx.rectangle(TokenBatch.from_lists(onnx.tokenizer(role, TEXTS)))
-    alone = np.concatenate([onnx.encode([text], role) for text in TEXTS])
-    for found in (onnx.encode(TEXTS, role), rectangle, alone):
+    rectangle = exported.rectangle(TokenBatch.from_lists(exported.tokenizer(role, TEXTS)))
+    alone = np.concatenate([exported.encode([text], role) for text in TEXTS])
+    for found in (exported.encode(TEXTS, role), rectangle, alone):
         np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert onnx.dimension == expected.shape[1]
-    assert closeness(expected, np.roll(expected, 1, axis=0)).min_cosine < 0.999  # texts can be told apart
+    assert exported.dimension == expected.shape[1]
+    assert np.abs(expected - np.roll(expected, 1, axis=0)).max() > 1e-2  # texts can be told apart
 
 
 def test_texts_may_be_filled_up_at_the_left_as_other_programs_do(qwen3: tuple[str, str]) -> None:
-    onnx = load_onnx_encoder(qwen3[1], device="cpu")
-    rows = onnx.tokenizer("passage", TEXTS)
+    exported = load_onnx_encoder(qwen3[1], device="cpu")
+    rows = exported.tokenizer("passage", TEXTS)
     width = max(map(len, rows))
     ids = np.array([[0] * (width - len(row)) + row for row in rows])
     mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    found = onnx._session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
-    assert closeness(found, onnx.encode(TEXTS, "passage")).min_cosine > 0.9999
+    found = exported._session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
+    assert closeness(found, exported.encode(TEXTS, "passage")).min_cosine > 0.9999
 
 
 def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: tuple[str, str]) -> None:
@@ -88,14 +98,11 @@ def test_folder_keeps_contract_and_tokenizer(bert: tuple[str, str]) -> None:
     assert not list(Path(bert[1]).glob("*.safetensors"))
 
 
-def test_data_tells_what_eight_bits_cost(
-    bert: tuple[str, str], tmp_path: Path, write_jsonl: Callable[..., Path], rows: Any, capsys: Any
-) -> None:
-    words = ["export", "--model", bert[0], "--int8", "--data", str(write_jsonl(rows))]
-    assert main([*words, "--output", str(tmp_path / "out")]) == 0
-    files = json.loads((tmp_path / "out" / "export_config.json").read_text())["files"]
-    assert [entry["comparison"]["metric"] for entry in files.values()] == ["ndcg@10"] * 2
-    assert "model_int8.onnx: " in capsys.readouterr().out
+def test_data_tells_what_eight_bits_cost(bert: tuple[str, str]) -> None:
+    files = json.loads(Path(bert[1], "export_config.json").read_text())["files"]
+    [plain, int8] = (entry["comparison"] for entry in files.values())
+    assert plain["metric"] == int8["metric"] == "ndcg@10"
+    assert plain["base"] == plain["tuned"] == int8["base"] > 0
 
 
 @pytest.mark.parametrize("pooling", sorted(POOLING))
@@ -111,8 +118,8 @@ def test_pooling_by_mask_is_that_of_flat_states_wherever_a_text_is_filled_up(poo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["xlm_roberta", "modernbert", "modernbert_local", "gemma3_embedding"])
-def test_other_families_export_too(family: str, tiny_bert: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["xlm_roberta", "modernbert_local"])
+def test_own_positions_and_windows_are_exported_too(family: str, tiny_bert: str, tmp_path: Path) -> None:
     from transformers import AutoModel
 
     torch.manual_seed(0)
@@ -132,8 +139,10 @@ def test_graph_that_is_not_the_model_is_caught_and_leaves_nothing(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(encoder: Encoder, file: Path) -> None:
-        encoder.contract = replace(encoder.contract, pooling="mean")
-        onnx_graph.write_graph(encoder, file)
+        graph = onnx.load(Path(bert[1], "onnx", "model.onnx"))
+        [weight] = [w for w in graph.graph.initializer if w.name.endswith("layer.0.output.dense.bias")]
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1, weight.name))
+        onnx.save(graph, file)
 
     monkeypatch.setattr(export, "write_graph", wrong)
     assert main(["export", "--model", bert[0], "--output", str(tmp_path / "out")]) == 1
@@ -141,11 +150,12 @@ def test_graph_that_is_not_the_model_is_caught_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_vector_that_is_no_number_is_caught() -> None:
-    good = np.eye(3)
-    export.check(closeness(good, good))
-    with pytest.raises(export.RunError):
-        export.check(closeness(np.where(good == 1, np.nan, good), good))
+def test_vector_that_is_no_number_and_texts_that_were_swapped_are_caught() -> None:
+    alike = 1 + 1e-3 * np.eye(3)
+    export.check(closeness(alike, alike), alike)
+    for wrong in (np.where(alike > 1, np.nan, alike), alike[::-1]):
+        with pytest.raises(export.RunError):
+            export.check(closeness(wrong, alike), alike)
 
 
 def test_model_that_torch_cant_export_is_told(
