@@ -112,29 +112,30 @@ def compare(folders: dict[str, str], options: argparse.Namespace) -> None:
     """The table: servers x texts x clients."""
     sides = {"queries, 8-20 tokens": "query", "passages, 40-290 tokens": "passage"}
     texts = {title: texts_of("mixed", side, folders["torch"]) for title, side in sides.items()}
-    found: dict[tuple[str, int, str], list[np.ndarray]] = {}
+    found: dict[tuple[str, int, str], list[tuple[np.ndarray, float]]] = {}
     for _ in range(options.repeats):
         for contestant, folder in folders.items():
             with serving(contestant, folder) as url:
                 asyncio.run(load(url, texts["queries, 8-20 tokens"], 4, 3))  # warms up
                 for title in texts:
                     for clients in options.clients:
-                        times = asyncio.run(load(url, texts[title], clients, options.seconds))
-                        found.setdefault((title, clients, contestant), []).append(times)
+                        cell = asyncio.run(load(url, texts[title], clients, options.seconds))
+                        found.setdefault((title, clients, contestant), []).append(cell)
     rows = []
     for (title, clients, contestant), rounds in sorted(found.items(), key=lambda item: item[0][:2]):
-        rates = [len(times) / options.seconds for times in rounds]
-        slow = [np.percentile(np.concatenate(rounds), share) * 1000 for share in (50, 95, 99)]
+        rates = [len(times) / seconds for times, seconds in rounds]
+        slow = np.percentile(np.concatenate([times for times, _ in rounds]), (50, 95, 99)) * 1000
         spread = f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
         rows.append([title, clients, OURS.get(contestant, contestant), spread, *(f"{value:.0f}" for value in slow)])
     head = ["texts", "clients", "server", "texts/s", "p50 ms", "p95 ms", "p99 ms"]
     print(tabulate(rows, head, "github", disable_numparse=True))
 
 
-async def load(url: str, texts: list[str], clients: int, seconds: float) -> np.ndarray:
-    """Seconds of each request that was answered within the time."""
+async def load(url: str, texts: list[str], clients: int, seconds: float) -> tuple[np.ndarray, float]:
+    """Send requests for so many seconds; seconds of each request, and until the last one was answered."""
     times: list[float] = []
-    end = time.monotonic() + seconds
+    begin = time.monotonic()
+    end = begin + seconds
 
     async def client(number: int) -> None:
         draw = np.random.default_rng(number)
@@ -143,11 +144,10 @@ async def load(url: str, texts: list[str], clients: int, seconds: float) -> np.n
                 body = {"input": [texts[draw.integers(len(texts))]], "encoding_format": "base64"}
                 answer = await session.post("/embeddings", json=body)
                 answer.raise_for_status()
-                if time.monotonic() < end:
-                    times.append(time.monotonic() - start)
+                times.append(time.monotonic() - start)
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return np.array(times)
+    return np.array(times), time.monotonic() - begin
 
 
 async def soak(folders: dict[str, str], backend: str, minutes: float) -> None:

@@ -140,8 +140,8 @@ def test_graph_that_is_not_the_model_is_caught_and_leaves_nothing(
 ) -> None:
     def wrong(encoder: Encoder, file: Path) -> None:
         graph = onnx.load(Path(bert[1], "onnx", "model.onnx"))
-        [weight] = [w for w in graph.graph.initializer if w.name.endswith("layer.0.output.dense.bias")]
-        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 1, weight.name))
+        [weight] = [w for w in graph.graph.initializer if w.name.endswith("word_embeddings.weight")]
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
         onnx.save(graph, file)
 
     monkeypatch.setattr(export, "write_graph", wrong)
