@@ -3,7 +3,8 @@
 python -m benchmarks.serving [--soak_minutes 10]
 
 MiniLM; each server is a process of its own, the load comes from this one. A client sends one text a request and the
-next one when it has its answer; `clients` of them do so at once. The servers take turns, one at a time.
+next one when it has its answer; `clients` of them do so at once. The servers take turns, one at a time. CPU is the
+server's own time on all cores for a text, which other work on the machine changes least.
 
 The soak sends good and bad requests of all kinds at once, and compares every good answer with vectors computed here.
 """
@@ -22,11 +23,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from tabulate import tabulate
 
 from benchmarks.workload import MIXES, SPECIAL, one_token_words
@@ -87,8 +90,8 @@ def texts_of(mix: str, side: str, folder: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(contestant: str, folder: str) -> Iterator[str]:
-    """A server process; gives the address of its API."""
+def serving(contestant: str, folder: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server process; gives the address of its API, and the process."""
     if contestant == THEIRS:
         words = ["benchmarks.contestants.st_server", folder]
     else:
@@ -101,7 +104,7 @@ def serving(contestant: str, folder: str) -> Iterator[str]:
     )
     assert process.stdout
     try:
-        yield process.stdout.readline().split()[1].rstrip(",")
+        yield process.stdout.readline().split()[1].rstrip(","), psutil.Process(process.pid)
     finally:
         process.terminate()
         if (code := process.wait()) != 0 and contestant != THEIRS:
@@ -112,29 +115,47 @@ def compare(folders: dict[str, str], options: argparse.Namespace) -> None:
     """The table: servers x texts x clients."""
     sides = {"queries, 8-20 tokens": "query", "passages, 40-290 tokens": "passage"}
     texts = {title: texts_of("mixed", side, folders["torch"]) for title, side in sides.items()}
-    found: dict[tuple[str, int, str], list[tuple[np.ndarray, float]]] = {}
+    found: dict[tuple[str, int, str], list[Cell]] = {}
     for _ in range(options.repeats):
         for contestant, folder in folders.items():
-            with serving(contestant, folder) as url:
-                asyncio.run(load(url, texts["queries, 8-20 tokens"], 4, 3))  # warms up
+            with serving(contestant, folder) as (url, process):
+                asyncio.run(load(url, process, texts["queries, 8-20 tokens"], 4, 3))  # warms up
                 for title in texts:
                     for clients in options.clients:
-                        cell = asyncio.run(load(url, texts[title], clients, options.seconds))
+                        cell = asyncio.run(load(url, process, texts[title], clients, options.seconds))
                         found.setdefault((title, clients, contestant), []).append(cell)
     rows = []
     for (title, clients, contestant), rounds in sorted(found.items(), key=lambda item: item[0][:2]):
-        rates = [len(times) / seconds for times, seconds in rounds]
-        slow = np.percentile(np.concatenate([times for times, _ in rounds]), (50, 95, 99)) * 1000
+        rates = [len(cell.times) / cell.seconds for cell in rounds]
+        slow = np.percentile(np.concatenate([cell.times for cell in rounds]), (50, 95, 99)) * 1000
+        cpu = sum(cell.cpu_seconds for cell in rounds) / sum(len(cell.times) for cell in rounds) * 1000
         spread = f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
-        rows.append([title, clients, OURS.get(contestant, contestant), spread, *(f"{value:.0f}" for value in slow)])
-    head = ["texts", "clients", "server", "texts/s", "p50 ms", "p95 ms", "p99 ms"]
+        rows.append(
+            [title, clients, OURS.get(contestant, contestant), spread, *(f"{value:.0f}" for value in (*slow, cpu))]
+        )
+    head = ["texts", "clients", "server", "texts/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms/text"]
     print(tabulate(rows, head, "github", disable_numparse=True))
 
 
-async def load(url: str, texts: list[str], clients: int, seconds: float) -> tuple[np.ndarray, float]:
-    """Send requests for so many seconds; seconds of each request, and until the last one was answered."""
+@dataclass(frozen=True)
+class Cell:
+    """What was measured.
+
+    Attributes:
+        times: seconds of each request.
+        seconds: until the last one was answered.
+        cpu_seconds: of the server meanwhile.
+    """
+
+    times: np.ndarray
+    seconds: float
+    cpu_seconds: float
+
+
+async def load(url: str, process: psutil.Process, texts: list[str], clients: int, seconds: float) -> Cell:
+    """Send requests for so many seconds."""
     times: list[float] = []
-    begin = time.monotonic()
+    begin, cpu = time.monotonic(), sum(process.cpu_times()[:2])
     end = begin + seconds
 
     async def client(number: int) -> None:
@@ -147,7 +168,7 @@ async def load(url: str, texts: list[str], clients: int, seconds: float) -> tupl
                 times.append(time.monotonic() - start)
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return np.array(times), time.monotonic() - begin
+    return Cell(np.array(times), time.monotonic() - begin, sum(process.cpu_times()[:2]) - cpu)
 
 
 async def soak(folders: dict[str, str], backend: str, minutes: float) -> None:
@@ -159,7 +180,7 @@ async def soak(folders: dict[str, str], backend: str, minutes: float) -> None:
     lowest = {"torch": 0.9999, "onnx": 0.9999, "onnx_int8": 0.9}[backend]
     counts: Counter[str] = Counter()
     memory: list[tuple[float, float]] = []
-    with serving(backend, folders[backend]) as url:
+    with serving(backend, folders[backend]) as (url, _):
         start = time.monotonic()
         end = start + WARMUP_SECONDS + minutes * 60
 

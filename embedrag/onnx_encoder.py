@@ -46,6 +46,7 @@ class OnnxEncoder(Embedder):
         self._device = _pick(device, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = False  # one is kept for each shape, and every batch has another
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores alone
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedrag import __version__
 from embedrag.batching import Batcher
+from embedrag.device import give_memory_back
 from embedrag.encoder import Embedder
 from embedrag.errors import UserError
 from embedrag.openai_api import ApiError, EmbeddingsRequest, embeddings_body, models_body, read_embeddings_request
@@ -32,6 +33,7 @@ from embedrag.telemetry import Telemetry
 
 MAX_BYTES = 8 * MAX_CHARACTERS  # of one request; an escaped character takes six
 MAX_HELD_BYTES = 16 * MAX_BYTES
+TRIM_SECONDS = 5
 READ_SECONDS = 30  # for a request's body
 KEEP_ALIVE_SECONDS = 75  # of an idle connection
 LINGER_SECONDS = 10  # for answers that are being sent when the server stops
@@ -94,6 +96,7 @@ class Service:
         self._texts, self._bytes = Room(max_queue), Room(MAX_HELD_BYTES)
         self.telemetry = Telemetry(lambda: self._texts.used)
         self._helper = ThreadPoolExecutor(1, "helper")
+        self._trimmed = 0.0
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,7 +104,7 @@ class Service:
     def open(self, encoder: Embedder, max_batch_tokens: int) -> None:
         """Begin to answer."""
         self._encoder = encoder
-        self._batcher = Batcher(encoder.vectors, max_batch_tokens, self.telemetry.batch)
+        self._batcher = Batcher(encoder.vectors, max_batch_tokens, self._after_batch)
         self.state = "ready"
 
     async def close(self) -> None:
@@ -142,6 +145,13 @@ class Service:
                 self._running -= 1
                 if not self._running:
                     self._idle.set()
+
+    def _after_batch(self, texts: int, tokens: int, seconds: float) -> None:
+        """Called in the model's thread."""
+        self.telemetry.batch(texts, tokens, seconds)
+        if time.monotonic() - self._trimmed > TRIM_SECONDS:
+            give_memory_back()  # batches of ever other sizes leave holes, and the process would grow
+            self._trimmed = time.monotonic()
 
     async def _answer(self, request: Request, asked: EmbeddingsRequest) -> bytes:
         ids = await self._aside(lambda: self._encoder.tokenizer(asked.role, asked.texts))
