@@ -169,7 +169,7 @@ def make_rows(mix: str, batch_size: int, steps: int, seed: int, model: Model, fo
 
     draw = np.random.default_rng([sorted(MIXES).index(mix), batch_size, steps])
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
-    words = _words(tokenizer)
+    words = one_token_words(tokenizer)
     rows = [_row(MIXES[mix], words, draw) for _ in range(batch_size * steps)]
     texts = [text for row in rows for text in (row["query"], *row["pos"], *row["neg"])]
     if len(set(texts)) < len(texts):
@@ -192,7 +192,7 @@ def _texts(row: dict[str, Any]) -> list[str]:
     return [row["query"], *row["pos"], *row["neg"]]
 
 
-def _words(tokenizer: Any) -> list[str]:
+def one_token_words(tokenizer: Any) -> list[str]:
     """Words of one token each, the most frequent ones; the vocabulary is sorted by frequency."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return [word for word, _ in vocabulary if word.isascii() and word.isalpha() and len(word) > 2][:WORDS]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedrag import __version__, commands, config, fields
+from embedrag import serving_commands as serving
 from embedrag.errors import LAUNCHED, LostContactError, UserError, near_miss
 from embedrag.options import parse
 
@@ -35,12 +36,16 @@ COMMANDS = {
     "encode": Command(commands.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
     "evaluate": Command(commands.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
     "playground": Command(
-        commands.PlaygroundOptions, "embedrag.playground:run", "compare two models on your documents in a browser"
+        serving.PlaygroundOptions,
+        "embedrag.playground:run",
+        "compare two models on your documents in a browser",
     ),
     "mteb": Command(commands.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
     "check": Command(commands.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
     "mine": Command(commands.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
     "sweep": Command(commands.SweepOptions, "embedrag.sweep:run", "search for the best settings (needs optuna)"),
+    "export": Command(serving.ExportOptions, "embedrag.export:run", "write a model as ONNX, checked (extra onnx)"),
+    "serve": Command(serving.ServeOptions, "embedrag.serve:run", "answer OpenAI's embeddings requests (extra serve)"),
     "docstrings": Command(
         commands.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
     ),

@@ -10,6 +10,7 @@ Dimensions: n texts, D components, m texts of a chunk.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -69,7 +70,63 @@ def plan_padded(lengths: Sequence[int], chunk_tokens: int, max_waste: float = MA
     return [*chunks, (start, len(lengths))] if len(lengths) else []
 
 
-class Encoder(nn.Module):
+class Embedder(ABC):
+    """Whatever turns token ids into vectors, and what follows from that: texts into vectors.
+
+    Attributes:
+        tokenizer: (role, texts) -> token ids.
+        sharded: whether each of several processes holds a part of the weights.
+    """
+
+    tokenizer: TextTokenizer
+    sharded: bool = False
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """D, length of a vector."""
+
+    @abstractmethod
+    def vectors(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Vectors of n texts that are token ids, whatever their order and lengths: [n, D] float32."""
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        role: str,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Vectors of texts, as `query` or `passage`.
+
+        Args:
+            texts: n texts, without prompt.
+            role: decides prompt and length.
+            progress: called with the number of texts done since the last call.
+
+        Returns:
+            [n, D] float32.
+        """
+        blocks = list(self.blocks(texts, role, progress))
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.dimension), np.float32)
+
+    def blocks(
+        self, texts: Sequence[str], role: str, progress: Callable[[int], object] | None = None
+    ) -> Iterator[np.ndarray]:
+        """The same in parts [m, D], one after the other, for texts whose vectors need not be held."""
+        for start in range(0, len(texts), TEXTS_PER_BLOCK):
+            block = texts[start : start + TEXTS_PER_BLOCK]
+            vectors = self.vectors(self.tokenizer(role, block))
+            if progress:
+                progress(len(block))
+            yield vectors
+
+
+class Encoder(nn.Module, Embedder):
     """An embedding model under its contract.
 
     Attributes:
@@ -127,7 +184,7 @@ class Encoder(nn.Module):
         return next(self.backbone.parameters()).device
 
     @cached_property
-    def sharded(self) -> bool:
+    def sharded(self) -> bool:  # type: ignore[override]
         """Whether each process holds a part of the weights; all must then compute at the same time."""
         return is_sharded(self.backbone)
 
@@ -191,39 +248,14 @@ class Encoder(nn.Module):
         areas = [self._area(lengths, *chunk) for chunk in chunks]
         return sum(areas), sum(areas[: self._recomputed_chunks(lengths, chunks)])
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        role: str,
-        progress: Callable[[int], object] | None = None,
-    ) -> np.ndarray:
-        """Vectors of texts, as `query` or `passage`.
-
-        Args:
-            texts: n texts, without prompt.
-            role: decides prompt and length.
-            progress: called with the number of texts done since the last call.
-
-        Returns:
-            [n, D] float32.
-        """
-        blocks = list(self.blocks(texts, role, progress))
-        return np.concatenate(blocks) if blocks else np.zeros((0, self.dimension), np.float32)
-
-    def blocks(
-        self, texts: Sequence[str], role: str, progress: Callable[[int], object] | None = None
-    ) -> Iterator[np.ndarray]:
-        """The same in parts [m, D], one after the other, for texts whose vectors need not be held."""
+    def vectors(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Vectors of n texts that are token ids, without a graph and without dropout: [n, D] float32."""
         was_training = self.training
-        for start in range(0, len(texts), TEXTS_PER_BLOCK):
-            block = texts[start : start + TEXTS_PER_BLOCK]
-            self.eval()
-            with torch.no_grad():
-                vectors = self(TokenBatch.from_lists(self.tokenizer(role, block))).cpu().numpy()
-            self.train(was_training)
-            if progress:
-                progress(len(block))
-            yield vectors
+        self.eval()
+        with torch.no_grad():
+            vectors = self(TokenBatch.from_lists(ids)).cpu().numpy()
+        self.train(was_training)
+        return vectors  # type: ignore[no-any-return]
 
     def _plan(self, tokens: TokenBatch) -> tuple[Tensor, list[tuple[int, int]]]:
         """Texts by falling length, and where that list is cut."""

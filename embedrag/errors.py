@@ -6,6 +6,7 @@ Both carry a message for people and an exit code; neither is ever shown as a tra
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,18 @@ class LostContactError(RunError):
     """Another process ended. Exit code 70; whoever started the processes knows which, and why."""
 
     exit_code = 70
+
+
+def need(extra: str, *modules: str) -> None:
+    """Raise UserError when a module of an optional feature is not installed.
+
+    Args:
+        extra: the extra of this package that brings them.
+        modules: names by which they are imported.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is not installed: pip install 'embedrag[{extra}]'")
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

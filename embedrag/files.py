@@ -153,6 +153,33 @@ def check_targets(targets: dict[str, str | None], sources: Iterable[str | None],
         raise UserError("\n".join(problems))
 
 
+def check_folder(flag: str, output: Path, overwrite: bool, marker: str, kind: str) -> None:
+    """An output folder must be new, empty, or (with --overwrite) one of its kind; nothing else is ever removed.
+
+    Args:
+        flag: that named it.
+        output: the folder.
+        overwrite: one of its kind may be replaced.
+        marker: file by which the kind is known.
+        kind: its name, in the plural.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"{flag} {output}: exists; name another folder, or replace it with --overwrite")
+    if not (output / marker).is_file():
+        raise UserError(f"{flag} {output}: --overwrite replaces {kind} only, and this is none")
+
+
+def overlap(a: Path, b: Path) -> bool:
+    """Whether one folder is the other, or lies in it."""
+    x, y = a.resolve(), b.resolve()
+    return x == y or x in y.parents or y in x.parents
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON into a folder that is itself still temporary; makes the folder above it."""
     path.parent.mkdir(exist_ok=True)

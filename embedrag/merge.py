@@ -28,7 +28,7 @@ from embedrag.commands import MergeOptions
 from embedrag.contract import Base, describe_base, load_tokenizer
 from embedrag.dequantize import QuantizedLayers, quantized_layers
 from embedrag.errors import UserError
-from embedrag.files import atomic_folder, write_json
+from embedrag.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.logs import now, say
 from embedrag.saved import MERGE, SETTINGS, model_settings, saved_contract
 from embedrag.tensorfile import WeightFile, blocks, weight_files, write_tensors
@@ -85,7 +85,7 @@ def run(options: MergeOptions) -> int:
         RunError: the merged model is not the trained one, or the disk refused; no output folder is left.
     """
     output = Path(options.output_path)
-    _check_output(output, options)
+    check_folder("--output_path", output, options.overwrite, MERGE, "merged models")
     adapter = read_adapter(options.lora_adapter_path, options.lora_alpha)
     name = options.base_model_path or adapter.config.get("base_model_name_or_path")
     if not name:
@@ -96,7 +96,7 @@ def run(options: MergeOptions) -> int:
     onto = options.merge_onto or ("dequantized" if quantization else "original")
     root = base.folder()
     for name, source in (("base", root), ("adapter", adapter.file.parent)):
-        if _overlap(output, source):
+        if overlap(output, source):
             raise UserError(f"--output_path {output}: overlaps the {name}'s folder {source}; name another folder")
     plan = make_plan(adapter, base, root, options.training_precision, quantization if onto == "dequantized" else None)
     say(f"merge: {len(adapter.changes)} layers of {base.name}, onto the {onto} weights, {options.training_precision}")
@@ -111,21 +111,6 @@ def run(options: MergeOptions) -> int:
         write_card(folder, base.name, settings, record, results=training_section(adapter.file.parent))
     say(f"done: {output}" + (" (not verified: --no_verify)" if options.no_verify else ""))
     return 0
-
-
-def _check_output(output: Path, options: MergeOptions) -> None:
-    """An output folder must be new, empty, or (with --overwrite) an earlier merge; nothing else is ever removed."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not options.overwrite:
-        raise UserError(f"--output_path {output}: exists; name another folder, or replace it with --overwrite")
-    if not (output / MERGE).is_file():
-        raise UserError(f"--output_path {output}: --overwrite replaces merged models only, and this is none")
-
-
-def _overlap(a: Path, b: Path) -> bool:
-    x, y = a.resolve(), b.resolve()
-    return x == y or x in y.parents or y in x.parents
 
 
 def make_plan(

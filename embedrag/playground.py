@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedrag.commands import PlaygroundOptions
 from embedrag.contract import check_local_path
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError, flag_named
@@ -24,6 +23,7 @@ from embedrag.figures import TEMPLATES
 from embedrag.logs import say
 from embedrag.mine import read_corpus
 from embedrag.saved import adapter_file, load_encoder, trained_from
+from embedrag.serving_commands import PlaygroundOptions
 from embedrag.tokens import cache_folder
 from embedrag.vectors import cached_vectors, unit
 

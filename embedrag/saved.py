@@ -89,7 +89,7 @@ def adapter_file(path: Path) -> Path | None:
 
 def model_settings(folder: Path) -> dict[str, Any]:
     """training_config.json of a folder that a run wrote; empty for any other model."""
-    return _json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
 
 
 def trained_from(name: str) -> str:
@@ -105,7 +105,7 @@ def trained_from(name: str) -> str:
         (SETTINGS, "model_name_or_path"),
         (CONFIG, "base_model_name_or_path"),
     ):
-        if (folder / file).is_file() and (base := _json(folder / file).get(key)):
+        if (folder / file).is_file() and (base := read_json(folder / file).get(key)):
             return str(base)
     raise UserError(f"{name}: no {MERGE} or {SETTINGS} tells what it was trained from")
 
@@ -168,7 +168,7 @@ def _describe(name: str, what: str, trust_remote_code: bool) -> Base:
 
 def _base_of(folder: Path) -> str:
     config = folder / CONFIG
-    name = _json(config).get("base_model_name_or_path") if config.is_file() else None
+    name = read_json(config).get("base_model_name_or_path") if config.is_file() else None
     if not name:
         raise UserError(f"{folder}: the adapter does not name its base; give --base_model_path")
     return str(name)
@@ -178,7 +178,8 @@ def _family_contract(base: Base) -> Contract:
     return Contract(pooling="last_token" if base.is_decoder else "mean")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model folder; UserError when it is damaged."""
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

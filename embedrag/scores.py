@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from embedrag.encoder import TEXTS_PER_BLOCK, Encoder
+from embedrag.encoder import TEXTS_PER_BLOCK, Embedder
 from embedrag.metrics import METRICS
 from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet
@@ -63,7 +63,7 @@ class Scores:
 
 
 def score(
-    encoder: Encoder,
+    encoder: Embedder,
     data: RetrievalSet,
     cutoffs: Sequence[int],
     title: str = "",
@@ -130,7 +130,7 @@ def _metrics(found: np.ndarray, data: RetrievalSet, cutoffs: Sequence[int]) -> d
 
 
 def _vectors(
-    encoder: Encoder, texts: Sequence[str], role: str, progress: Callable[[int], object], processes: Processes
+    encoder: Embedder, texts: Sequence[str], role: str, progress: Callable[[int], object], processes: Processes
 ) -> Iterator[np.ndarray]:
     """Vectors of all texts in blocks, in order; several processes encode a part of each block."""
     size = 1 if encoder.sharded else processes.size  # with weights in parts all compute the same, hand in hand

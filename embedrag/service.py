@@ -1,18 +1,20 @@
 """Embedding as a service: a request in JSON -> vectors, with limits, and errors that say what to change.
 
-Used by `score.py` (Azure ML). Nothing here knows HTTP.
+What `score.py` (Azure ML) and `embedrag serve` share. Nothing here knows HTTP.
+
+Dimensions: n texts, D components, d <= D of them kept.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from embedrag.encoder import Encoder
+from embedrag.encoder import Embedder
 from embedrag.errors import UserError
 from embedrag.views import View
 
@@ -20,6 +22,10 @@ MAX_TEXTS = 2048
 MAX_CHARACTERS = 1 << 20  # of one request
 ROLES = {"query": "query", "document": "passage", "passage": "passage"}
 MODEL_FILES = ("modules.json", "adapter_config.json", "config.json")
+
+
+class TooLargeError(UserError):
+    """A request that is right but for its size."""
 
 
 class Request(BaseModel):
@@ -33,11 +39,72 @@ class Request(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    texts_key: ClassVar[str] = "texts"
 
-    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+    texts: Annotated[list[str], Field(min_length=1)]
     prompt_name: Literal["query", "document", "passage"] = "document"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     normalize: bool = True
+
+    @property
+    def role(self) -> str:
+        """Which prompt and length apply: `query` or `passage`."""
+        return ROLES[self.prompt_name]
+
+    def check_dimensions(self, dimension: int) -> None:
+        """Raise UserError when more components are asked for than the D of the model."""
+        if self.dimensions and self.dimensions > dimension:
+            raise UserError(f"dimensions: the model's vectors have {dimension} components")
+
+    def finish(self, vectors: np.ndarray) -> np.ndarray:
+        """[n, D] as the model gives them -> [n, d] as they were asked for."""
+        form = View(self.dimensions)
+        return form.stored(vectors) if self.normalize else form.of(vectors)
+
+
+Kind = TypeVar("Kind", bound=Request)
+
+
+def read_object(raw: str | bytes) -> dict[str, Any]:
+    """A JSON object; UserError for anything else."""
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the request is not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError("the request must be an object: {…}")
+    return data
+
+
+def check_request(kind: type[Kind], data: dict[str, Any]) -> Kind:
+    """Read a request from an object.
+
+    Args:
+        kind: `Request`, or what a protocol made of it.
+        data: as it came.
+
+    Raises:
+        TooLargeError: for too many texts or characters.
+        UserError: for anything else that is wrong; the message is for who sent it.
+    """
+    try:
+        request = kind.model_validate(data)
+    except ValidationError as error:
+        raise UserError("; ".join(map(_problem, error.errors()[:5]))) from None
+    name, texts = request.texts_key, request.texts
+    if len(texts) > MAX_TEXTS:
+        raise TooLargeError(f"{name}: {len(texts):,} texts; a request may have at most {MAX_TEXTS:,}, send several")
+    for number, text in enumerate(texts):
+        if not text.strip():
+            raise UserError(f"{name}.{number}: is blank")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{name}.{number}: half of a surrogate pair, which is no text") from None
+    length = sum(map(len, texts))
+    if length > MAX_CHARACTERS:
+        raise TooLargeError(f"{name}: {length:,} characters; a request may have {MAX_CHARACTERS:,}, send several")
+    return request
 
 
 def read_request(raw: str | bytes | dict[str, Any]) -> Request:
@@ -49,46 +116,23 @@ def read_request(raw: str | bytes | dict[str, Any]) -> Request:
     >>> read_request('{"inputs": {"data": ["a"]}, "prompt_name": "query"}').texts
     ['a']
     """
-    try:
-        data = raw if isinstance(raw, dict) else json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the request is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise UserError('the request must be an object such as {"texts": ["…"]}')
+    data = raw if isinstance(raw, dict) else read_object(raw)
     if "inputs" in data:
         inputs = data["inputs"]
         if "texts" in data or not isinstance(inputs, dict) or "data" not in inputs:
             raise UserError('the request must have "texts", or {"inputs": {"data": […]}}, and not both')
         data = {key: value for key, value in data.items() if key != "inputs"} | {"texts": inputs["data"]}
-    try:
-        request = Request.model_validate(data)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()[:5]]
-        raise UserError("; ".join(problems)) from None
-    for number, text in enumerate(request.texts):
-        if not text.strip():
-            raise UserError(f"texts.{number}: is blank")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"texts.{number}: half of a surrogate pair, which is no text") from None
-    length = sum(map(len, request.texts))
-    if length > MAX_CHARACTERS:
-        raise UserError(f"texts: {length:,} characters; a request may have {MAX_CHARACTERS:,}, send several")
-    return request
+    return check_request(Request, data)
 
 
-def embed(encoder: Encoder, request: Request) -> np.ndarray:
-    """[texts, d] float32.
+def embed(encoder: Embedder, request: Request) -> np.ndarray:
+    """[n, d] float32.
 
     Raises:
         UserError: when more components are asked for than there are.
     """
-    if request.dimensions and request.dimensions > encoder.dimension:
-        raise UserError(f"dimensions: the model's vectors have {encoder.dimension} components")
-    vectors = encoder.encode(request.texts, ROLES[request.prompt_name])
-    form = View(request.dimensions)
-    return form.stored(vectors) if request.normalize else form.of(vectors)
+    request.check_dimensions(encoder.dimension)
+    return request.finish(encoder.encode(request.texts, request.role))
 
 
 def find_model(folder: Path) -> Path:
@@ -105,3 +149,8 @@ def find_model(folder: Path) -> Path:
         if found:
             raise UserError(f"{folder}: several models, {', '.join(map(str, found))}; name one of them")
     raise UserError(f"{folder}: no model in it (no {', '.join(MODEL_FILES)})")
+
+
+def _problem(detail: Any) -> str:
+    place = ".".join(map(str, detail["loc"]))[:100]
+    return f"{place}: {detail['msg'].removeprefix('Value error, ')}"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from embedrag.encoder import Embedder
 from embedrag.errors import RunError
 from embedrag.saved import load_encoder
 from embedrag.tokens import PASSAGE, QUERY
@@ -80,6 +81,11 @@ def read_probes(folder: Path) -> list[tuple[str, str]]:
     return [(str(role), str(text)) for role, text in json.loads(path.read_text(encoding="utf-8"))]
 
 
+def embed_probes(encoder: Embedder, probes: Sequence[tuple[str, str]]) -> np.ndarray:
+    """[n, D] of probe texts, each encoded by itself."""
+    return np.concatenate([encoder.encode([text], role) for role, text in probes])
+
+
 def embed_trained(
     file: Path,
     probes: list[tuple[str, str]],
@@ -96,15 +102,15 @@ def embed_trained(
         quantization=quantization,
         lora_alpha=lora_alpha,
     )
-    trained = _embed(encoder, probes)
+    trained = embed_probes(encoder, probes)
     switch = getattr(encoder.backbone, "disable_adapter", contextlib.nullcontext)
     with switch():
-        return trained, _embed(encoder, probes)
+        return trained, embed_probes(encoder, probes)
 
 
 def embed_merged(folder: Path, probes: list[tuple[str, str]], trust_remote_code: bool = False) -> np.ndarray:
     """[n, D] by a merged folder."""
-    return _embed(load_encoder(str(folder), trust_remote_code=trust_remote_code), probes)
+    return embed_probes(load_encoder(str(folder), trust_remote_code=trust_remote_code), probes)
 
 
 def closeness(a: np.ndarray, b: np.ndarray) -> Closeness:
@@ -147,8 +153,3 @@ def check(
             f"{to_trained.max_abs_difference:.1e}: at this precision a merge can't be told from none. "
             "Use --training_precision float32; no output was left"
         )
-
-
-def _embed(encoder: torch.nn.Module, probes: list[tuple[str, str]]) -> np.ndarray:
-    vectors = [encoder.encode([text], role) for role, text in probes]  # type: ignore[operator]
-    return np.concatenate(vectors)

@@ -1,0 +1,136 @@
+"""`embedrag export`: a model as ONNX, with all that its folder needs to be served, and the proof that it is right.
+
+Before the output folder appears, probe texts are embedded by the model itself (torch, one by one) and by each file:
+one by one, and all in one padded rectangle. `onnx/model.onnx` must give the same vectors; what 8 bits change is told.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedrag import __version__
+from embedrag.encoder import Embedder
+from embedrag.errors import RunError, UserError, flag_named, need
+from embedrag.files import atomic_folder, check_folder, overlap, write_json
+from embedrag.logs import now, say
+from embedrag.onnx_encoder import FILES, RECORD, OnnxEncoder
+from embedrag.onnx_graph import write_graph, write_int8
+from embedrag.outcome import sentence
+from embedrag.retrieval import RetrievalSet, load_set
+from embedrag.saved import adapter_file, load_encoder
+from embedrag.scores import score
+from embedrag.serving_commands import ExportOptions
+from embedrag.tokens import TokenBatch
+from embedrag.verdict import comparison
+from embedrag.verify import SAME, Closeness, closeness, embed_probes, read_probes
+
+LOWEST_COSINE = 0.9999
+PROBE_CHARACTERS = 2000  # one rectangle of all probes must fit in memory, attention matrices included
+METRIC, CUTOFF = "ndcg@10", 10
+
+
+def run(options: ExportOptions) -> int:
+    """`embedrag export`: write the folder, and let it appear when the proof holds.
+
+    Raises:
+        UserError: for a wrong flag or a model that can't be exported; nothing was written.
+        RunError: the graph gives other vectors; no output folder is left.
+    """
+    need("onnx", "onnx", "onnxruntime", "onnxscript")
+    output, source = Path(options.output).expanduser(), Path(options.model).expanduser()
+    check_folder("--output", output, options.overwrite, RECORD, "exports")
+    if adapter_file(source):
+        raise UserError(f"--model {options.model}: an adapter; merge it first (python merge.py), and export the result")
+    if source.is_dir() and overlap(output, source):
+        raise UserError(f"--output {output}: overlaps the model's folder {source}; name another folder")
+    data = load_set(options.data) if options.data else None
+    with flag_named("--model", "--model_name_or_path"):
+        encoder = load_encoder(options.model, "cpu", trust_remote_code=options.trust_remote_code)
+    probes = [(role, text[:PROBE_CHARACTERS]) for role, text in read_probes(source)]
+    expected = embed_probes(encoder, probes)
+    ndcg = _ndcg(encoder, data, "torch") if data else None
+    contract = encoder.tokenizer.contract
+    lengths = {name: getattr(contract, name) for name in ("query_max_len", "passage_max_len")}
+    record: dict[str, Any] = {"model": options.model, "time": now(), "lengths": lengths, "probe_texts": len(probes)}
+    record["files"] = {}
+    with atomic_folder(output) as folder:
+        (folder / "onnx").mkdir()
+        _write_surroundings(encoder, source, folder)
+        plain, int8 = (folder / FILES[name] for name in ("onnx", "onnx_int8"))
+        with flag_named(f"--model {options.model}", "--model"):
+            write_graph(encoder, plain)
+        if options.int8:
+            write_int8(plain, int8)
+        for file in (plain, int8) if options.int8 else (plain,):
+            exported = OnnxEncoder(file, encoder.tokenizer, "cpu")
+            entry = _compare(exported, file, probes, expected, ndcg, data)
+            record["files"][str(file.relative_to(folder))] = entry
+        record["environment"] = {"embedrag": __version__} | {
+            name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")
+        }
+        write_json(folder / RECORD, record)
+    say(f"done: {output}")
+    return 0
+
+
+def check(found: Closeness, expected: np.ndarray) -> None:
+    """Raise RunError when an export does not give the vectors [n, D] of the model.
+
+    Of models whose vectors are all alike, any two have a high cosine; so the difference must be small beside that
+    between texts, too.
+    """
+    between_texts = float(np.ptp(expected, axis=0).max())
+    # Written so that a number that is none fails too.
+    if not (found.min_cosine >= LOWEST_COSINE and found.max_abs_difference <= max(between_texts / 10, SAME)):
+        raise RunError(
+            f"the exported graph is not the model: {found}; a cosine of {LOWEST_COSINE} is needed, and a difference of "
+            f"a tenth of that between texts ({between_texts:.1e}). No output was left"
+        )
+
+
+def to_model(exported: OnnxEncoder, probes: list[tuple[str, str]], expected: np.ndarray) -> Closeness:
+    """How close an export comes to vectors [n, D] of probe texts, each by itself and all in one rectangle."""
+    ids = [exported.tokenizer(role, [text])[0] for role, text in probes]
+    together = exported.rectangle(TokenBatch.from_lists(ids))
+    return closeness(np.concatenate([embed_probes(exported, probes), together]), np.concatenate([expected, expected]))
+
+
+def _compare(
+    exported: OnnxEncoder,
+    file: Path,
+    probes: list[tuple[str, str]],
+    expected: np.ndarray,
+    ndcg: np.ndarray | None,
+    data: RetrievalSet | None,
+) -> dict[str, Any]:
+    """Print and return what is to be known of a file; raise RunError when it had to be exact and is not."""
+    found = to_model(exported, probes, expected)
+    size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
+    say(f"{file.name}: {size / 1e6:,.1f} MB; to the model: {found}")
+    if file.name == Path(FILES["onnx"]).name:
+        check(found, expected)
+    entry: dict[str, Any] = {"bytes": size, "to_model": vars(found)}
+    if data is not None and ndcg is not None:
+        [row] = comparison({METRIC: ndcg}, {METRIC: _ndcg(exported, data, file.name)})
+        say(f"{file.name}: {sentence(row, len(data.queries))}")
+        entry["comparison"] = row
+    return entry
+
+
+def _write_surroundings(encoder: Any, source: Path, folder: Path) -> None:
+    """Tokenizer, contract and configuration, so that the folder is a sentence-transformers folder."""
+    encoder.backbone.config.save_pretrained(folder)
+    encoder.tokenizer.save(folder)
+    encoder.tokenizer.contract.write(folder, encoder.dimension)
+    for path in source.glob("*.py"):  # of a configuration that is code
+        shutil.copy(path, folder)
+
+
+def _ndcg(encoder: Embedder, data: RetrievalSet, title: str) -> np.ndarray:
+    """[q] nDCG@10."""
+    return score(encoder, data, [CUTOFF], title).metrics[METRIC]

@@ -1,0 +1,129 @@
+"""A backbone, its pooling and its normalisation as one ONNX graph.
+
+The plain transformers model is exported, with padding and an attention mask, for ONNX has no packed attention. Pooling
+goes by the mask alone, so texts may be filled up at either side.
+
+Dimensions: n texts, L tokens of the longest, H hidden size = D components.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embedrag.backbone import quiet
+from embedrag.encoder import Encoder
+from embedrag.errors import UserError
+from embedrag.onnx_encoder import OUTPUT
+
+LARGEST_FILE = 1 << 31  # bytes that a protobuf can have; weights beyond it go to a file of their own
+INPUTS = ["input_ids", "attention_mask"]
+STATES = "last_hidden_state"
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Token vectors [n, L, H] and a mask [n, L], 1 on tokens, -> [n, H].
+
+    >>> pool(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]), "mean")
+    tensor([[2.]])
+    >>> pool(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]), "last_token")
+    tensor([[3.]])
+    """
+    if pooling == "mean":
+        weights = mask[:, :, None].to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    place = (mask if pooling == "cls" else mask * (places + 1)).argmax(1)
+    return hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+
+
+class Graph(nn.Module):
+    """What is exported."""
+
+    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.normalize = normalize
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, L] ids and mask -> token vectors [n, L, H] and text vectors [n, D]."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        pooled = pool(hidden, attention_mask, self.pooling)
+        return hidden, F.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+def write_graph(encoder: Encoder, file: Path) -> None:
+    """Export an encoder; its backbone has padded attention afterwards.
+
+    Args:
+        encoder: float32, on the CPU.
+        file: the .onnx file; weights of more than 2 GiB go to a file beside it.
+
+    Raises:
+        UserError: when torch can't export such a model.
+    """
+    encoder.eval()
+    encoder.position_offset = None
+    backbone: Any = encoder.backbone
+    backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")
+    graph = Graph(backbone, encoder.contract.pooling, encoder.contract.normalize)
+    ids = torch.randint(3, 9, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    axes = {0: "texts", 1: "tokens"}
+    size = sum(weight.nbytes for weight in graph.state_dict().values())
+    try:
+        with _silence(), torch.no_grad():
+            torch.onnx.export(
+                graph,
+                (ids, mask),
+                file,
+                input_names=INPUTS,
+                output_names=[STATES, OUTPUT],
+                dynamic_shapes=(axes, axes),
+                dynamo=True,
+                external_data=size > LARGEST_FILE * 0.9,
+                verbose=False,
+            )
+    except Exception as error:  # whatever a foreign forward does under an exporter
+        kind = backbone.config.model_type
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
+        raise UserError(
+            f"--model: torch can't export a {kind} model ({reason[:200]}); serve it with --backend torch"
+        ) from None
+
+
+def write_int8(source: Path, target: Path) -> None:
+    """Quantise a graph's weights to 8 bits; activations are quantised as they come (dynamic quantisation)."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _silence():
+        quantize_dynamic(
+            source,
+            target,
+            weight_type=QuantType.QUInt8,
+            per_channel=True,
+            use_external_data_format=source.with_name(f"{source.name}.data").exists(),
+        )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Exporters warn of what no user can change."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

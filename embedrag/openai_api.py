@@ -1,0 +1,102 @@
+"""OpenAI's protocol for embeddings: what a request says, and the bodies of answers and errors. Nothing here knows HTTP.
+
+Beside OpenAI's fields a request may have two of ours, `prompt_name` and `normalize` (see `embedrag.service`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from embedrag.service import Request, check_request, read_object
+
+SHOWN = 1000  # characters of a message
+
+
+class ApiError(Exception):
+    """A refusal, with what its answer says.
+
+    Attributes:
+        status: of HTTP.
+        code: a word for programs.
+        retry_after: seconds after which the same request may be taken; None: never.
+    """
+
+    def __init__(self, status: int, message: str, code: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> bytes:
+        """The answer's body, in ASCII: a message may repeat half a surrogate pair, which is no UTF-8."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": str(self)[:SHOWN], "type": kind, "param": None, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], (int, list)):
+        raise ValueError("token ids are not taken, for prompts and lengths are the server's part; send texts")
+    return [value] if isinstance(value, str) else value
+
+
+class EmbeddingsRequest(Request):
+    """A request to /v1/embeddings.
+
+    Attributes:
+        texts: `input`, one text or a list.
+        model: a name of the model that is served; None: whatever is served.
+        encoding_format: numbers, or the bytes of little-endian float32 in base64.
+        user: taken and not looked at.
+    """
+
+    texts_key: ClassVar[str] = "input"
+
+    texts: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, alias="input")]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+
+
+def read_embeddings_request(raw: bytes) -> EmbeddingsRequest:
+    """Read a request's body; the errors are those of `check_request`.
+
+    >>> read_embeddings_request(b'{"input": "a frog", "model": "m"}').texts
+    ['a frog']
+    """
+    return check_request(EmbeddingsRequest, read_object(raw))
+
+
+def embeddings_body(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int, model: str) -> bytes:
+    """The answer to a request.
+
+    Args:
+        request: tells the form.
+        vectors: [n, D] as the model gives them.
+        tokens: of all texts, prompts and special tokens included.
+        model: its name.
+    """
+    import orjson
+
+    kept = np.ascontiguousarray(request.finish(vectors), "<f4")
+    in_bytes = request.encoding_format == "base64"
+    rows: Any = [base64.b64encode(row).decode() for row in kept] if in_bytes else kept
+    answer = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def models_body(model: str, created: int) -> bytes:
+    """The answer to /v1/models; `created` in seconds since 1970."""
+    entry = {"id": model, "object": "model", "created": created, "owned_by": "embedrag"}
+    return json.dumps({"object": "list", "data": [entry]}).encode()

@@ -1,0 +1,145 @@
+"""`embedrag serve`: a model behind OpenAI's protocol, from its options to the exit code.
+
+The port is taken before the model is loaded, and answers 503 until it is there. The first SIGTERM or SIGINT ends it:
+running requests are finished, later ones get 503. A second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+
+from embedrag.contract import check_local_path
+from embedrag.encoder import CHUNK_TOKENS, Embedder
+from embedrag.errors import UserError, flag_named, need
+from embedrag.logs import say
+from embedrag.onnx_encoder import load_onnx_encoder, onnx_file
+from embedrag.saved import adapter_file, load_encoder
+from embedrag.serving_commands import ServeOptions
+from embedrag.signals import SIGNALS
+
+KEY = "EMBEDRAG_API_KEY"
+
+
+def run(options: ServeOptions) -> int:
+    """`embedrag serve`: answer until a signal comes.
+
+    Raises:
+        UserError: before the model is loaded wherever that is possible.
+    """
+    need("serve", "fastapi", "orjson", "prometheus_client", "uvicorn")
+    key = _key(options)
+    with flag_named("--model", "--model_name_or_path"):
+        if options.backend != "torch":
+            onnx_file(options.model, options.backend)
+        elif not adapter_file(Path(options.model).expanduser()):
+            check_local_path(options.model)
+    with _listen(options.host, options.port) as listener:
+        return asyncio.run(_serve(options, key, listener))
+
+
+async def _serve(options: ServeOptions, key: str | None, listener: socket.socket) -> int:
+    from embedrag.server import Service, make_app, make_server
+
+    path = Path(options.model).expanduser()
+    name = options.served_name or (path.resolve().name if path.exists() else options.model)
+    service = Service(name, options.model, options.max_queue)
+    server = make_server(make_app(service, key))
+    stop = _stop_signal()
+    serving = asyncio.create_task(server.serve([listener]))
+    loading = asyncio.create_task(asyncio.to_thread(_load, options))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            encoder = await loading
+            tokens = options.max_batch_tokens or CHUNK_TOKENS.get(encoder.device.type, CHUNK_TOKENS["cpu"])
+            service.open(encoder, tokens)
+            host, port = listener.getsockname()[:2]
+            where = f"[{host}]" if ":" in host else host
+            say(f"ready: http://{where}:{port}/v1, model {name}, {options.backend} on {encoder.device}")
+            await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await service.close()
+        server.should_exit = True
+        await serving
+    return 0
+
+
+def _stop_signal() -> asyncio.Event:
+    """An event that the first signal sets; the second ends the process."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    seen: list[int] = []
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if seen:
+            os._exit(130)
+        seen.append(number)
+        line = (
+            f"{signal.Signals(number).name}: running requests are finished; a second signal ends the server at once\n"
+        )
+        os.write(1, line.encode())  # not by print, which may be at work just now
+        loop.call_soon_threadsafe(event.set)
+
+    for number in SIGNALS:
+        signal.signal(number, asked)
+    return event
+
+
+def _load(options: ServeOptions) -> Embedder:
+    """The model, warmed up."""
+    encoder: Embedder
+    with flag_named("--model", "--model_name_or_path"):
+        if options.backend == "torch":
+            encoder = load_encoder(
+                options.model, options.device, options.dtype, options.base_model_path, options.trust_remote_code
+            )
+        else:
+            encoder = load_onnx_encoder(options.model, options.backend, options.device, options.trust_remote_code)
+    encoder.encode(["warm"], "query")
+    return encoder
+
+
+def _key(options: ServeOptions) -> str | None:
+    """The API key, and a refusal to be open to a network without one."""
+    key = options.api_key if options.api_key is not None else os.environ.get(KEY)
+    if key is not None and (not key or not key.isascii() or not key.isprintable() or key != key.strip()):
+        raise UserError(
+            f"--api_key or {KEY}: empty, or with characters that no header has; letters and digits are safe"
+        )
+    if key is None and not options.no_api_key and not _is_loopback(options.host):
+        raise UserError(
+            f"--host {options.host}: others could reach the server; set {KEY} (or --api_key), "
+            "or say --no_api_key if everybody may use it"
+        )
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections.
+
+    Raises:
+        UserError: when the address is not of this machine, or the port is taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (socket.gaierror, UnicodeError):
+        raise UserError(f"--host {host}: no such address") from None
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise UserError(f"--port {port}: {os.strerror(error.errno)}; name another, or 0 for any free one") from None
+        raise UserError(f"--host {host}: {os.strerror(error.errno or 0)}") from None

@@ -1,0 +1,203 @@
+"""`embedrag export`: the graph is the model, the folder is complete, and what is broken leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from embedrag import export, onnx_graph
+from embedrag.cli import main
+from embedrag.contract import Contract
+from embedrag.encoder import Encoder
+from embedrag.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
+from embedrag.pooling import POOLING
+from embedrag.saved import load_encoder
+from embedrag.tokens import TokenBatch
+from embedrag.verify import closeness
+from tests.families import FAMILIES, WINDOWED
+
+TEXTS = [
+    "short",
+    "a text of some more words than the first",
+    "retrieval " * 60,
+    "나는 학교에 간다",
+    "中文文本 " * 9,
+    "x",
+]
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A model with prompts, and its export."""
+    path = tmp_path_factory.mktemp("bert")
+    shutil.copytree(tiny_bert, path / "model")
+    Contract("cls", False, "query: ", "passage: ", 32, 64).write(path / "model", 64)
+    rows = [{"query": f"question {i}", "pos": [f"answer {i}"]} for i in range(12)]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--model", str(path / "model"), "--output", str(path / "out"), "--data", str(path / "rows.jsonl")]
+    assert main(["export", "--int8", *words]) == 0
+    return str(path / "model"), str(path / "out")
+
+
+@pytest.fixture(scope="module")
+def qwen3(tiny_qwen3: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    output = tmp_path_factory.mktemp("qwen3") / "out"
+    assert main(["export", "--model", tiny_qwen3, "--output", str(output)]) == 0
+    return tiny_qwen3, str(output)
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+@pytest.mark.parametrize("role", ["query", "passage"])
+def test_export_gives_the_vectors_of_the_model_alone_and_in_company(
+    family: str, role: str, request: pytest.FixtureRequest
+) -> None:
+    model, output = request.getfixturevalue(family)
+    exported = load_onnx_encoder(output, device="cpu")
+    expected = load_encoder(model, "cpu").encode(TEXTS, role)
+    rectangle = exported.rectangle(TokenBatch.from_lists(exported.tokenizer(role, TEXTS)))
+    alone = np.concatenate([exported.encode([text], role) for text in TEXTS])
+    for found in (exported.encode(TEXTS, role), rectangle, alone):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert exported.dimension == expected.shape[1]
+    assert np.abs(expected - np.roll(expected, 1, axis=0)).max() > 1e-2  # texts can be told apart
+
+
+def test_texts_may_be_filled_up_at_the_left_as_other_programs_do(qwen3: tuple[str, str]) -> None:
+    exported = load_onnx_encoder(qwen3[1], device="cpu")
+    rows = exported.tokenizer("passage", TEXTS)
+    width = max(map(len, rows))
+    ids = np.array([[0] * (width - len(row)) + row for row in rows])
+    mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    found = exported._session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
+    assert closeness(found, exported.encode(TEXTS, "passage")).min_cosine > 0.9999
+
+
+def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: tuple[str, str]) -> None:
+    folder = Path(bert[1])
+    plain, int8 = (folder / "onnx" / name for name in ("model.onnx", "model_int8.onnx"))
+    assert int8.stat().st_size < 0.4 * plain.stat().st_size
+    files = json.loads((folder / "export_config.json").read_text())["files"]
+    assert files["onnx/model.onnx"]["to_model"]["min_cosine"] >= 0.9999
+    assert 0.9 < files["onnx/model_int8.onnx"]["to_model"]["min_cosine"] < 0.99999
+    quantized = load_onnx_encoder(bert[1], "onnx_int8", "cpu").encode(TEXTS, "query")
+    assert closeness(quantized, load_encoder(bert[0], "cpu").encode(TEXTS, "query")).min_cosine > 0.9
+
+
+def test_folder_keeps_contract_and_tokenizer(bert: tuple[str, str]) -> None:
+    model, output = (load_encoder(bert[0], "cpu").tokenizer, load_onnx_encoder(bert[1]).tokenizer)
+    assert output.contract == model.contract
+    assert output.key == model.key
+    assert not list(Path(bert[1]).glob("*.safetensors"))
+
+
+def test_data_tells_what_eight_bits_cost(bert: tuple[str, str]) -> None:
+    files = json.loads(Path(bert[1], "export_config.json").read_text())["files"]
+    [plain, int8] = (entry["comparison"] for entry in files.values())
+    assert plain["metric"] == int8["metric"] == "ndcg@10"
+    assert plain["base"] == plain["tuned"] == int8["base"] > 0
+
+
+@pytest.mark.parametrize("pooling", sorted(POOLING))
+def test_pooling_by_mask_is_that_of_flat_states_wherever_a_text_is_filled_up(pooling: str) -> None:
+    torch.manual_seed(0)
+    texts = [torch.randn(length, 5) for length in (3, 1, 7, 2)]
+    flat = POOLING[pooling](torch.cat(texts), torch.tensor([0, 3, 4, 11, 13]))
+    for left in (0, 2):
+        hidden, mask = torch.randn(4, 9, 5), torch.zeros(4, 9, dtype=torch.long)
+        for row, text in enumerate(texts):
+            hidden[row, left : left + len(text)], mask[row, left : left + len(text)] = text, 1
+        torch.testing.assert_close(onnx_graph.pool(hidden, mask, pooling), flat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["xlm_roberta", "modernbert_local"])
+def test_own_positions_and_windows_are_exported_too(family: str, tiny_bert: str, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    config = (FAMILIES | WINDOWED)[family]
+    own = load_encoder(tiny_bert, "cpu").tokenizer
+    own.tokenizer.pad_token_id = config.pad_token_id
+    encoder = Encoder(AutoModel.from_config(config).eval(), own, Contract("mean"))
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(3, 99, length).tolist() for length in (20, 3, 33, 1)]
+    expected = np.concatenate([encoder.vectors([text]) for text in ids])
+    onnx_graph.write_graph(encoder, tmp_path / "model.onnx")
+    found = OnnxEncoder(tmp_path / "model.onnx", own, "cpu").rectangle(TokenBatch.from_lists(ids))
+    assert closeness(found, expected).min_cosine > 0.9999
+
+
+def test_graph_that_is_not_the_model_is_caught_and_leaves_nothing(
+    bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(encoder: Encoder, file: Path) -> None:
+        graph = onnx.load(Path(bert[1], "onnx", "model.onnx"))
+        [weight] = [w for w in graph.graph.initializer if w.name.endswith("word_embeddings.weight")]
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
+        onnx.save(graph, file)
+
+    monkeypatch.setattr(export, "write_graph", wrong)
+    assert main(["export", "--model", bert[0], "--output", str(tmp_path / "out")]) == 1
+    assert "the exported graph is not the model: cosine min" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_vector_that_is_no_number_and_texts_that_were_swapped_are_caught() -> None:
+    alike = 1 + 1e-3 * np.eye(3)
+    export.check(closeness(alike, alike), alike)
+    for wrong in (np.where(alike > 1, np.nan, alike), alike[::-1]):
+        with pytest.raises(export.RunError):
+            export.check(closeness(wrong, alike), alike)
+
+
+def test_model_that_torch_cant_export_is_told(
+    bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object, **keywords: object) -> None:
+        raise RuntimeError("no decomposition\nlong story")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    assert main(["export", "--model", bert[0], "--output", str(tmp_path / "out")]) == 2
+    assert f"--model {bert[0]}: torch can't export a bert model (RuntimeError: no decomp" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_flags_are_told_before_the_model_is_loaded(
+    bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "load_encoder", None)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    out = str(tmp_path / "out")
+    for words, part in (
+        (["--model", str(tmp_path / "adapter"), "--output", out], "an adapter; merge it first"),
+        (["--model", bert[0], "--output", bert[1]], "exists; name another folder"),
+        (["--model", bert[0], "--output", str(tmp_path / "full"), "--overwrite"], "replaces exports only"),
+        (["--model", bert[0], "--output", f"{bert[0]}/onnx"], "overlaps the model's folder"),
+        (["--model", bert[0], "--output", out, "--data", "/no/such/set"], "--data"),
+        (["--model", bert[0]], "--output is required"),
+    ):
+        assert main(["export", *words]) == 2
+        assert part in capsys.readouterr().err
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+    assert not Path(out).exists()
+
+
+def test_file_that_is_no_graph_of_ours_is_told(bert: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(bert[1], tmp_path / "out")
+    (tmp_path / "out" / "onnx" / "model.onnx").write_bytes(b"no graph")
+    words = ["--model", str(tmp_path / "out"), "--backend", "onnx", "--port", "0"]
+    assert main(["serve", *words]) == 2
+    assert "ONNX Runtime can't read it" in capsys.readouterr().err
+    assert main(["serve", *words, "--device", "mps"]) == 2
+    assert "--device mps: ONNX Runtime has none here" in capsys.readouterr().err

@@ -1,0 +1,449 @@
+"""`embedrag serve` as its clients see it: the real process, OpenAI's own client, and whatever else people send."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from embedrag import server as server_module
+from embedrag.cli import main
+from embedrag.contract import Contract
+from embedrag.encoder import Encoder
+from embedrag.saved import load_encoder
+from embedrag.server import MAX_BYTES, Room, Service, make_app
+from embedrag.service import MAX_CHARACTERS, MAX_TEXTS
+
+KEY = "a-key-of-the-tests"
+TEXTS = ["a frog", "저항의 단위는 옴이다", "a much longer text about frogs and ponds " * 20, "x"]
+ROOM = 60
+HEAVY = ["frog pond heron reed " * 100] * ROOM  # each as long as the model takes
+
+
+class Running:
+    """A server process."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    def client(self, key: str = KEY) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url.removesuffix("/v1") + path)
+
+    def post(self, content: bytes | str, **headers: str) -> httpx.Response:
+        return httpx.post(
+            f"{self.url}/embeddings", content=content, headers={"Authorization": f"Bearer {KEY}"} | headers
+        )
+
+    def figure(self, name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        found = [s.value for family in families for s in family.samples if s.name == name and s.labels == labels]
+        return sum(found)
+
+    def wait_for(self, texts: int) -> None:
+        """Until so many texts are waiting or at work."""
+        while self.figure("embedrag_queue_texts") != texts:
+            assert self.process.poll() is None
+
+
+@contextlib.contextmanager
+def serving(*words: str) -> Iterator[Running]:
+    """A server on a free port; when the block ends well, a signal must end it with exit code 0."""
+    command = [sys.executable, "-m", "embedrag", "serve", "--port", "0", "--device", "cpu", *words]
+    environment = os.environ | {"EMBEDRAG_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("ready: "), line
+        yield Running(process, line.split()[1].rstrip(","))
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with prompts."""
+    path = tmp_path_factory.mktemp("served") / "frogs"
+    shutil.copytree(tiny_bert, path)
+    Contract("mean", True, "query: ", "passage: ", 512, 512).write(path, 64)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: str) -> Encoder:
+    return load_encoder(folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def server(folder: str, servers: contextlib.ExitStack, started: list[Running]) -> Running:
+    """One for all tests, until a test ends it; with room for few texts, and small batches."""
+    if not started or started[-1].process.poll() is not None:
+        words = ["--model", folder, "--max_queue", str(ROOM), "--max_batch_tokens", "64"]
+        started.append(servers.enter_context(serving(*words)))
+    return started[-1]
+
+
+@pytest.fixture(scope="module")
+def started() -> list[Running]:
+    return []
+
+
+def check_own(found: Any, expected: np.ndarray) -> None:
+    """Vectors in the order of the texts, each the one of its text."""
+    assert [item.index for item in found.data] == list(range(len(expected)))
+    np.testing.assert_allclose([item.embedding for item in found.data], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("prompt_name", "role"), [("query", "query"), ("document", "passage"), (None, "passage")])
+def test_openais_client_gets_the_vectors_of_encode(
+    prompt_name: str | None, role: str, server: Running, encoder: Encoder
+) -> None:
+    fields = {"prompt_name": prompt_name} if prompt_name else {}
+    found = server.client().embeddings.create(model="frogs", input=TEXTS, extra_body=fields)
+    check_own(found, encoder.encode(TEXTS, role))
+    assert found.model == "frogs"
+    tokens = sum(map(len, encoder.tokenizer(role, TEXTS)))
+    assert found.usage.prompt_tokens == found.usage.total_tokens == tokens
+
+
+def test_prompts_make_a_difference(encoder: Encoder) -> None:
+    difference = encoder.encode(TEXTS[:1], "query") - encoder.encode(TEXTS[:1], "passage")
+    assert np.abs(difference).max() > 1e-3
+
+
+def test_one_text_may_stand_without_a_list(server: Running, encoder: Encoder, folder: str) -> None:
+    found = server.client().embeddings.create(model=folder, input=TEXTS[1])  # the folder is a name too
+    check_own(found, encoder.encode(TEXTS[1:2], "passage"))
+
+
+def test_numbers_and_base64_are_the_same_vectors(server: Running, encoder: Encoder) -> None:
+    answers = {
+        form: server.post(json.dumps({"input": TEXTS, "encoding_format": form})).json()["data"]
+        for form in ("float", "base64")
+    }
+    numbers = np.array([item["embedding"] for item in answers["float"]], np.float32)
+    decoded = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in answers["base64"]]
+    np.testing.assert_array_equal(np.stack(decoded), numbers)
+    np.testing.assert_allclose(numbers, encoder.encode(TEXTS, "passage"), atol=1e-5)
+
+
+def test_dimensions_cut_and_normalize_decides_about_the_length(server: Running, encoder: Encoder) -> None:
+    whole = encoder.encode(TEXTS, "passage")
+    client = server.client()
+    cut = client.embeddings.create(model="frogs", input=TEXTS, dimensions=7)
+    check_own(cut, whole[:, :7] / np.linalg.norm(whole[:, :7], axis=1, keepdims=True))
+    raw = client.embeddings.create(model="frogs", input=TEXTS, dimensions=7, extra_body={"normalize": False})
+    check_own(raw, whole[:, :7])
+
+
+def test_models_and_health_are_told(server: Running) -> None:
+    assert [model.id for model in server.client().models.list()] == ["frogs"]
+    health = server.get("/health")
+    assert (health.status_code, health.json()) == (200, {"status": "ready"})
+    assert "input" in server.get("/openapi.json").text
+
+
+def refusal(response: httpx.Response, status: int) -> str:
+    """The message of an error, after a look at its form."""
+    assert response.status_code == status, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    return str(response.json()["error"]["message"])
+
+
+def test_wrong_key_is_refused_and_so_is_none(server: Running) -> None:
+    for key in ("wrong", KEY[:-1], KEY + "x"):
+        with pytest.raises(openai.AuthenticationError) as error:
+            server.client(key).embeddings.create(model="frogs", input="a")
+        assert error.value.body["code"] == "invalid_api_key"  # type: ignore[index]
+    for headers in ({}, {"Authorization": KEY}, {"Authorization": "Basic YTpi"}, {"Authorization": b"Bearer \xff"}):
+        response = httpx.post(f"{server.url}/embeddings", json={"input": "a"}, headers=headers)  # type: ignore[arg-type]
+        assert "Bearer" in refusal(response, 401)
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert httpx.get(f"{server.url}/models").status_code == 401
+
+
+BAD = [
+    (400, b"{", "not JSON"),
+    (400, b"\xff\xfe{", "not JSON"),
+    (400, b"[" * 100_000, "not JSON"),
+    (400, b"[1]", "must be an object"),
+    (400, b"", "not JSON"),
+    (400, {}, "input: Field required"),
+    (400, {"input": []}, "at least 1"),
+    (400, {"input": ""}, "input.0: is blank"),
+    (400, {"input": ["a", " \n"]}, "input.1: is blank"),
+    (400, {"input": ["a", None]}, "input.1"),
+    (400, {"input": 3}, "input"),
+    (400, {"input": {"text": "a"}}, "input"),
+    (400, {"input": [1, 2, 3]}, "token ids are not taken"),
+    (400, {"input": [[1, 2], [3]]}, "token ids are not taken"),
+    (400, {"input": ["\ud800"]}, "surrogate"),
+    (400, {"input": "a", "\ud800": 1}, "valid string"),
+    (400, {"input": "a", "dimension": 3}, "dimension: Extra"),
+    (400, {"input": "a", "dimensions": 0}, "dimensions"),
+    (400, {"input": "a", "dimensions": 65}, "the model's vectors have 64"),
+    (400, {"input": "a", "dimensions": 1.5}, "dimensions"),
+    (400, {"input": "a", "encoding_format": "hex"}, "encoding_format"),
+    (400, {"input": "a", "prompt_name": "title"}, "prompt_name"),
+    (400, {"input": "a", "normalize": "yes"}, "normalize"),
+    (404, {"input": "a", "model": "text-embedding-3-small"}, "this is 'frogs'"),
+    (413, {"input": ["a"] * 10_000}, f"at most {MAX_TEXTS:,}"),
+    (413, {"input": "a" * (MAX_CHARACTERS + 1)}, "send several"),
+    (413, b"a" * (MAX_BYTES + 1), "send several"),
+]
+
+
+@pytest.mark.parametrize(("status", "content", "part"), BAD)
+def test_bad_request_says_what_to_change_and_the_next_one_is_answered(
+    status: int, content: Any, part: str, server: Running
+) -> None:
+    response = server.post(content if isinstance(content, bytes) else json.dumps(content))
+    assert part in refusal(response, status)
+    assert server.post('{"input": "a frog"}').status_code == 200
+
+
+def test_other_paths_and_methods_have_the_form_of_errors_too(server: Running) -> None:
+    assert "Not Found" in refusal(server.get("/v1/chat"), 404)
+    assert "Not Allowed" in refusal(server.get("/v1/embeddings"), 405)
+
+
+def test_body_without_a_length_is_cut_off_at_the_limit(server: Running) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(MAX_BYTES // 65536 + 2):
+            yield b" " * 65536
+
+    response = httpx.post(f"{server.url}/embeddings", content=parts(), headers={"Authorization": f"Bearer {KEY}"})
+    assert "send several" in refusal(response, 413)
+
+
+def test_many_clients_get_their_own_vectors_also_beside_bad_requests(server: Running, encoder: Encoder) -> None:
+    words = ("frog", "pond", "heron", "reed", "stone", "rain", "sun", "lamp")
+    jobs = [[f"{words[i % 8]} {j} {words[j % 8]} " * (1 + (i * j) % 17) for j in range(1 + i % 5)] for i in range(60)]
+    expected = [encoder.encode(texts, "query") for texts in jobs]
+
+    client = server.client()
+
+    def ask(number: int) -> Any:
+        if number % 7 == 3:
+            assert server.post('{"input": [""]}').status_code == 400
+        fields = {"prompt_name": "query"}
+        return client.embeddings.create(model="frogs", input=jobs[number], extra_body=fields)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(len(jobs))))
+    for answer, vectors in zip(answers, expected, strict=True):
+        check_own(answer, vectors)
+    with pytest.raises(AssertionError):  # the check can fail: answers of another client, and another order
+        check_own(answers[0], expected[5])
+    with pytest.raises(AssertionError):
+        check_own(answers[4], expected[4][::-1])
+
+
+def test_metrics_count_what_was_answered(server: Running, encoder: Encoder) -> None:
+    ok = {"route": "/v1/embeddings", "status": "200"}
+    names = {"embedrag_requests_total": ok, "embedrag_texts_total": {}, "embedrag_tokens_total": {}}
+    names |= dict.fromkeys(("embedrag_batch_texts_sum", "embedrag_batch_tokens_sum"), {})
+    names["embedrag_request_seconds_count"] = {}
+    before = {name: server.figure(name, **labels) for name, labels in names.items()}
+    bad = server.figure("embedrag_requests_total", route="/v1/embeddings", status="400")
+    server.client().embeddings.create(model="frogs", input=TEXTS)
+    server.post("{")
+    tokens = sum(map(len, encoder.tokenizer("passage", TEXTS)))
+    grown = {name: server.figure(name, **labels) - before[name] for name, labels in names.items()}
+    assert list(grown.values()) == [1, len(TEXTS), tokens, len(TEXTS), tokens, 2]
+    assert server.figure("embedrag_requests_total", route="/v1/embeddings", status="400") == bad + 1
+    assert server.figure("embedrag_queue_texts") == 0
+    assert server.figure("process_resident_memory_bytes") > 1e8
+
+
+def test_full_queue_is_told_and_what_is_in_it_is_answered(server: Running, encoder: Encoder) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        heavy = pool.submit(server.client().embeddings.create, model="frogs", input=HEAVY)
+        server.wait_for(ROOM)
+        with pytest.raises(openai.RateLimitError) as error:
+            server.client().embeddings.create(model="frogs", input="a frog")
+        assert 1 <= int(error.value.response.headers["retry-after"]) <= 60
+        check_own(heavy.result(), np.repeat(encoder.encode(HEAVY[:1], "passage"), ROOM, axis=0))
+    check_own(server.client().embeddings.create(model="frogs", input="a frog"), encoder.encode(["a frog"], "passage"))
+
+
+def test_request_that_could_never_be_queued_is_too_large_and_not_early(server: Running) -> None:
+    assert "60 texts" in refusal(server.post(json.dumps({"input": ["a"] * (ROOM + 1)})), 413)
+
+
+def test_client_that_goes_away_frees_its_room(server: Running, encoder: Encoder) -> None:
+    body = json.dumps({"input": HEAVY}).encode()
+    gone = {"route": "/v1/embeddings", "status": "499"}
+    before = server.figure("embedrag_requests_total", **gone)
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        server.wait_for(ROOM)
+    server.wait_for(0)
+    assert server.figure("embedrag_requests_total", **gone) == before + 1
+    assert server.figure("embedrag_batch_texts_sum") < server.figure("embedrag_texts_total") + ROOM
+    check_own(server.client().embeddings.create(model="frogs", input="a frog"), encoder.encode(["a frog"], "passage"))
+
+
+def test_sigterm_loses_no_running_request_and_takes_no_new_one(server: Running, encoder: Encoder) -> None:
+    texts = HEAVY[:6]
+    expected = np.repeat(encoder.encode(texts[:1], "passage"), 6, axis=0)
+    clients = [server.client() for _ in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        running = [pool.submit(client.embeddings.create, model="frogs", input=texts) for client in clients]
+        server.wait_for(ROOM)
+        server.process.terminate()
+        assert server.process.stdout
+        assert server.process.stdout.readline().startswith("SIGTERM: running requests are finished")
+        with contextlib.suppress(httpx.TransportError):  # when all were finished already
+            assert refusal(server.post('{"input": "a"}'), 503) == "the server is stopping"
+            assert server.get("/health").json() == {"status": "stopping"}
+        for future in running:
+            check_own(future.result(), expected)
+    assert server.process.wait(60) == 0
+
+
+def ask(service: Service, path: str = "/v1/embeddings", **request: Any) -> httpx.Response:
+    """A request to an application in this process."""
+
+    async def go() -> httpx.Response:
+        transport = httpx.ASGITransport(make_app(service, None), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.request("POST" if request else "GET", path, **request)
+
+    return asyncio.run(go())
+
+
+def test_before_the_model_is_there_all_is_503_and_nothing_is_read() -> None:
+    service = Service("frogs", "", 10)
+    assert ask(service, "/health").status_code == 503
+    response = ask(service, json={"input": "a"})
+    assert "being loaded" in refusal(response, 503)
+    assert response.headers["retry-after"] == "1"
+
+
+def test_request_that_does_not_arrive_is_given_up(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> Any:
+        await asyncio.Event().wait()
+        yield b""
+
+    monkeypatch.setattr(server_module, "READ_SECONDS", 0.01)
+    service = Service("frogs", "", 10)
+    service.open(encoder, 100)
+    assert "did not arrive" in refusal(ask(service, content=never()), 408)
+
+
+def test_failing_model_is_a_server_error_and_the_next_request_is_answered(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = encoder.vectors
+
+    def moody(ids: Any) -> np.ndarray:
+        if any(len(text) > 50 for text in ids):
+            raise RuntimeError("a detail that is nobody's business")
+        return real(ids)
+
+    monkeypatch.setattr(encoder, "vectors", moody)
+    service = Service("frogs", "", 10)
+    service.open(encoder, 100)
+    assert refusal(ask(service, json={"input": ["a", "long " * 60]}), 500) == "the model fails on this request"
+    assert ask(service, json={"input": "a"}).status_code == 200
+
+
+def test_room_is_given_back_and_never_exceeded() -> None:
+    room = Room(5)
+    with room.part() as mine, room.part() as other:
+        assert mine(3) and other(2)
+        assert not mine(1) and not other(1)
+        assert room.used == 5
+    assert room.used == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "part"),
+    [
+        (["--host", "0.0.0.0"], None, "--host 0.0.0.0: others could reach the server; set EMBEDRAG_API_KEY"),
+        (["--host", "a..b"], "k", "--host a..b: no such address"),
+        (["--host", "192.0.2.1"], "k", "--host 192.0.2.1"),
+        (["--api_key", ""], None, "--api_key or EMBEDRAG_API_KEY: empty"),
+        ([], "", "--api_key or EMBEDRAG_API_KEY: empty"),
+        (["--port", "70000"], None, "--port"),
+        (["--max_queue", "0"], None, "--max_queue"),
+        (["--backend", "onnx"], None, "no export with onnx/model.onnx; write it with embedrag export"),
+        (["--backend", "onnx_int8"], None, "embedrag export --int8"),
+        (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype: only with --backend torch"),
+        (["--model", "/no/such/folder"], None, "--model /no/such/folder"),
+    ],
+)
+def test_wrong_flag_is_told_before_the_model_is_loaded(
+    words: list[str], key: str | None, part: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("embedrag.serve.load_encoder", None)
+    monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("EMBEDRAG_API_KEY", key)
+    model = [] if "--model" in words else ["--model", folder]
+    assert main(["serve", "--port", "0", *model, *words]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_taken_port_is_told(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--model", folder, "--port", str(port)]) == 2
+    assert f"--port {port}: Address already in use; name another" in capsys.readouterr().err
+
+
+def test_missing_library_is_told_with_the_remedy(
+    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
+    assert main(["serve", "--model", folder]) == 2
+    assert "uvicorn is not installed: pip install 'embedrag[serve]'" in capsys.readouterr().err
+
+
+def test_model_that_cant_be_loaded_ends_the_server(folder: str, tmp_path: Path, capsys: Any) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert main(["serve", "--model", str(broken), "--port", "0"]) == 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "--model" in capsys.readouterr().err
