@@ -39,6 +39,7 @@ OURS = {"torch": "embedrag, torch", "onnx": "embedrag, onnx", "onnx_int8": "embe
 THEIRS = "sentence-transformers"
 POOL = 512  # different texts
 WARMUP_SECONDS = 20  # of a soak
+PARTS = 6  # of a soak; after each the server rests, and its memory is read
 
 
 def main() -> None:
@@ -174,18 +175,17 @@ async def load(url: str, process: psutil.Process, texts: list[str], clients: int
 async def soak(folders: dict[str, str], backend: str, minutes: float) -> None:
     """Good and bad requests from eight clients; prints what was answered, and the memory."""
     from embedrag.saved import load_encoder
+    from embedrag.server import TRIM_SECONDS
 
     texts = texts_of("mixed", "query", folders["torch"])[::2] + texts_of("mixed", "passage", folders["torch"])[::2]
     expected = load_encoder(folders["torch"], "cpu").encode(texts, "passage")
     lowest = {"torch": 0.9999, "onnx": 0.9999, "onnx_int8": 0.9}[backend]
     counts: Counter[str] = Counter()
-    memory: list[tuple[float, float]] = []
+    memory: list[tuple[float, float, float]] = []
     with serving(backend, folders[backend]) as (url, _):
-        start = time.monotonic()
-        end = start + WARMUP_SECONDS + minutes * 60
 
-        async def client(number: int) -> None:
-            draw = np.random.default_rng(number)
+        async def client(number: int, part: int, end: float) -> None:
+            draw = np.random.default_rng([number, part])
             async with _session(url) as session:
                 while time.monotonic() < end:
                     if draw.random() < 0.6:
@@ -195,16 +195,17 @@ async def soak(folders: dict[str, str], backend: str, minutes: float) -> None:
                         name = str(draw.choice(sorted(BAD)))
                         counts[f"{name} -> {await BAD[name](session)}"] += 1
 
-        async def watch() -> None:
-            await asyncio.sleep(WARMUP_SECONDS)
-            while (now := time.monotonic()) < end:
-                memory.append((now - start, await resident_mib(url)))
-                await asyncio.sleep(min(30, max(0.1, end - now)))
-
-        await asyncio.gather(watch(), *(client(number) for number in range(8)))
-        memory.append((time.monotonic() - start, await resident_mib(url)))
+        start = time.monotonic()
+        for part, seconds in enumerate([WARMUP_SECONDS, *[minutes * 60 / PARTS] * PARTS]):
+            end = time.monotonic() + seconds
+            await asyncio.gather(*(client(number, part, end) for number in range(8)))
+            under_load = await resident_mib(url)
+            await asyncio.sleep(TRIM_SECONDS + 1)
+            async with _session(url) as session:
+                await _post(session, json={"input": "the batch after which freed memory is given back"})
+            memory.append((time.monotonic() - start, under_load, await resident_mib(url)))
     print(tabulate(sorted(counts.items()), ["request -> status", "count"], "github"), end="\n\n")
-    print(tabulate([(f"{at:.0f}", f"{mib:.0f}") for at, mib in memory], ["after s", "RSS MiB"], "github"))
+    print(tabulate(memory, ["after s", "RSS MiB, last batch", "RSS MiB, at rest"], "github", floatfmt=".0f"))
 
 
 async def good(

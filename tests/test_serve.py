@@ -28,6 +28,7 @@ from embedrag.cli import main
 from embedrag.contract import Contract
 from embedrag.encoder import Encoder
 from embedrag.saved import load_encoder
+from embedrag.serve import _listen
 from embedrag.server import MAX_BYTES, Room, Service, make_app
 from embedrag.service import MAX_CHARACTERS, MAX_TEXTS
 
@@ -423,6 +424,12 @@ def test_taken_port_is_told(folder: str, capsys: pytest.CaptureFixture[str]) -> 
         port = taken.getsockname()[1]
         assert main(["serve", "--model", folder, "--port", str(port)]) == 2
     assert f"--port {port}: Address already in use; name another" in capsys.readouterr().err
+
+
+def test_answers_do_not_wait_for_an_acknowledgement() -> None:
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        with listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_missing_library_is_told_with_the_remedy(

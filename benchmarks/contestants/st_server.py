@@ -36,5 +36,6 @@ def embeddings(body: Body) -> dict[str, Any]:
 if __name__ == "__main__":
     model = SentenceTransformer(sys.argv[1], device="cpu")
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as a server of uvicorn's own has it
     print(f"ready: http://127.0.0.1:{listener.getsockname()[1]}/v1", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listener])
