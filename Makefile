@@ -28,6 +28,7 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.memory
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.largest
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed
 
 lint: $(VENV)/.installed
