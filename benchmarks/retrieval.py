@@ -75,7 +75,7 @@ def write_set(folder: Path, passages: int, queries: int) -> None:
     """A folder in the BEIR layout, and rows of the same queries."""
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["".join(draw.choices(letters, k=draw.randint(3, 7))) for _ in range(WORDS)]
+    words = ["".join(draw.choices(letters, k=draw.randint(2, 4))) for _ in range(WORDS)]
     texts = [" ".join(draw.choices(words, k=draw.randint(6, 14))) for _ in range(passages)]
     asked = draw.sample(range(passages), queries)
     questions = [" ".join(draw.sample(texts[number].split(), 4)) for number in asked]

@@ -1,4 +1,4 @@
-"""The smallest config of each model family, for random models."""
+"""The smallest config of each model family, for random models, and texts of uneven lengths and scripts."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ WINDOWED: dict[str, PretrainedConfig] = {
     "gemma3_sliding": transformers.Gemma3TextConfig(**DECODER, sliding_window=5),
     "gemma3_embedding": transformers.Gemma3TextConfig(**DECODER, sliding_window=5, use_bidirectional_attention=True),
 }
+TEXTS = [
+    "short",
+    "a text of some more words than the first",
+    "retrieval " * 60,
+    "나는 학교에 간다",
+    "中文文本 " * 9,
+    "x",
+]

@@ -13,6 +13,7 @@ from embedrag.encoder import Encoder, plan_packed, plan_padded
 from embedrag.pooling import POOLING
 from embedrag.saved import load_encoder
 from embedrag.tokens import TokenBatch
+from tests.families import TEXTS
 from tests.reference import cosine_distance, pool_loop
 
 
@@ -20,16 +21,6 @@ def pad(encoder: Encoder) -> None:
     """Undo `pack`."""
     encoder.position_offset = None
     encoder.backbone.set_attn_implementation("sdpa")
-
-
-TEXTS = [
-    "short",
-    "a text of some more words than the first",
-    "retrieval " * 60,
-    "나는 학교에 간다",
-    "中文文本 " * 9,
-    "x",
-]
 
 
 @pytest.mark.parametrize("pooling", sorted(POOLING))

@@ -22,16 +22,7 @@ from embedrag.pooling import POOLING
 from embedrag.saved import load_encoder
 from embedrag.tokens import TokenBatch
 from embedrag.verify import closeness
-from tests.families import FAMILIES, WINDOWED
-
-TEXTS = [
-    "short",
-    "a text of some more words than the first",
-    "retrieval " * 60,
-    "나는 학교에 간다",
-    "中文文本 " * 9,
-    "x",
-]
+from tests.families import FAMILIES, TEXTS, WINDOWED
 
 
 @pytest.fixture(scope="module")
