@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from embedrag import __version__
-from embedrag.backbone import parameter_counts, stored_dtype, unquantized_layers
+from embedrag.backbone import parameter_counts, product_dtype, stored_dtype, unquantized_layers
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, Contract
 from embedrag.device import describe
@@ -83,7 +83,7 @@ def run_settings(options: TrainOptions, backbone: torch.nn.Module, dtype: torch.
             "bits": options.quantization_bits,
             "quant_type": "nf4" if options.quantization_bits == 4 else "int8",
             "double_quantization": options.double_quantization,
-            "compute_dtype": "bfloat16",
+            "compute_dtype": str(product_dtype(dtype)).removeprefix("torch."),
             "storage_dtype": str(stored_dtype(options.finetune_type, dtype)).removeprefix("torch."),
             "skipped_layers": unquantized_layers(backbone),
         }

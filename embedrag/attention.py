@@ -55,8 +55,9 @@ class Packing:
 
     def position_ids(self, offset: int) -> Tensor:
         """[1, T] place of each token in its text, counted from `offset`."""
-        starts = torch.repeat_interleave(self.cu_seqlens[:-1], self.cu_seqlens.diff())
-        return (torch.arange(len(starts), device=starts.device) - starts + offset)[None]
+        total = sum(self.lengths)  # known here, so that a GPU need not be waited for
+        starts = torch.repeat_interleave(self.cu_seqlens[:-1], self.cu_seqlens.diff(), output_size=total)
+        return (torch.arange(total, device=starts.device) - starts + offset)[None]
 
 
 def packed_attention(
@@ -94,11 +95,15 @@ def packed_attention(
     if packing is None or attention_mask is not None or odd:
         raise PackingError(f"its attention has {', '.join(odd) or 'a mask'}")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    if query.device.type == "cpu":
+    dtype, device = value.dtype, value.device.type
+    if torch.is_autocast_enabled(device):
+        # Rotations by float32 angles, and norms of queries and keys, give float32; a kernel wants one precision.
+        dtype = torch.get_autocast_dtype(device)
+    q, k, v = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    if device == "cpu":
         return _by_length(q, k, v, packing, dropout, scaling, causal, sliding_window)[None], None
-    if query.dtype not in HALF:
-        raise PackingError(f"there is no packed attention in {query.dtype} on a GPU")
+    if dtype not in HALF:
+        raise PackingError(f"there is no packed attention in {dtype} on a GPU")
     return _varlen(q, k, v, packing, scaling, causal, sliding_window)[None], None
 
 
@@ -117,7 +122,7 @@ def packed_states(backbone: nn.Module, input_ids: Tensor, packing: Packing, offs
     return states
 
 
-def pack(backbone: nn.Module, pad_id: int) -> int:
+def pack(backbone: nn.Module, pad_id: int, dtype: torch.dtype) -> int:
     """Switch a model to packed attention, after a proof on the model itself that it can be packed.
 
     A few texts of random tokens go through the model one by one as it came, then packed: each token must get the same
@@ -127,6 +132,7 @@ def pack(backbone: nn.Module, pad_id: int) -> int:
     Args:
         backbone: in the precision in which it will compute.
         pad_id: token that stands for padding.
+        dtype: of the computation; states may be of a finer one.
 
     Returns:
         Position of each text's first token.
@@ -148,7 +154,7 @@ def pack(backbone: nn.Module, pad_id: int) -> int:
         with torch.no_grad():
             expected = [backbone(input_ids=text[None]).last_hidden_state[0] for text in texts]
             _register(model)
-            offset = _first_offset_that_fits(backbone, texts, expected, (0, pad_id + 1))
+            offset = _first_offset_that_fits(backbone, texts, expected, (0, pad_id + 1), TOLERANCE[dtype])
     except Exception as error:
         model.set_attn_implementation(usual)
         if isinstance(error, PackingError):
@@ -177,7 +183,7 @@ def _probe_texts(config: Any, pad_id: int, device: torch.device) -> list[Tensor]
 
 
 def _first_offset_that_fits(
-    backbone: nn.Module, texts: list[Tensor], expected: list[Tensor], offsets: tuple[int, ...]
+    backbone: nn.Module, texts: list[Tensor], expected: list[Tensor], offsets: tuple[int, ...], tolerance: float
 ) -> int:
     lengths = [len(text) for text in texts]
     cu_seqlens = torch.tensor([0, *lengths], device=texts[0].device).cumsum(0).int()
@@ -185,7 +191,6 @@ def _first_offset_that_fits(
     farthest = []
     for offset in offsets:
         states = _split(packed_states(backbone, torch.cat(texts), packing, offset), lengths)
-        tolerance = TOLERANCE[states[0].dtype]
         farthest.append(max(_distance(a, b) for a, b in zip(states, expected, strict=True)))
         if farthest[-1] > tolerance:
             continue

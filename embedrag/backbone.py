@@ -98,7 +98,7 @@ def load_backbone(
     return cast(nn.Module, model if quantization is not None else model.to(device))
 
 
-def quantization_config(bits: int, double: bool, compute_dtype: torch.dtype) -> Any:
+def quantization_config(bits: int, double: bool, dtype: torch.dtype) -> Any:
     """The bitsandbytes settings of a QLoRA base (arXiv 2305.14314): nf4, or LLM.int8 (arXiv 2208.07339)."""
     from transformers import BitsAndBytesConfig
 
@@ -108,7 +108,7 @@ def quantization_config(bits: int, double: bool, compute_dtype: torch.dtype) -> 
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -124,7 +124,8 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
     kind = options.finetune_type
     quantization = None
     if kind == "qlora":
-        quantization = quantization_config(options.quantization_bits, options.double_quantization, torch.bfloat16)
+        compute = product_dtype(dtype)
+        quantization = quantization_config(options.quantization_bits, options.double_quantization, compute)
     model = load_backbone(
         base,
         stored_dtype(kind, dtype),
@@ -154,6 +155,11 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
 def stored_dtype(finetune_type: str, dtype: torch.dtype) -> torch.dtype:
     """Type of the weights in memory: float32 where they are trained or float16 computes, else the computation's."""
     return torch.float32 if finetune_type == "full" or dtype == torch.float16 else dtype
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of the products with 4-bit weights: the computation's, or bfloat16 where that is float32."""
+    return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
 def unquantized_layers(model: nn.Module) -> list[str]:

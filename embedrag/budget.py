@@ -23,6 +23,8 @@ from embedrag.tokens import TokenBatch, TokenStore
 SHARE = {"cuda": 0.85, "cpu": 0.6}
 PROBE_TOKENS = 4096
 STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
+# Of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate by themselves (torch has a class for its own).
+OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -44,12 +46,11 @@ def settle_budget(
         UserError: when the longest text does not fit in what was asked for.
     """
     longest = longest_text(store)
-    if asked is not None:
-        if asked < longest[1]:
-            raise UserError(
-                f"--token_budget {asked} is smaller than the longest text ({longest[1]} tokens, "
-                f"{_place(store, longest[0])}); give at least {longest[1]}, or lower --passage_max_len"
-            )
+    if asked is not None and asked < longest[1]:
+        raise UserError(
+            f"--token_budget {asked} is smaller than the longest text ({longest[1]} tokens, "
+            f"{_place(store, longest[0])}); give at least {longest[1]}, or lower --passage_max_len"
+        )
     tokens = store.batch(longest_texts(store, PROBE_TOKENS if asked is None else min(asked, PROBE_TOKENS)))
     encoder.token_bytes = each = graph_bytes(encoder, tokens) / len(tokens.input_ids)
     if asked is not None:
@@ -107,6 +108,7 @@ def graph_bytes(encoder: Encoder, tokens: TokenBatch) -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes that this process may still use: what the machine has free, within its limits (cgroup, ulimit)."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch has put by counts as used
         return int(torch.cuda.mem_get_info(device)[0])
     used = psutil.Process().memory_info()
     room = [psutil.virtual_memory().available]
@@ -147,7 +149,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _place(store: TokenStore, text: int) -> str:

@@ -13,7 +13,7 @@ from embedrag.backbone import quiet
 from embedrag.card import write_card
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.files import atomic_folder, write_json
+from embedrag.files import atomic_folder, remove_leftover, write_json
 from embedrag.initial import subtract_start
 from embedrag.saved import SETTINGS
 from embedrag.state import write_state
@@ -131,9 +131,9 @@ def clear_output_dir(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed run had begun to write."""
+    """Remove what a killed run had begun to write, and bring back what it was replacing."""
     for path in [path for pattern in LEFTOVERS for path in folder.glob(pattern)]:
-        shutil.rmtree(path)
+        remove_leftover(path)
 
 
 def run_files(folder: Path) -> list[Path]:

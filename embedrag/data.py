@@ -15,6 +15,7 @@ from embedrag.contract import Contract, TextTokenizer
 from embedrag.errors import UserError
 from embedrag.faults import Rows, short_report
 from embedrag.fields import Source
+from embedrag.files import atomic_file
 from embedrag.logs import say
 from embedrag.order import MixedOrder, RowOrder
 from embedrag.processes import Processes
@@ -156,9 +157,9 @@ def default_dataset(options: TrainOptions) -> list[Source]:
     cache = cache_folder(options.cache_dir)
     path = cache / "demo_pairs.jsonl"
     say(f"data: no --train_dataset named, and no {' or '.join(DEFAULT_DATASETS)}; a demo set is written to {path}")
-    cache.mkdir(parents=True, exist_ok=True)
-    rows = to_rows(collect(["stdlib"]), neg_nums=4, seed=42)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with atomic_file(path) as file:  # other processes write the same at the same time
+        for row in to_rows(collect(["stdlib"]), neg_nums=4, seed=42):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return [Source(path=str(path))]
 
 

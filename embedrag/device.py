@@ -40,7 +40,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def fastest(tries: Mapping[torch.dtype, Callable[[], object]], repeats: int = 3) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 torch draws one random number an element, one after the other; with adapters on every linear layer that is 30 % of a
 LoRA step, more than any matrix product. Here a 64-bit draw serves four elements (16 bits each), so the probability is
-exact to 1 / 65536. On other devices, and in evaluation, it is torch's own dropout.
+exact to 1 / 65536. Other devices draw by torch's own kernels.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _DropAttention(torch.autograd.Function):
 def dropout_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
     """1 where an element stays [int8, shape of `like`], and the factor that makes up for the others."""
     if like.device.type != "cpu":
-        return (torch.rand_like(like, dtype=torch.float32) >= p).view(torch.int8), 1 / (1 - p)
+        return torch.empty_like(like, dtype=torch.int8).bernoulli_(1 - p), 1 / (1 - p)
     return random_keep(like.numel(), p).view(like.shape), 1 / (1 - round(p * LEVELS) / LEVELS)
 
 

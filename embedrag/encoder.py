@@ -170,8 +170,8 @@ class Encoder(nn.Module, Embedder):
         Raises:
             PackingError: with the reason; texts are then padded as before.
         """
-        with self._autocast():
-            self.position_offset = pack(self.backbone, self.pad_id)
+        with self.autocast():
+            self.position_offset = pack(self.backbone, self.pad_id, self.dtype)
 
     @property
     def pad_id(self) -> int:
@@ -226,19 +226,10 @@ class Encoder(nn.Module, Embedder):
     def frozen(self, tokens: TokenBatch) -> Tensor:
         """[n, D] of the base model: adapters off, no dropout, no graph."""
         was_training = self.training
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in self.backbone.modules() if isinstance(module, BaseTunerLayer)]
         self.eval()
-        try:
-            for layer in layers:
-                layer.enable_adapters(False)
-            with torch.no_grad():
-                vectors: Tensor = self(tokens)
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
-            self.train(was_training)
+        with torch.no_grad(), self.backbone.disable_adapter():  # type: ignore[operator]
+            vectors: Tensor = self(tokens)
+        self.train(was_training)
         return F.normalize(vectors, dim=1)
 
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
@@ -297,7 +288,7 @@ class Encoder(nn.Module, Embedder):
             # Others wait for this process's part of the weights, and for its part of the gradient, which is zero.
             return self._embed(TokenBatch.from_lists([[self.pad_id]]))[:0]
         cu_seqlens = tokens.cu_seqlens.to(self.device, non_blocking=True)
-        with self._autocast():
+        with self.autocast():
             hidden = self._padded(tokens) if self.position_offset is None else self._packed(tokens, cu_seqlens)
         embeddings = POOLING[self.contract.pooling](hidden, cu_seqlens)
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
@@ -315,7 +306,8 @@ class Encoder(nn.Module, Embedder):
         hidden: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden[mask.bool()]
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The precision of the computation, as a context of the backbone's calls."""
         if self.dtype not in (torch.bfloat16, torch.float16):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)

@@ -1,7 +1,8 @@
 """Files and folders written whole or not at all.
 
 Everything goes to a temporary name beside the target, is flushed to the disk, and renamed: a crash at any instant
-leaves what was there before.
+leaves what was there before (a folder that was being replaced may then have another name; `remove_leftover` gives it
+back its own).
 """
 
 from __future__ import annotations
@@ -56,6 +57,15 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         raise RunError(f"{target}: not written ({reason}); what was there before is whole") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove what a killed `atomic_folder` left; the folder it was replacing comes back, if it has no successor."""
+    target = path.with_name(path.name[1:].rsplit(".tmp-", 1)[0])
+    if path.suffix == ".old" and not target.exists():
+        path.rename(target)
+    else:
+        shutil.rmtree(path)
 
 
 @contextmanager

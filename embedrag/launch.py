@@ -57,7 +57,7 @@ def launch(options: TrainOptions, count: int) -> int:
         config.write_text(json.dumps(options.model_dump(exclude_none=True, exclude={"num_processes"})))
         port = _free_port()
         errors = [Path(folder, f"errors-{rank}") for rank in range(count)]
-        children = [_start(config, rank, count, port, errors[rank]) for rank in range(count)]
+        children: list[subprocess.Popen[bytes]] = []
 
         def forward(number: int, frame: FrameType | None) -> None:
             for child in children:
@@ -66,6 +66,8 @@ def launch(options: TrainOptions, count: int) -> int:
 
         before = {number: signal.signal(number, forward) for number in SIGNALS}
         try:
+            for rank in range(count):
+                children.append(_start(config, rank, count, port, errors[rank]))
             return _wait(children, errors)
         finally:
             for child in children:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,9 +28,10 @@ def is_speaker() -> bool:
 
 
 def say(line: str) -> None:
-    """A line for the user."""
+    """A line for the user; what the terminal can't show is a question mark."""
     if is_speaker():
-        print(line, flush=True)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def now() -> str:

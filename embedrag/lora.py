@@ -1,9 +1,10 @@
 """The product of a LoRA layer, written so that it costs what its FLOPs say.
 
-Left to autograd, an adapter of rank 8 costs as much as the layer it adapts: the gradient of B is a product that is tall
-and thin in the wrong order (8 times slower than its transpose on a CPU), dropout copies the input once per layer, and
-the scaled result is added in further copies. Here the same numbers take one function: the transposed product, a kept
-mask in place of a kept copy, and the addition inside the product. The layers remain peft's, with their names and files.
+Left to autograd, an adapter of rank 8 costs as much as the layer it adapts: the gradient of B is a product that is
+tall and thin in the wrong order (8 times slower than its transpose on a CPU), dropout copies the input once per
+layer, and the scaled result is added in further copies. Here the same numbers take one function: the transposed
+product, a kept mask in place of a kept copy (layers of one input keep it once), and the addition inside the product.
+The layers remain peft's, with their names and files.
 
 Dimensions: T tokens, I inputs, O outputs, r rank.
 """
@@ -48,6 +49,9 @@ def add_adapter(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, d
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In the place of the `forward` of peft's LoRA layers."""
+    if torch.is_autocast_enabled(x.device.type):
+        # Norms give float32 there, and quantised layers answer in the precision that they are asked in.
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     flat = x.flatten(0, -2)  # the product of a flat input is no view, so it can be added to in place
     result: Tensor = layer.base_layer(flat, *args, **kwargs)
     if not (layer.disable_adapters or layer.merged):
@@ -67,8 +71,7 @@ class _AddAdapter(torch.autograd.Function):
     def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float) -> Tensor:
         mask, kept_scale = dropout_mask(x, dropout) if dropout else (None, 1.0)
         ctx.scale = scale * kept_scale
-        x = x if mask is None else x * mask
-        low = x @ a.T
+        low = (x if mask is None else x * mask) @ a.T
         ctx.save_for_backward(x, mask, low, a, b)
         ctx.mark_dirty(result)
         return result.addmm_(low, b.T, alpha=ctx.scale)
@@ -83,6 +86,6 @@ class _AddAdapter(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_x = of_low @ a
             of_x = of_x if mask is None else of_x.mul_(mask)
-        of_a = of_low.T @ x
+        of_a = of_low.T @ (x if mask is None else x * mask)
         of_b = (low.T @ gradient).T * ctx.scale
         return gradient, of_x, of_a, of_b, None, None

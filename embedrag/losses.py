@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE_SCORES = 1 << 20
+TILE_SCORES = {"cpu": 1 << 20, "cuda": 1 << 24}  # larger ones leave the caches of a CPU; a GPU wants few launches
 ROWS = 1024
 DIRECTIONS = ("query_passage", "passage_query", "query_query", "passage_passage")
 
@@ -240,7 +240,7 @@ class _Tiled(torch.autograd.Function):
         # Results have their place from the start: small ones left between large ones would scatter the memory.
         losses = queries.new_empty(stop - start)
         correct = torch.empty(stop - start, dtype=torch.bool, device=queries.device)
-        for here in _tiles(start, stop, len(passages)):
+        for here in _tiles(start, stop, passages):
             tile = slice(here.start - start, here.stop - start)
             losses[tile], correct[tile] = loss([block.cosines() for block in _blocks(loss, sides, here)], here.start)
         ctx.save_for_backward(queries, passages)
@@ -252,7 +252,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         start, stop = ctx.bounds
         sides = tuple(_Side(vectors, torch.zeros_like(vectors)) for vectors in ctx.saved_tensors)
-        for here in _tiles(start, stop, len(sides[1].vectors)):
+        for here in _tiles(start, stop, sides[1].vectors):
             blocks = _blocks(ctx.loss, sides, here)
             cosines = [block.cosines().requires_grad_() for block in blocks]
             with torch.enable_grad():
@@ -320,8 +320,8 @@ def _blocks(loss: _Loss, sides: tuple[_Side, ...], here: slice) -> list[_Block]:
     return [made[direction] for direction in loss.terms.directions]
 
 
-def _tiles(start: int, stop: int, passages: int) -> Iterator[slice]:
-    rows = max(1, TILE_SCORES // passages)
+def _tiles(start: int, stop: int, passages: Tensor) -> Iterator[slice]:
+    rows = max(1, TILE_SCORES.get(passages.device.type, 1 << 20) // len(passages))
     return (slice(first, min(first + rows, stop)) for first in range(start, stop, rows))
 
 

@@ -68,7 +68,8 @@ class Monitor:
         if step == 0:
             self.base = found
             return row, False
-        better = self.best is None or self.value(found) > self.value(self.best)
+        # The main process decides: others may differ in the last bit, and all must save and stop together.
+        better = processes.gather(self.best is None or self.value(found) > self.value(self.best))[0]
         if better:
             self.best, self.best_step, self.since_best = found, step, 0
         else:

@@ -17,7 +17,7 @@ from embedrag.errors import RunError
 from embedrag.logs import now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run
-from embedrag.processes import Processes
+from embedrag.processes import Processes, SharedOutOfMemoryError
 from embedrag.sampling import Batch
 from embedrag.shard import part_of, whole
 from embedrag.state import checkpoints
@@ -114,13 +114,21 @@ class Optimization:
         limit = self.run.options.max_grad_norm or float("inf")
         norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, limit)))
         finite = self._check_finite(batches, outputs, norm, number)
-        if finite:
-            self.optimizer.step()
-        if not finite or not self.optimizer.step_was_skipped:
+        if self._apply(finite) or not finite:
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         row = self._row(batches, outputs, norm) | {"learning_rate": rate, "step_duration": time.monotonic() - start}
         return row | {"tokens_per_second": row["tokens"] / row["step_duration"]} | ({} if finite else {"skipped": True})
+
+    def _apply(self, finite: bool) -> bool:
+        """Change the weights; False when float16 can't hold the gradient, and the loss is scaled less from now on."""
+        scaler = self.accelerator.scaler
+        before = scaler.get_scale() if scaler else 0.0
+        if finite:
+            self.optimizer.step()
+        elif scaler:
+            scaler.update()  # the gradient is no longer scaled, and it would not be divided twice
+        return not scaler or scaler.get_scale() >= before
 
     def _gradients(self, batches: list[Batch], number: int) -> list[dict[str, Tensor]]:
         """Forward and backward of a step; when memory runs out, the same again with half the token budget.
@@ -129,21 +137,22 @@ class Optimization:
             RunError: when memory runs out with the smallest budget.
         """
         state = random_state(self.run.device)
+        queries = self._total(sum(len(batch.query_index) for batch in batches))
+        encoder, alone = self.run.step.encoder, self._team.size == 1
         while True:
             try:
-                return self._backward(batches)
+                return self._backward(batches, queries)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.run.step.encoder.sharded:
+                if encoder.sharded or not (alone or isinstance(error, SharedOutOfMemoryError)):
                     raise self._too_large(
                         number, "the others wait in the middle of it, so it is not repeated"
                     ) from error
             # Out of the except block, for the error holds the tensors of the failed try.
             self.optimizer.zero_grad(set_to_none=True)
             set_random_state(state, self.run.device)
-            encoder = self.run.step.encoder
-            largest = max(encoder.work(batch.tokens)[0] for batch in batches)
+            largest = max(self._team.gather(max(computed for computed, _ in self._work(batches))))
             if not halve_budget(encoder, largest, longest_text(self.run.data.store)[1]):
                 raise self._too_large(number, "though only one text's activations were held at once")
             if self.run.device.type == "cuda":
@@ -159,8 +168,7 @@ class Optimization:
             "smaller --token_budget, --gradient_checkpointing, a smaller --passage_max_len, or --finetune_type qlora"
         )
 
-    def _backward(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
-        queries = self._total(sum(len(batch.query_index) for batch in batches))
+    def _backward(self, batches: list[Batch], queries: float) -> list[dict[str, Tensor]]:
         step = self.run.step.train()
         return [
             step.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward, self._team)
@@ -172,13 +180,13 @@ class Optimization:
         return value if self.run.options.gather_negatives else sum(self.run.processes.gather(value))
 
     def _row(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> dict[str, Any]:
-        encoder, total = self.run.step.encoder, self._total
+        total = self._total
         queries, pairs = (
             total(sum(len(getattr(batch, name)) for batch in batches)) for name in ("query_index", "labels")
         )
         tokens = total(sum(len(batch.tokens.input_ids) for batch in batches))
-        work = [encoder.work(batch.tokens.select(self.run.step.share(batch, self._team))) for batch in batches]
-        computed, again = (sum(column) for column in zip(*self._of_all(work), strict=True))
+        work = [pair for part in self.run.processes.gather(self._work(batches)) for pair in part]
+        computed, again = (sum(column) for column in zip(*work, strict=True))
         candidates = sum(len(batch.labels) * (len(batch.passage_index) - 1) - len(batch.excluded) for batch in batches)
         return {
             "loss": _finite(total(sum(output["loss"].sum().item() for output in outputs)) / queries),
@@ -194,8 +202,10 @@ class Optimization:
             "peak_memory_bytes": peak_memory_bytes(self.run.device),
         }
 
-    def _of_all(self, work: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        return [pair for part in self.run.processes.gather(work) for pair in part]
+    def _work(self, batches: list[Batch]) -> list[tuple[int, int]]:
+        """Of each batch, what this process computes of it (`Encoder.work`)."""
+        step = self.run.step
+        return [step.encoder.work(batch.tokens.select(step.share(batch, self._team))) for batch in batches]
 
     def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, number: int) -> bool:
         """Whether losses and gradient are finite; where not, `--on_nonfinite` says what happens.

@@ -30,7 +30,8 @@ def mean(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
             [5.]])
     """
     lengths = cu_seqlens.diff()
-    text = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    numbers = torch.arange(len(lengths), device=lengths.device)
+    text = torch.repeat_interleave(numbers, lengths, output_size=len(hidden_states))
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
     sums = hidden_states.new_zeros(len(lengths), hidden_states.shape[1], dtype=dtype)
     return sums.index_add(0, text, hidden_states.to(dtype)) / lengths[:, None]

@@ -26,8 +26,8 @@ BUCKET = 1 << 25  # elements that are reduced at once
 PATIENCE = timedelta(hours=2)  # others may tokenise, load or save for long
 
 
-class OutOfMemoryElsewhereError(MemoryError):
-    """Memory ran out in another process."""
+class SharedOutOfMemoryError(MemoryError):
+    """Memory ran out in one of several processes, and all of them know it."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,11 @@ class Processes:
     Attributes:
         rank: number of this process.
         size: how many there are.
-        local_rank: its number on this machine.
         local_size: how many share this machine.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     local_size: int = 1
 
     @property
@@ -94,20 +92,21 @@ class Processes:
             ran_out: whether an error means that memory ran out.
 
         Raises:
-            OutOfMemoryElsewhereError: in the processes that had enough.
+            SharedOutOfMemoryError: in every process. It is a new error, for the first one holds the tensors of the
+                failed try.
         """
         if self.size == 1:
             return function()
         result: list[T] = []
-        own: BaseException | None = None
+        failed = False
         try:
             result.append(function())
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            own = error
-        if self.any(own is not None):
-            raise own or OutOfMemoryElsewhereError("memory ran out in another process")
+            failed = True
+        if self.any(failed):
+            raise SharedOutOfMemoryError("memory ran out in one of the processes")
         return result[0]
 
     @contextlib.contextmanager
@@ -156,10 +155,11 @@ def join(device: torch.device) -> Processes:
     if world_size() == 1:
         return Processes()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        # Words between processes go over gloo on GPUs too: they must get through when a GPU's memory has run out.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     rank = dist.get_rank()
-    local = int(os.environ.get("LOCAL_RANK", rank))
-    return Processes(rank, dist.get_world_size(), local, int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
+    size = dist.get_world_size()
+    return Processes(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
 
 
 def leave() -> None:
@@ -186,10 +186,12 @@ def share_out(costs: list[int], size: int) -> list[list[int]]:
 
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     group: list[Tensor] = []
+    elements = 0
     for parameter in parameters:
-        if group and (parameter.dtype != group[0].dtype or sum(p.numel() for p in group) + parameter.numel() > BUCKET):
+        if group and (parameter.dtype != group[0].dtype or elements + parameter.numel() > BUCKET):
             yield group
-            group = []
+            group, elements = [], 0
         group.append(parameter)
+        elements += parameter.numel()
     if group:
         yield group

@@ -49,7 +49,7 @@ def write_html(result: dict[str, Any], path: Path) -> None:
 
     Args:
         result: what `embedrag evaluate --output` writes as JSON.
-        path: the file; its folder must exist.
+        path: the file.
 
     Raises:
         RunError: when the disk refuses; what was there before is whole.

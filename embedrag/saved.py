@@ -66,11 +66,15 @@ def load_encoder(
     stored = model_settings(folder).get("quantization") or quantization
     settings = None
     if stored:
-        settings = quantization_config(stored["bits"], stored["double_quantization"], torch.bfloat16)
+        settings = quantization_config(stored["bits"], stored["double_quantization"], precision)
         precision_stored = getattr(torch, stored.get("storage_dtype", "float32"))
     backbone = load_backbone(
         base, precision_stored if stored else precision, where, settings, trust_remote_code=trust_remote_code
     )
+    for parameter in backbone.parameters():
+        # What was stored in fewer bits is what training saw; now it computes in this precision.
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(precision)
     return _packed(Encoder(_with_adapter(file, backbone, lora_alpha), tokenizer, contract, precision))
 
 

@@ -17,7 +17,7 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.processes import Processes
 from embedrag.sampling import make_batch
-from embedrag.shard import whole
+from embedrag.shard import own_part
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore
 
@@ -68,7 +68,8 @@ def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
     encoder.eval()
     tokens = _texts(store)
     ids, mask = (side.flip(1).to(encoder.device) for side in _flipped(tokens).padded(encoder.pad_id))
-    hidden = encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
+    with encoder.autocast():
+        hidden = encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
     distance = _distance(hidden, encoder(tokens))
     encoder.train(was_training)
     return distance
@@ -94,11 +95,13 @@ def processes_distance(step: ContrastiveStep, store: TokenStore, neg_nums: int, 
         team.sum_gradients(parameters)
         # With weights in parts each of them was summed over all processes, whoever computed it.
         times = processes.size if step.encoder.sharded and team.size == 1 else 1
-        found.append([whole(torch.zeros_like(p) if p.grad is None else p.grad / times) for p in parameters])
+        found.append([own_part(torch.zeros_like(p) if p.grad is None else p.grad / times) for p in parameters])
         step.zero_grad(set_to_none=True)
     step.train(was_training)
-    one, all_ = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in found)
-    difference, norm = float((all_ - one).norm()), float(one.norm())
+    squares = torch.stack(
+        [torch.stack([(b - a).double().square().sum(), a.double().square().sum()]) for a, b in zip(*found, strict=True)]
+    ).sum(0)
+    difference, norm = (processes.sum_(squares) if step.encoder.sharded else squares).sqrt().tolist()
     quantised = any(parameter.dtype in (torch.uint8, torch.int8) for parameter in step.parameters())
     tolerance = GRADIENT_TOLERANCE[torch.bfloat16 if quantised else step.encoder.dtype]
     if difference > tolerance * norm:

@@ -61,6 +61,11 @@ def whole(value: Any, keep: bool = True) -> Any:
     return value
 
 
+def own_part(value: Tensor) -> Tensor:
+    """What this process holds of a tensor, without a word with the others."""
+    return cast(Any, value).to_local() if is_part(value) else value
+
+
 def part_of(parameter: Tensor, saved: Tensor) -> Tensor:
     """What this process holds of a whole tensor that is laid out as a parameter is."""
     if not is_part(parameter) or saved.shape != parameter.shape:

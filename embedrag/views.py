@@ -40,13 +40,13 @@ class View:
         if self.precision == "float32":
             return vectors[:, : self.dim]  # losses are of cosines, whatever the length
         kept = torch.nn.functional.normalize(vectors[:, : self.dim], dim=1)
-        rounded = torch.from_numpy(self._rounded(kept.detach().cpu().numpy())).to(kept)
+        rounded = self._rounded(kept.detach())
         return kept + (torch.nn.functional.normalize(rounded, dim=1) - kept).detach()
 
     def of(self, vectors: np.ndarray) -> np.ndarray:
         """[n, D] -> [n, d] as a search engine would compare them: float32 values of what is stored."""
         kept: np.ndarray = vectors[:, : self.dim]
-        return kept if self.precision == "float32" else self._rounded(kept).astype(np.float32)
+        return kept if self.precision == "float32" else self._rounded(torch.from_numpy(kept)).float().numpy()
 
     def stored(self, vectors: np.ndarray) -> np.ndarray:
         """What is kept of vectors [n, D]: float32 [n, d], int8 [n, d], or bits [n, ceil(d / 8)] as uint8, 1 for > 0."""
@@ -54,7 +54,7 @@ class View:
         if self.precision == "binary":
             return np.packbits(kept > 0, axis=1)
         if self.precision == "int8":
-            return self._rounded(kept).astype(np.int8)
+            return self._rounded(torch.from_numpy(kept)).numpy().astype(np.int8)
         lengths = np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
         return np.asarray(kept / lengths, np.float32)
 
@@ -71,12 +71,10 @@ class View:
         size = f"{self.dim} components" if self.dim else "all components"
         return f"{size}, {self.precision}"
 
-    def _rounded(self, kept: np.ndarray) -> np.ndarray:
+    def _rounded(self, kept: Tensor) -> Tensor:
         if self.precision == "binary":
-            return np.where(kept > 0, 1.0, -1.0).astype(kept.dtype)
-        largest = np.abs(kept).max(axis=1, keepdims=True)
-        rounded: np.ndarray = np.rint(kept / np.maximum(largest, 1e-12) * 127)
-        return rounded
+            return (kept > 0).to(kept) * 2 - 1
+        return (kept / kept.abs().amax(1, keepdim=True).clamp(min=1e-12) * 127).round()
 
 
 def views(dims: Sequence[int], weights: Sequence[float], precisions: Sequence[str]) -> tuple[View, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedrag.errors import RunError, UserError
-from embedrag.files import atomic_folder, check_targets, write_atomic, write_lines, write_vectors
+from embedrag.files import atomic_folder, check_targets, remove_leftover, write_atomic, write_lines, write_vectors
 
 
 @pytest.fixture(params=[False, True], ids=["new", "replaces"])
@@ -88,6 +88,36 @@ def test_rename_that_fails_at_the_end_leaves_the_old_folder(tmp_path: Path, monk
     with pytest.raises(RunError, match="what was there before is whole"), atomic_folder(target) as folder:
         (folder / "new.txt").write_text("new")
     assert tree(tmp_path) == {"final/old.txt": "old"}
+
+
+@pytest.mark.parametrize("successor", [True, False])
+def test_folder_that_a_killed_process_was_replacing_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, successor: bool
+) -> None:
+    target = tmp_path / "final"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+
+    real = Path.rename
+
+    def rename(self: Path, other: Path) -> Path:
+        if self != target:
+            raise SystemExit  # killed between the two
+        return real(self, other)
+
+    # Nothing of what would clean up is done by a process that is killed.
+    monkeypatch.setattr("embedrag.files.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(SystemExit), atomic_folder(target) as folder:
+        (folder / "new.txt").write_text("new")
+    monkeypatch.undo()
+    assert not target.exists()
+    if successor:
+        target.mkdir()
+        (target / "next.txt").write_text("next")
+    for path in list(tmp_path.glob(".final.tmp-*")):
+        remove_leftover(path)
+    assert tree(tmp_path) == ({"final/next.txt": "next"} if successor else {"final/old.txt": "old"})
 
 
 def test_run_error_is_a_user_error_with_another_exit_code() -> None:

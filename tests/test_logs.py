@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from embedrag.logs import RunLog
+from embedrag.logs import RunLog, say
 
 ROOT = Path(__file__).parents[1]
 ARGS = {"lr": 1e-4, "train_dataset": ["개구리.jsonl"], "output_dir": Path("out")}
@@ -21,6 +22,13 @@ DETAILS = "detailed_training_logs.json"
 HEAD = {"training_args", "model_info", "training_start_time"}
 TAIL = {"epoch_logs", "training_end_time", "training_summary"}
 SUMMARY = {"total_training_time", "total_epochs", "total_steps", "final_loss", "best_loss", "avg_step_duration"}
+
+
+def test_line_that_a_terminal_can_not_show_is_said_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1"))
+    say("query ≤ 64 é")
+    assert out.getvalue().decode("latin-1") == "query ? 64 é\n"
 
 
 def step_row(number: int, loss: float = 0.5) -> dict[str, Any]:

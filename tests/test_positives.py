@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from embedrag.build import open_store
 from embedrag.cli import main
-from embedrag.losses import Pairs, Terms, contrastive
+from embedrag.losses import TILE_SCORES, Pairs, Terms, contrastive
 from embedrag.readers import RowError
 from embedrag.records import parse_row
 from embedrag.retrieval import load_set
@@ -106,7 +106,7 @@ TERMS = [
 @pytest.mark.parametrize("scores", [1, 20, 10_000])
 @pytest.mark.parametrize("terms", TERMS, ids=str)
 def test_loss_of_pairs_equals_the_loops_in_value_and_gradient(terms, scores, store, monkeypatch) -> None:
-    monkeypatch.setattr("embedrag.losses.TILE_SCORES", scores)
+    monkeypatch.setitem(TILE_SCORES, "cpu", scores)
     batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], 2, seed=1, pos_nums=3)
     teacher = torch.randn(len(batch.passage_index), generator=torch.Generator().manual_seed(0)).double()
     pairs = Pairs(batch.labels, batch.excluded, batch.owner, teacher, None, batch.query)

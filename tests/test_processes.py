@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.losses import Terms
-from embedrag.processes import Processes, share_out
+from embedrag.processes import Processes, SharedOutOfMemoryError, share_out
 from embedrag.selftest import processes_distance
 from embedrag.shard import shard, whole
 from embedrag.state import checkpoints
@@ -98,7 +100,28 @@ def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
 def test_memory_that_runs_out_in_one_process_has_run_out_in_all(tmp_path: Path) -> None:
     mp.spawn(short_of_memory, (2, str(tmp_path / "meet"), str(tmp_path / "out")), 2)
     found = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in (0, 1)]
-    assert found == [[0, "OutOfMemoryElsewhereError"], [1, "MemoryError"]]
+    assert found == [[0, "SharedOutOfMemoryError"], [1, "SharedOutOfMemoryError"]]
+
+
+def test_nothing_of_the_failed_try_is_held_when_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Activations:
+        pass
+
+    held = []
+
+    def work() -> None:
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Processes, "any", lambda self, flag: flag)
+    gc.disable()
+    try:
+        with pytest.raises(SharedOutOfMemoryError):
+            Processes(0, 2).together(work, is_out_of_memory)
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_gradient_of_a_wrong_scale_is_found_at_the_start(

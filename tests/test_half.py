@@ -1,0 +1,104 @@
+"""Half precision as GPUs compute it, on this CPU: autocast gives float32 out of a norm there, and not here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from embedrag import attention
+from embedrag.backbone import product_dtype
+from embedrag.cli import main
+from embedrag.optimize import Optimization
+from embedrag.saved import load_encoder
+
+KINDS = [["full"], ["lora"], ["qlora", "--quantization_bits", "4"], ["qlora", "--quantization_bits", "8"]]
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = F.layer_norm
+
+    def layer_norm(input: Tensor, shape: list[int], weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        if not torch.is_autocast_enabled("cpu"):
+            return real(input, shape, weight, bias, eps)
+        with torch.autocast("cpu", enabled=False):
+            return real(input.float(), shape, weight.float(), None if bias is None else bias.float(), eps)
+
+    monkeypatch.setattr(F, "layer_norm", layer_norm)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"query": f"question {i} " * (1 + i % 3), "pos": [f"answer {i}"], "neg": [f"other {i}"]} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.usefixtures("like_a_gpu")
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_qwen3"])
+def test_training_is_packed_in_one_precision_and_its_merge_is_proved(
+    model: str, kind: list[str], data: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch
+) -> None:
+    seen = set()
+    real = attention._by_length
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            seen.add((q.dtype, k.dtype, v.dtype))
+        return real(q, k, v, *rest)
+
+    monkeypatch.setattr(attention, "_by_length", spy)
+    words = ["train", "--model_name_or_path", request.getfixturevalue(model), "--train_dataset", str(data)]
+    words += ["--output_dir", str(tmp_path / "out"), "--dtype", "bfloat16", "--attention", "packed", "--device", "cpu"]
+    words += ["--batch_size", "8", "--epochs", "4", "--lr", "2e-3", "--lora_dropout", "0.05"]
+    assert main([*words, "--finetune_type", *kind, *(["--merge"] if kind != ["full"] else [])]) == 0
+    assert seen == {(torch.bfloat16,) * 3}
+    losses = [row["loss"] for row in json.loads((tmp_path / "out" / "training_losses.json").read_text())]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_quantised_base_of_few_bits_computes_in_the_precision_asked_for(
+    tiny_qwen3: str, data: Path, tmp_path: Path
+) -> None:
+    words = ["train", "--model_name_or_path", tiny_qwen3, "--train_dataset", str(data), "--output_dir", str(tmp_path)]
+    words += ["--dtype", "bfloat16", "--device", "cpu", "--batch_size", "8", "--epochs", "1", "--finetune_type"]
+    assert main([*words, "qlora"]) == 0
+    settings = json.loads((tmp_path / "final" / "training_config.json").read_text())
+    assert settings["quantization"]["storage_dtype"] == settings["quantization"]["compute_dtype"] == "bfloat16"
+    encoder = load_encoder(str(tmp_path / "final"), "cpu")
+    seen = []
+    encoder.backbone.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state.dtype))
+    encoder.encode(["a text"], "query")
+    assert seen == [torch.float32]
+    floats = {p.dtype for p in encoder.backbone.parameters() if p.is_floating_point()}
+    assert floats == {torch.float32}
+    assert product_dtype(torch.float16) == torch.float16
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_float16_goes_on_after_a_skipped_step_and_tells_one_that_overflowed(fused: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimization = object.__new__(Optimization)
+    optimization.accelerator = SimpleNamespace(scaler=scaler)
+    optimization.optimizer = AcceleratedOptimizer(
+        torch.optim.AdamW([weight], lr=0.1, fused=fused), device_placement=False, scaler=scaler
+    )
+    applied = []
+    for factor, finite in ((1.0, False), (float("inf"), True), (1.0, True)):
+        before = weight.detach().clone()
+        scaler.scale((weight * factor).sum()).backward()
+        scaler.unscale_(optimization.optimizer.optimizer)
+        applied.append((optimization._apply(finite), not torch.equal(weight, before)))
+        optimization.optimizer.zero_grad()
+    assert applied == [(True, False), (False, False), (True, True)]
+    assert scaler.get_scale() == 4.0
