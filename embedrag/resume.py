@@ -1,7 +1,7 @@
 """Going on with a run: which settings may differ, and what of the engine must not.
 
-A continued run repeats the unbroken one bit for bit, so what was measured at the first start (precision, packing, token
-budget) is taken from the checkpoint and not measured again.
+A continued run repeats the unbroken one (bit for bit where sums have a fixed order: on a CPU), so what was measured at
+the first start (precision, packing, token budget) is taken from the checkpoint and not measured again.
 """
 
 from __future__ import annotations

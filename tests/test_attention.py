@@ -54,7 +54,7 @@ def test_states_and_gradients_equal_those_of_single_texts(family: str) -> None:
     model, texts = random_model(ALL[family]), random_texts()
     alone = torch.cat([model(input_ids=text[None]).last_hidden_state[0] for text in texts])
     expected = gradients(model, alone)
-    offset = pack(model, 1)
+    offset = pack(model, 1, torch.float64)
     assert offset == OFFSETS.get(family, 0)
     together = packed_states(model, torch.cat(texts), packing_of(texts), offset)
     tolerance = 1e-6 if family.startswith("gemma") else 1e-12  # Gemma's norms compute in float32
@@ -127,7 +127,7 @@ def test_check_at_the_start_finds_mixed_texts_and_lost_windows(
     model, texts = random_model(ALL[family]), random_texts()
     before = model(input_ids=texts[1][None]).last_hidden_state
     with pytest.raises(PackingError, match="states differ"):
-        pack(model, 1)
+        pack(model, 1, torch.float64)
     assert torch.equal(model(input_ids=texts[1][None]).last_hidden_state, before)
 
 
@@ -142,7 +142,7 @@ def test_check_at_the_start_finds_a_leak_that_leaves_the_probe_right(monkeypatch
 
     monkeypatch.setattr(attention, "packed_states", count)
     with pytest.raises(PackingError, match="see each other"):
-        pack(random_model(FAMILIES["bert"]), 1)
+        pack(random_model(FAMILIES["bert"]), 1, torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_family_that_cannot_be_packed_is_refused_and_left_as_it_was(config: tran
     usual, text = model.config._attn_implementation, random_texts()[1][None]
     before = model(input_ids=text).last_hidden_state
     with pytest.raises(PackingError):
-        pack(model, 1)
+        pack(model, 1, torch.float64)
     assert model.config._attn_implementation == usual
     assert torch.equal(model(input_ids=text).last_hidden_state, before)
 
@@ -174,6 +174,6 @@ def test_positions_start_anew_with_each_text() -> None:
 def test_packed_model_saves_the_config_it_came_with(tmp_path) -> None:
     model = random_model(FAMILIES["bert"])
     model.save_pretrained(tmp_path / "before")
-    pack(model, 1)
+    pack(model, 1, torch.float64)
     model.save_pretrained(tmp_path / "after")
     assert (tmp_path / "before/config.json").read_text() == (tmp_path / "after/config.json").read_text()
