@@ -14,7 +14,7 @@ from embedrag.errors import UserError, flag_named
 from embedrag.files import atomic_file
 from embedrag.readers import raw_rows
 from embedrag.records import Record, row_text
-from embedrag.survey import EvalTexts, Survey, read_row
+from embedrag.survey import EvalTexts, Survey, kept_of, read_row
 from embedrag.texts import digest
 
 # What a mended file has lost: why -> how it is said.
@@ -24,7 +24,7 @@ LOSSES = {
     "query_only": "rows whose positives were all their query",
     "repeated": "rows that repeat another",
     "positives": "positives (blank, doubled, or the query)",
-    "negatives": "negatives (blank, doubled, or a positive of the query)",
+    "negatives": "negatives (blank, doubled, the query, or a positive of it)",
 }
 
 
@@ -73,19 +73,21 @@ def _kept(
         if record is None:
             done["unreadable"] += 1
             continue
-        start, at = at, at + 1 + len(record.pos) + len(record.neg)
-        if at > len(found.texts) or found.texts[start] != digest(record.query):
-            break
-        if evaluation and evaluation.leak(record):
+        kept = kept_of(record)
+        if kept.pos:
+            start, at = at, at + 1 + len(kept.pos) + len(kept.neg)
+            if at > len(found.texts) or found.texts[start] != kept.query:
+                break
+        if evaluation and evaluation.leak(kept):
             done["leaking"] += 1
             continue
-        pos = tuple(text for text in record.pos if text.strip() != record.query.strip())
-        if not pos:
+        if not kept.pos:
             done["query_only"] += 1
             continue
-        wrong = contradicted[at - len(record.neg) : at].tolist()
-        neg = tuple(text for text, bad in zip(record.neg, wrong, strict=True) if not bad)
-        key = digest(repr((record.query, sorted(pos), sorted(neg))))
+        wrong = contradicted[at - len(kept.neg) : at].tolist()
+        right = {own: text for (own, text), bad in zip(kept.neg.items(), wrong, strict=True) if not bad}
+        pos, neg = tuple(kept.pos.values()), tuple(right.values())
+        key = digest(repr((kept.query, sorted(kept.pos), sorted(right))))
         if key in seen:
             done["repeated"] += 1
             continue
