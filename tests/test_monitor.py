@@ -15,6 +15,7 @@ import pytest
 from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError
+from embedrag.loop import Trainer
 from embedrag.records import read_records
 from embedrag.split import held_out_set, hold_out
 from embedrag.state import BEST, checkpoints
@@ -165,6 +166,27 @@ def test_run_ends_early_without_patience_is_then_complete_and_goes_on_with_more(
     assert [row["num_steps"] for row in log(output)["epoch_logs"]] == [5, 5]
     assert "stopped_early" not in log(output)["training_summary"]
     assert "ended early" not in capsys.readouterr().out
+
+
+def test_run_that_was_killed_behind_its_early_end_is_not_trained_on(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--eval_dataset", str(data), "--eval_steps", "1", "--epochs", "2", "--early_stopping_patience", "2"]
+    early = words(tiny_bert, data, tmp_path / "out", *more, "--metric_for_best", "recall@100")
+
+    def killed(_: Trainer) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Trainer, "_finish", killed)
+        main(early)
+    assert not (tmp_path / "out" / "final").exists()
+    assert main([*early, "--resume", "auto"]) == 0
+    found = log(tmp_path / "out")
+    assert [row["global_step"] for row in found["eval_logs"]] == [0, 1, 2, 3]
+    assert [row["global_step"] for row in found["step_logs"]] == [1, 2, 3]
+    assert [row["num_steps"] for row in found["epoch_logs"]] == [3]
+    assert found["training_summary"]["stopped_early"] is True and (tmp_path / "out" / "final").is_dir()
 
 
 def test_best_state_comes_along_into_another_folder(
