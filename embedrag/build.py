@@ -28,9 +28,10 @@ import numpy as np
 from embedrag.errors import UserError
 from embedrag.readers import hub_fingerprint, local_files
 from embedrag.records import Record, read_records
+from embedrag.texts import identity
 from embedrag.tokens import PASSAGE, QUERY, TokenStore, load_store, record_texts
 
-FORMAT = 5
+FORMAT = 6
 TEXTS_PER_CALL = 2048
 Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
 Prompts = tuple[str, str]  # before queries, before passages
@@ -204,12 +205,13 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
 
 
 def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, tokenize: Tokenize) -> None:
-    lengths = array("q", [0])
+    lengths, identities = array("q", [0]), array("Q")
     firsts = _first_occurrences(read, prompts, index)
     crc = 0
     with (folder / "token_ids.bin").open("wb") as file:
         while part := list(islice(firsts, TEXTS_PER_CALL)):
-            for ids in _tokenize_pairs(part, tokenize):
+            identities.extend(identity(bare) for _, _, bare in part)
+            for ids in _tokenize_pairs([(role, text) for role, text, _ in part], tokenize):
                 lengths.append(len(ids))
                 data = np.asarray(ids, np.int32).tobytes()
                 crc = zlib.crc32(data, crc)
@@ -217,6 +219,7 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
     known_offsets, known = _known_positives(index)
     arrays = {
         "text_offsets": np.cumsum(np.array(lengths)),
+        "text_identities": np.array(identities, np.uint64),
         "row_texts": index.text_ids.astype(np.int32),
         "row_offsets": index.row_offsets,
         "row_positives": index.row_positives,
@@ -235,14 +238,14 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 
-def _first_occurrences(read: Read, prompts: Sequence[Prompts], index: _Index) -> Iterator[tuple[str, str]]:
-    """Second pass: each different (role, text) where it first occurs."""
-    occurrences = (pair for _, record in read() for pair in _prompted(record, prompts))
+def _first_occurrences(read: Read, prompts: Sequence[Prompts], index: _Index) -> Iterator[tuple[str, str, str]]:
+    """Second pass: each different (role, text) where it first occurs, and the text without its prompt."""
     position = 0
-    for pair in occurrences:
-        if position < len(index.is_first) and index.is_first[position]:
-            yield pair
-        position += 1
+    for _, record in read():
+        for (role, text), (_, bare) in zip(_prompted(record, prompts), record_texts(record), strict=True):
+            if position < len(index.is_first) and index.is_first[position]:
+                yield role, text, bare
+            position += 1
     if position != len(index.is_first):
         raise UserError(f"{', '.join(index.sources)}: the data changed while it was read; start again")
 

@@ -90,7 +90,7 @@ def describe(
     report: dict[str, Any] = {
         "files": found.files,
         "rows": found.rows,
-        "readable_rows": len(found.positives),
+        "readable_rows": found.shapes.total(),
         "shapes": dict(found.shapes),
         "further_keys": dict(found.further_keys),
         "lengths": lengths,

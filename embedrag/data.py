@@ -22,6 +22,7 @@ from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.slices import Slices, quotas
 from embedrag.split import held_out_set, hold_out
+from embedrag.texts import identity
 from embedrag.tokens import TokenStore, cache_folder
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
@@ -90,6 +91,8 @@ def open_data(
         say(line)
     if evaluation:
         say(f"evaluation: {len(evaluation.queries):,} queries, {len(evaluation.passages):,} passages")
+        for line in _shared_lines(store, evaluation):
+            say(line)
     if not options.gather_negatives and len(store) < 2 * processes.size:
         raise UserError(
             f"--gather_negatives false: {len(store)} rows are too few for {processes.size} processes with rows of "
@@ -177,7 +180,26 @@ def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
         places = ", ".join(report["dropped_at"])
         count = report["dropped_negatives"]
         yield f"data: {count} negatives dropped (blank, doubled, or equal to a positive): {places}"
-    yield from short_report(Rows(store.row_texts, store.row_offsets, store.row_positives))
+    yield from short_report(Rows(store.forms[store.row_texts], store.row_offsets, store.row_positives))
+
+
+def _shared_lines(store: TokenStore, evaluation: RetrievalSet) -> Iterator[str]:
+    """A line when rows have queries that the model is scored on, or passages that answer these as positives."""
+    right = {number for gains in evaluation.relevant for number in gains}
+    queries, answers = (
+        np.isin(store.text_identities, np.array([identity(text) for text in texts], np.uint64))
+        for texts in (evaluation.queries, [evaluation.passages[number] for number in right])
+    )
+    asked = int(queries[store.row_texts[store.row_offsets[:-1]]].sum())
+    places = np.flatnonzero(answers[store.row_texts])
+    rows = np.searchsorted(store.row_offsets, places, side="right") - 1
+    within = places - store.row_offsets[rows]
+    answered = len(np.unique(rows[(within > 0) & (within <= store.row_positives[rows])]))
+    if asked or answered:
+        yield (
+            f"evaluation: {asked:,} training rows have one of its queries, {answered:,} a passage that answers one"
+            + ("; its scores say less about new queries then, and embedrag check --eval shows those rows" * bool(asked))
+        )
 
 
 def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:

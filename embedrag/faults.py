@@ -27,6 +27,7 @@ KINDS = {
     "own_positive": (FAULT, "have a positive among their negatives"),
     "other_positive": (FAULT, "have a positive of the same query in another row among their negatives"),
     "query_is_positive": (FAULT, "have their query as a positive"),
+    "query_is_negative": (FAULT, "have their query among their negatives"),
     "doubled_positive": (FAULT, "have a positive twice"),
     "doubled_negative": (FAULT, "have a negative twice"),
     "blank_negative": (FAULT, "have a blank negative"),

@@ -49,7 +49,7 @@ def figures(result: dict[str, Any], rows: list[Row]) -> dict[str, Figure]:
     made = {
         "bars": _bars(_bar_rows(result, rows), metric, bool(rows)),
         "differences": _differences([row for row in rows if row["low"] is not None], metric),
-        **_histograms(result.get("histograms") or {}, bool(rows)),
+        **_histograms(result.get("histograms") or {}),
         "curve": _curve(result.get("curve") or [], metric),
         "map": _map((result.get("map") or {}).get("points") or []),
     }
@@ -161,7 +161,7 @@ def _differences(rows: list[Row], metric: str) -> Figure | None:
     return {"data": data, "layout": layout}
 
 
-def _histograms(histograms: dict[str, Any], compared: bool) -> dict[str, Figure]:
+def _histograms(histograms: dict[str, Any]) -> dict[str, Figure]:
     """A histogram for each model, with the same axes, so that they can be compared."""
     edges = histograms.get("edges") or []
     shares: dict[str, dict[str, list[float]]] = {}

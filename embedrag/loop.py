@@ -97,6 +97,8 @@ class Trainer:
                 self._evaluate()
             while self.epoch < options.epochs and not self.stopped_early:
                 self._epoch(bar)
+            if self.stopped_early and self.done:  # ended within an epoch
+                self._close_epoch()
             self._finish()
             completed = True
         finally:
@@ -138,7 +140,6 @@ class Trainer:
             if self._out_of_patience() and self.global_step < self.total_steps:
                 self.stopped_early = True
                 self._save(f"checkpoint-step-{self.global_step}", self._state())
-                self._close_epoch()
                 return
             if self.done < steps:
                 self._save_or_stop()
@@ -257,6 +258,8 @@ class Trainer:
             self.monitor.restore(state["monitor"])
         for name in ("global_step", "epoch", "done", "losses", "epoch_seconds", "last"):
             setattr(self, name, state[name])
+        # The run may have ended early there, and been killed before it wrote final/.
+        self.stopped_early = self._out_of_patience() and self.global_step < self.total_steps
         say(f"resume: {checkpoint.folder}, step {self.global_step} of {self.total_steps}")
         here = checkpoint.folder.parent.resolve() == self.run.output_dir.resolve()
         log: dict[str, Any] = state["log"]

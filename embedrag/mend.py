@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -15,11 +13,10 @@ from tqdm import tqdm
 from embedrag.errors import UserError, flag_named
 from embedrag.files import atomic_file
 from embedrag.readers import raw_rows
-from embedrag.records import GRADES_KEY, NEGATIVE_KEYS, POSITIVE_KEYS, QUERY_KEYS, SCORES_KEY, Record
-from embedrag.survey import EvalTexts, Survey, read_row
+from embedrag.records import Record, row_text
+from embedrag.survey import EvalTexts, Survey, kept_of, read_row
 from embedrag.texts import digest
 
-ALL_KEYS = {*QUERY_KEYS, *POSITIVE_KEYS, *NEGATIVE_KEYS}
 # What a mended file has lost: why -> how it is said.
 LOSSES = {
     "unreadable": "rows that can't be read",
@@ -27,7 +24,7 @@ LOSSES = {
     "query_only": "rows whose positives were all their query",
     "repeated": "rows that repeat another",
     "positives": "positives (blank, doubled, or the query)",
-    "negatives": "negatives (blank, doubled, or a positive of the query)",
+    "negatives": "negatives (blank, doubled, the query, or a positive of it)",
 }
 
 
@@ -49,7 +46,7 @@ def write_fixed(path: Path, found: Survey, evaluation: EvalTexts | None = None, 
     done: Counter[str] = Counter(dict.fromkeys(("written", *LOSSES), 0))
     with flag_named("--fix"), atomic_file(path) as file:
         for place, record in _kept(found, evaluation, stream, done):
-            file.write(_row_text(place, record) + "\n")
+            file.write(row_text(place, record) + "\n")
             done["written"] += 1
         if not done["written"]:
             raise UserError(f"--fix {path}: no row is left, so nothing is written")
@@ -76,19 +73,21 @@ def _kept(
         if record is None:
             done["unreadable"] += 1
             continue
-        start, at = at, at + 1 + len(record.pos) + len(record.neg)
-        if at > len(found.texts) or found.texts[start] != digest(record.query):
-            break
-        if evaluation and evaluation.leak(record):
+        kept = kept_of(record)
+        if kept.pos:
+            start, at = at, at + 1 + len(kept.pos) + len(kept.neg)
+            if at > len(found.texts) or found.texts[start] != kept.query:
+                break
+        if evaluation and evaluation.leak(kept):
             done["leaking"] += 1
             continue
-        pos = tuple(text for text in record.pos if text.strip() != record.query.strip())
-        if not pos:
+        if not kept.pos:
             done["query_only"] += 1
             continue
-        wrong = contradicted[at - len(record.neg) : at].tolist()
-        neg = tuple(text for text, bad in zip(record.neg, wrong, strict=True) if not bad)
-        key = digest(repr((record.query, sorted(pos), sorted(neg))))
+        wrong = contradicted[at - len(kept.neg) : at].tolist()
+        right = {own: text for (own, text), bad in zip(kept.neg.items(), wrong, strict=True) if not bad}
+        pos, neg = tuple(kept.pos.values()), tuple(right.values())
+        key = digest(repr((kept.query, sorted(kept.pos), sorted(right))))
         if key in seen:
             done["repeated"] += 1
             continue
@@ -112,18 +111,3 @@ def _kept(
         if at == len(found.texts):
             return
     raise UserError("--fix: the data changed while it was read; start again")
-
-
-def _row_text(place: str, record: Record) -> str:
-    row: dict[str, Any] = {"query": record.query, "pos": record.pos, "neg": record.neg}
-    row |= {SCORES_KEY: record.scores} if record.scores else {}
-    row |= {GRADES_KEY: record.grades} if record.grades else {}
-    row |= {key: value for key, value in record.extra.items() if key not in ALL_KEYS}  # these are empty ones
-    try:
-        text = json.dumps(row, ensure_ascii=False, default=str)
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair in a further key
-        text = json.dumps(row, default=str)
-    except (RecursionError, ValueError, TypeError) as error:
-        raise UserError(f"{place}: a further key can't be written as JSON ({error})") from None
-    return text

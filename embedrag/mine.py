@@ -7,16 +7,12 @@ holds the texts of the corpus (for BM25 its index), 16 bytes for each labelled p
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-import unicodedata
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -28,17 +24,16 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.files import atomic_file, check_targets
 from embedrag.logs import say
-from embedrag.records import GRADES_KEY, SCORES_KEY, Record, read_records
+from embedrag.records import Record, read_records, row_text
 from embedrag.rerank import CrossEncoder
 from embedrag.retrieval import CORPUS
 from embedrag.saved import load_encoder
 from embedrag.search import TopK, best_of
+from embedrag.texts import identity
 from embedrag.tokens import cache_folder
 from embedrag.vectors import cached_vectors, unit
 
 ROWS = 4096  # that are mined at once
-SLICE = 16_384  # passages that are read from the disk at once
-Judge = Callable[[str, Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,25 +52,46 @@ class Found:
 
 
 class Corpus:
-    """Different passages, and a fingerprint of each that ignores case, spacing and Unicode form."""
+    """Different passages, each known by fingerprints that ignore case, spacing and Unicode form."""
 
-    def __init__(self, texts: Iterator[str]) -> None:
-        """Keep the first of texts that are the same."""
+    def __init__(self, texts: Iterable[str], bare: Iterable[str] | None = None) -> None:
+        """Keep the first of texts that are the same.
+
+        Args:
+            texts: passages, behind their titles.
+            bare: the same without titles, as rows may have them; left out: they have none.
+        """
         seen: dict[int, str] = {}
-        for text in texts:
-            if text.strip():
-                seen.setdefault(identity(text), text)
+        others = array("Q")
+        for text, untitled in zip(texts, bare, strict=True) if bare else ((text, text) for text in texts):
+            own = identity(text)
+            if text.strip() and own not in seen:
+                seen[own] = text
+                others.append(own if untitled == text else identity(untitled))
         self.texts = list(seen.values())
-        self.identities = np.fromiter(seen, np.uint64, len(seen))
-        self._order = np.argsort(self.identities)
-        self._sorted = self.identities[self._order]
+        self._titled = _Places(np.fromiter(seen, np.uint64, len(seen)))
+        self._bare = _Places(np.frombuffer(others, np.uint64)) if bare else self._titled
 
     def number(self, text: str) -> int | None:
-        """Place of a passage, if it is there."""
-        place = int(np.searchsorted(self._sorted, np.uint64(identity(text))))
-        if place == len(self._sorted) or int(self._sorted[place]) != identity(text):
-            return None
-        return int(self._order[place])
+        """Place of a passage, if it is there just so."""
+        found = self._titled.of(np.array([identity(text)], np.uint64))
+        return int(found[0]) if len(found) else None
+
+    def places(self, fingerprints: np.ndarray) -> np.ndarray:
+        """Places of all passages that are one of some texts, behind a title or without it."""
+        return np.union1d(self._titled.of(fingerprints), self._bare.of(fingerprints))
+
+
+class _Places:
+    """Where each of [p] fingerprints is; several may be the same."""
+
+    def __init__(self, fingerprints: np.ndarray) -> None:
+        self._order = np.argsort(fingerprints)
+        self._sorted = fingerprints[self._order]
+
+    def of(self, wanted: np.ndarray) -> np.ndarray:
+        first, behind = (np.searchsorted(self._sorted, wanted, side) for side in ("left", "right"))
+        return np.concatenate([self._order[start:stop] for start, stop in zip(first, behind, strict=True)])
 
 
 class Known:
@@ -99,18 +115,12 @@ class Known:
         return np.append(self._pairs[start:stop, 1], own)
 
 
-def identity(text: str) -> int:
-    """64 bits of a text, the same for texts that differ in case, spacing or Unicode form."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return int.from_bytes(hashlib.blake2b(plain.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
-
-
 def run(options: MineOptions) -> int:
     """`embedrag mine`: the rows again, with new negatives and the scores of all passages."""
     sources, output = options.train_dataset, Path(options.output).expanduser()
     check_targets({"--output": options.output}, [*sources, options.corpus], options.overwrite)
     known = Known(record for _, record in read_records(sources))
-    corpus = Corpus(read_corpus(options.corpus, options.field) if options.corpus else _passages(sources))
+    corpus = _corpus(options)
     if not corpus.texts:
         raise UserError(f"--corpus {options.corpus}: no texts in it")
     if len(corpus.texts) <= options.range[0]:
@@ -120,14 +130,16 @@ def run(options: MineOptions) -> int:
         )
     say(f"data: {known.rows:,} rows, {len(corpus.texts):,} different passages to look for negatives in")
     judge = CrossEncoder(options.score_with, options.device, options.trust_remote_code) if options.score_with else None
-    search = _lexical(corpus, sources, options) if options.bm25 else _dense(corpus, options)
+    search = _lexical(corpus, sources) if options.bm25 else _dense(corpus, options)
     start, written, short, doubtful, without = time.monotonic(), 0, 0, 0, 0
-    records = (record for _, record in read_records(sources))
+    rows = read_records(sources)
     with atomic_file(output) as file, tqdm(total=known.rows, unit="row", dynamic_ncols=True) as bar:
-        while block := list(islice(records, ROWS)):
-            depth = options.range[1] + max(len(known.of(record.query)) for record in block)
-            for record, found in zip(block, search(block, depth), strict=True):
-                kept = ~np.isin(corpus.identities[found.numbers], known.of(record.query))
+        while block := list(islice(rows, ROWS)):
+            barred = [corpus.places(known.of(record.query)) for _, record in block]
+            depth = options.range[1] + max(map(len, barred))
+            searched = search([record for _, record in block], depth)
+            for (place, record), found, right in zip(block, searched, barred, strict=True):
+                kept = ~np.isin(found.numbers, right)
                 window = slice(*options.range)
                 numbers, scores, positives = found.numbers[kept][window], found.scores[kept][window], found.positives
                 if judge:
@@ -139,13 +151,14 @@ def run(options: MineOptions) -> int:
                 picked, marks = numbers[safe][order], scores[safe][order]
                 doubtful += int((~safe).sum())
                 short += len(picked) < options.neg_nums
-                file.write(_line(record, [corpus.texts[number] for number in picked], [*positives, *marks]) + "\n")
+                mined = _mined(record, [corpus.texts[number] for number in picked], [*positives, *marks], known)
+                file.write(row_text(place, mined) + "\n")
                 written += len(picked)
                 without += not len(picked)
                 bar.update()
     seconds = time.monotonic() - start
     if without:
-        say(f"mined: {without:,} rows found no negative and keep those they had")
+        say(f"mined: {without:,} rows found no negative and keep those they had, without scores")
     say(
         f"mined: {written:,} negatives for {known.rows:,} rows into {output}; {short:,} rows have fewer than "
         f"{options.neg_nums}; {doubtful:,} candidates scored like a positive and were left out"
@@ -164,8 +177,13 @@ def ceiling(positives: np.ndarray, ratio: float) -> float:
     return weakest - (1 - ratio) * abs(weakest)
 
 
-def read_corpus(source: str, field: str) -> Iterator[str]:
-    """Passages of a file, or of corpus.jsonl in a folder; a title stands before its text.
+def read_corpus(source: str, field: str, titles: bool = True) -> Iterator[str]:
+    """Passages of a file, or of corpus.jsonl in a folder.
+
+    Args:
+        source: the file or folder.
+        field: key or column of the text.
+        titles: in JSONL, a title stands before its text.
 
     Raises:
         UserError: naming file and line.
@@ -174,7 +192,13 @@ def read_corpus(source: str, field: str) -> Iterator[str]:
     path = path / CORPUS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"--corpus {path}: no such file")
-    yield from read_texts(path, field, titles=path.suffix == ".jsonl")
+    yield from read_texts(path, field, titles=titles and path.suffix == ".jsonl")
+
+
+def _corpus(options: MineOptions) -> Corpus:
+    if not options.corpus:
+        return Corpus(_passages(options.train_dataset))
+    return Corpus(*(read_corpus(options.corpus, options.field, titles) for titles in (True, False)))
 
 
 def _passages(sources: list[str]) -> Iterator[str]:
@@ -182,13 +206,16 @@ def _passages(sources: list[str]) -> Iterator[str]:
         yield from (*record.pos, *record.neg)
 
 
-def _line(record: Record, negatives: list[str], scores: Sequence[float]) -> str:
-    """The row with its new negatives and all scores; one that found none keeps its own, with the scores they had."""
-    row: dict[str, Any] = {"query": record.query, "pos": list(record.pos), "neg": negatives or list(record.neg)}
-    row |= record.extra | ({GRADES_KEY: list(record.grades)} if record.grades else {})
-    kept = scores if negatives or not record.neg else record.scores
-    row |= {SCORES_KEY: [round(float(score), 6) for score in kept]} if kept else {}
-    return json.dumps(row, ensure_ascii=False)
+def _mined(record: Record, negatives: list[str], scores: list[float], known: Known) -> Record:
+    """The row with its new negatives and all scores.
+
+    One that found none keeps its own but for known positives of its query, and no scores: the earlier ones may be on
+    another scale than those of the other rows.
+    """
+    right = set(known.of(record.query).tolist())
+    kept = () if negatives else tuple(text for text in record.neg if identity(text) not in right)
+    rounded = () if kept else tuple(round(float(score), 6) for score in scores)
+    return replace(record, neg=tuple(negatives) or kept, scores=rounded)
 
 
 def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[Record], int], Iterator[Found]]:
@@ -205,8 +232,7 @@ def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[Record], int]
     def search(block: list[Record], depth: int) -> Iterator[Found]:
         queries = unit(encoder.encode([record.query for record in block], "query"))
         top = TopK(queries, depth, "cuda" if encoder.device.type == "cuda" else "cpu")
-        for start in range(0, len(vectors), SLICE):
-            top.add(unit(vectors[start : start + SLICE]))
+        top.add(vectors)
         positives = _positive_vectors(block, corpus, vectors, encoder)
         for row, (numbers, scores) in enumerate(zip(*top.result(), strict=True)):
             own = np.stack([positives[text] for text in block[row].pos])
@@ -223,12 +249,10 @@ def _positive_vectors(
     new = [text for text, place in places.items() if place is None]
     found = dict(zip(new, unit(encoder.encode(new, "passage")), strict=True))
     known = [(text, place) for text, place in places.items() if place is not None]
-    return found | dict(zip((t for t, _ in known), unit(vectors[[place for _, place in known]]), strict=True))
+    return found | dict(zip((t for t, _ in known), vectors[[place for _, place in known]], strict=True))
 
 
-def _lexical(
-    corpus: Corpus, sources: list[str], options: MineOptions
-) -> Callable[[list[Record], int], Iterator[Found]]:
+def _lexical(corpus: Corpus, sources: list[str]) -> Callable[[list[Record], int], Iterator[Found]]:
     """Search by words; positives that the corpus lacks are indexed too, and never come out."""
     others = {text: None for _, record in read_records(sources) for text in record.pos if corpus.number(text) is None}
     places = {text: len(corpus.texts) + number for number, text in enumerate(others)}

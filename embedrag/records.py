@@ -6,6 +6,7 @@ before anything expensive happens, and an error names the file and the line.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from embedrag.readers import RowError, raw_rows
 QUERY_KEYS = ("query", "anchor")
 POSITIVE_KEYS = ("pos", "positive", "pos_doc")
 NEGATIVE_KEYS = ("neg", "negative", "hard_negatives")
+TEXT_KEYS = (*QUERY_KEYS, *POSITIVE_KEYS, *NEGATIVE_KEYS)
 SCORES_KEY = "teacher_scores"
 GRADES_KEY = "grades"
 ACCEPTED = (
@@ -80,7 +82,8 @@ def parse_row(row: Any) -> Record:
     )
     neg = tuple(text for text in dict.fromkeys(given) if text.strip() and text not in pos)
     used = [key for key in (query_key, positive_key, negative_key) if key]
-    extra = {key: value for key, value in row.items() if key not in (*used, SCORES_KEY, GRADES_KEY)}
+    # Of the keys of texts, those that are not used are empty, and belong to another shape.
+    extra = {key: value for key, value in row.items() if key not in (*TEXT_KEYS, SCORES_KEY, GRADES_KEY)}
     scores = _numbers(row, SCORES_KEY, [*positives, *given], "positive and negative")
     grades = _numbers(row, GRADES_KEY, positives, "positive")
     if any(grade <= 0 for grade in grades.values()):
@@ -163,6 +166,29 @@ def _parsed(row: Any, number: int) -> Record:
     return replace(record, source=number) if number else record
 
 
+def row_text(place: str, record: Record) -> str:
+    """A row as a line of JSONL: `query`, `pos`, `neg`, their scores and grades, and the further keys.
+
+    Raises:
+        UserError: naming the place, when a further key is nothing that JSON can hold.
+
+    >>> row_text("rows.csv:2", parse_row({"anchor": "a", "positive": "b", "query": "", "id": 7}))
+    '{"query": "a", "pos": ["b"], "neg": [], "id": 7}'
+    """
+    row: dict[str, Any] = {"query": record.query, "pos": record.pos, "neg": record.neg}
+    row |= {SCORES_KEY: record.scores} if record.scores else {}
+    row |= {GRADES_KEY: record.grades} if record.grades else {}
+    row |= record.extra
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair in a further key
+        text = json.dumps(row, default=str)
+    except (RecursionError, ValueError, TypeError) as error:
+        raise UserError(f"{place}: a further key can't be written as JSON ({error})") from None
+    return text
+
+
 def titled(title: Any, text: str) -> str:
     """A text behind its title, as BEIR's corpora are encoded.
 
@@ -188,7 +214,7 @@ def _only_key(row: dict[str, Any], keys: tuple[str, ...], needed: str | None) ->
     if len(present) > 1:
         raise RowError(f"has both {present[0]} and {present[1]}; keep one of them")
     if not present and needed:
-        unknown = [key for key in row if key not in (*QUERY_KEYS, *POSITIVE_KEYS, *NEGATIVE_KEYS)]
+        unknown = [key for key in row if key not in TEXT_KEYS]
         hint = next((hint for hint in (near_miss(str(key), keys) for key in unknown) if hint), "")
         raise RowError(f"no {needed} ({' or '.join(keys)}) among its keys {', '.join(map(str, row)) or '(none)'}{hint}")
     return present[0] if present else ""

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from embedrag.backbone import quiet
 from embedrag.device import pick_device
-from embedrag.errors import UserError
+from embedrag.errors import RunError, UserError
 
 BATCH = 32
 LONGEST = 1024  # tokens of a pair
@@ -27,7 +28,7 @@ class CrossEncoder:
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        where = pick_device(device)
+        self._name, where = name, pick_device(device)
         try:
             with quiet():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -35,7 +36,7 @@ class CrossEncoder:
                 self._model, loading = AutoModelForSequenceClassification.from_pretrained(
                     name, trust_remote_code=trust_remote_code, output_loading_info=True
                 )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"--score_with {name}: can't be loaded ({str(error).strip().splitlines()[0]})") from None
         if self._model.config.num_labels != 1:
             count = self._model.config.num_labels
@@ -54,7 +55,11 @@ class CrossEncoder:
 
     @torch.no_grad()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """[pairs] chance, between 0 and 1, that the passage answers the query."""
+        """[pairs] chance, between 0 and 1, that the passage answers the query.
+
+        Raises:
+            RunError: when one is not a number, for nothing could be decided by it.
+        """
         found = np.empty(len(pairs), np.float32)
         order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0]) - len(pairs[number][1]))
         for start in range(0, len(order), BATCH):
@@ -68,4 +73,6 @@ class CrossEncoder:
                 return_tensors="pt",
             ).to(self._device)
             found[places] = self._model(**tokens).logits[:, 0].float().sigmoid().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise RunError(f"--score_with {self._name}: gives scores that are NaN; its weights are damaged")
         return found

@@ -8,7 +8,8 @@ Dimensions: q queries, p passages, D components.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class TopK:
     def add(self, passages: np.ndarray) -> None:
         """Compare with further passages [m, D], length 1; they are numbered on."""
         for start in range(0, len(passages), self._block):
-            part = np.ascontiguousarray(passages[start : start + self._block], np.float32)
+            part = np.array(passages[start : start + self._block], np.float32)  # a copy, for mapped ones are read-only
             block = torch.from_numpy(part).to(self._queries.device)
             keys = torch.cat([self._best_with(rows, block) for rows in range(0, len(self._queries), self._block)])
             self._keys = keys
@@ -97,17 +98,24 @@ def search_faiss(
         import faiss
     except ImportError:
         raise UserError("--faiss_index needs faiss: pip install faiss-cpu (or leave the flag out)") from None
-    vectors = np.ascontiguousarray(np.concatenate(list(passages)), np.float32)
-    try:
-        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    with _explained(factory):
+        index = faiss.index_factory(queries.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    vectors = np.ascontiguousarray(np.concatenate(list(passages)), np.float32)  # they may be encoded only now
+    with _explained(factory):
         index.train(vectors)
         index.add(vectors)
-    except RuntimeError as error:
-        raise UserError(f"--faiss_index {factory}: {str(error).strip().splitlines()[-1]}") from None
     scores, numbers = index.search(np.ascontiguousarray(queries, np.float32), min(k, len(vectors)))
     if (numbers < 0).any():
         raise UserError(f"--faiss_index {factory}: found fewer than {k} passages for a query; take another index")
     return numbers, scores
+
+
+@contextmanager
+def _explained(factory: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"--faiss_index {factory}: {str(error).strip().splitlines()[-1]}") from None
 
 
 def _keys(scores: Tensor, first: int) -> Tensor:

@@ -18,8 +18,8 @@ DISTRACTORS = 10_000  # rows of the training part whose passages are searched to
 def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np.ndarray]:
     """Take about a share of the rows away.
 
-    Rows that have a query or a positive in common stay together, so neither a held-out query nor one of its passages is
-    trained on as a pair.
+    Rows that have a query or a positive in common, be it in other letters or spaces, stay together, so neither a
+    held-out query nor one of its passages is trained on as a pair.
 
     Args:
         store: all rows.
@@ -77,9 +77,10 @@ def _groups(store: TokenStore) -> np.ndarray:
     links = store.row_positives.astype(np.int64) + 1  # the query too
     rows = np.repeat(np.arange(len(store)), links)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(links) - links, links)
-    texts = store.row_texts[np.repeat(np.asarray(store.row_offsets[:-1]), links) + within].astype(np.int64)
-    nodes = len(store) + len(store.text_offsets) - 1
-    graph = coo_matrix((np.ones(len(rows), bool), (rows, len(store) + texts)), shape=(nodes, nodes))
+    texts = store.row_texts[np.repeat(np.asarray(store.row_offsets[:-1]), links) + within]
+    forms = store.forms[texts] + (within > 0) * len(store.forms)  # a query is no positive of the same words
+    nodes = len(store) + 2 * len(store.forms)
+    graph = coo_matrix((np.ones(len(rows), bool), (rows, len(store) + forms)), shape=(nodes, nodes))
     found = connected_components(graph, directed=False)[1][: len(store)]
     return np.unique(found, return_inverse=True)[1].ravel()
 

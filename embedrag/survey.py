@@ -18,9 +18,9 @@ from tqdm import tqdm
 from embedrag.errors import UserError
 from embedrag.faults import LISTED, Findings, Rows, compare
 from embedrag.readers import RowError, local_files, raw_rows
-from embedrag.records import POSITIVE_KEYS, Record, parse_row
+from embedrag.records import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, Record, parse_row
 from embedrag.retrieval import RetrievalSet
-from embedrag.texts import Sample, digest, normalise, scripts_of
+from embedrag.texts import Sample, identity, scripts_of
 
 SIDES = ("query", "positive", "negative")
 SCRIPT_CHARACTERS = 200  # of each text that are looked at
@@ -28,27 +28,62 @@ MIXED_SHARE = 0.2
 KEYS_KEPT = 1000
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The texts of a row that are right beside each other, each different one once, by `identity`.
+
+    Attributes:
+        query: its identity.
+        pos: none of them is the query; possibly none at all.
+        neg: none of them is the query or a positive.
+    """
+
+    query: int
+    pos: dict[int, str]
+    neg: dict[int, str]
+
+
+def kept_of(record: Record) -> Kept:
+    """What is kept of a row that can be read.
+
+    >>> kept = kept_of(parse_row({"query": "a", "pos": ["A ", "b"], "neg": ["c", "B", "C"]}))
+    >>> list(kept.pos.values()), list(kept.neg.values())
+    (['b'], ['c'])
+    """
+    query = identity(record.query)
+    positives: dict[int, str] = {}
+    negatives: dict[int, str] = {}
+    for text in record.pos:
+        positives.setdefault(identity(text), text)
+    for text in record.neg:
+        own = identity(text)
+        if own != query and own not in positives:
+            negatives.setdefault(own, text)
+    positives.pop(query, None)
+    return Kept(query, positives, negatives)
+
+
 class EvalTexts:
-    """Hashes of an evaluation set, of texts as `normalise` gives them."""
+    """Hashes of an evaluation set, the same for texts that differ in case, spacing or Unicode form."""
 
     def __init__(self, data: RetrievalSet) -> None:
-        passages = [digest(normalise(text)) for text in data.passages]
+        passages = list(map(identity, data.passages))
         self.passages = np.unique(np.array(passages, np.uint64))
         self.positives: dict[int, set[int]] = {}
         for query, relevant in zip(data.queries, data.relevant, strict=True):
-            self.positives.setdefault(digest(normalise(query)), set()).update(passages[number] for number in relevant)
+            self.positives.setdefault(identity(query), set()).update(passages[number] for number in relevant)
 
-    def leak(self, record: Record) -> str:
+    def leak(self, kept: Kept) -> str:
         """The kind of fault a row is beside this set; empty when it is none."""
-        positives = self.positives.get(digest(normalise(record.query)))
+        positives = self.positives.get(kept.query)
         if positives is None:
             return ""
-        return "leaked_pair" if any(digest(normalise(text)) in positives for text in record.pos) else "leaked_query"
+        return "leaked_query" if positives.isdisjoint(kept.pos) else "leaked_pair"
 
 
 @dataclass
 class Survey:
-    """What a data set holds. Rows that can be read have numbers 0 … N - 1, in order.
+    """What a data set holds. Rows that keep a positive (`Kept`) have numbers 0 … N - 1, in order.
 
     Attributes:
         files: what was read: files and hub ids.
@@ -64,7 +99,7 @@ class Survey:
         crossing_rows: rows whose query and positive are mainly in different scripts.
         leaked_queries: hashes of the evaluation queries that occur.
         shared_passages: different passages that are in the evaluation set too.
-        texts: hashes of all texts, row by row; see `embedrag.faults.Rows`.
+        texts: hashes of the texts that are kept, row by row; see `embedrag.faults.Rows`.
         offsets: [N + 1] into `texts`.
         positives: [N] positives of each row.
         lines: [N] line of each row.
@@ -128,17 +163,19 @@ def survey(
             result.findings.add("blank_text" if error.endswith(" is blank") else "unreadable", place, error)
         if record is None:
             continue
-        _own_faults(result.findings, place, row, record)
+        kept = kept_of(record)
+        _own_faults(result.findings, place, row, record, kept)
         _count(result, record)
         if sampled:
             _sample(result, record)
         if evaluation:
-            kind = evaluation.leak(record)
+            kind = evaluation.leak(kept)
             if kind:
-                result.leaked_queries.add(digest(normalise(record.query)))
+                result.leaked_queries.add(kept.query)
                 result.findings.add(kind, place, _quoted(record.query))
-            seen_passages.extend(digest(normalise(text)) for text in (*record.pos, *record.neg))
-        _number(result, place, record)
+            seen_passages.extend((*kept.pos, *kept.neg))
+        if kept.pos:
+            _number(result, place, kept)
     if not result.rows and not result.findings.counts:
         raise UserError(f"{', '.join(sources)}: no rows; see docs/check.md for what a row is")
     if evaluation:
@@ -190,41 +227,62 @@ def _all_rows(result: Survey, stream: bool) -> Iterator[tuple[str, Any]]:
 
 
 def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the blank texts in its lists of positives."""
-    return {
-        key: [text for text in value if not isinstance(text, str) or text.strip()]
-        if key in POSITIVE_KEYS and isinstance(value, list)
-        else value
-        for key, value in row.items()
-    }
+    """A row without the blank texts in its lists of positives, and without their scores and grades."""
+    row = dict(row)
+    for key in POSITIVE_KEYS:
+        given = row.get(key)
+        if isinstance(given, list):
+            blank = {place for place, text in enumerate(given) if isinstance(text, str) and not text.strip()}
+            for name in (key, SCORES_KEY, GRADES_KEY):
+                if isinstance(row.get(name), list):
+                    row[name] = [item for place, item in enumerate(row[name]) if place not in blank]
+    return row
 
 
-def _own_faults(findings: Findings, place: str, row: dict[str, Any], record: Record) -> None:
+def _own_faults(findings: Findings, place: str, row: dict[str, Any], record: Record, kept: Kept) -> None:
     """What is wrong inside one row that can be read."""
-    keys = record.shape.split(", ")
-    given = row[keys[1]]
-    if isinstance(given, (list, tuple)) and len(given) > len(record.pos):
-        found = next((text for text, count in Counter(filter(str.strip, given)).items() if count > 1), None)
-        if found is not None:
-            findings.add("doubled_positive", place, _quoted(found))
-    query = record.query.strip()
-    if any(query == text.strip() for text in record.pos):
-        findings.add("query_is_positive", place, _quoted(query))
-    if not record.dropped:
+    _, positive_key, *negative_key = record.shape.split(", ")
+    given = _listed(row[positive_key])
+    if len(given) > len(kept.pos):
+        alike = _alike(given)
+        _add_texts(findings, "doubled_positive", place, [texts[0] for texts in alike.values() if len(texts) > 1])
+        _add_texts(findings, "query_is_positive", place, alike.get(kept.query, [])[:1])
+    if not record.dropped and len(record.neg) == len(kept.neg):
         return
-    negatives = row[keys[2]]
-    if isinstance(negatives, str):
-        negatives = [negatives] if negatives else []
-    counts = Counter(negatives)
-    blank = sum(count for text, count in counts.items() if not text.strip())
+    given = _listed(row[negative_key[0]])
+    blank = sum(not text.strip() for text in given)
     if blank:
-        findings.add("blank_negative", place, f"{blank} of {len(negatives)}")
-    for kind, texts in (
-        ("own_positive", [text for text in counts if text in record.pos]),
-        ("doubled_negative", [text for text, count in counts.items() if count > 1 and text in record.neg]),
-    ):
-        if texts:
-            findings.add(kind, place, _quoted(texts[0]) + (f" and {len(texts) - 1} more" if len(texts) > 1 else ""))
+        findings.add("blank_negative", place, f"{blank} of {len(given)}")
+    positives = set(map(identity, record.pos))
+    found: dict[str, list[str]] = {"own_positive": [], "query_is_negative": [], "doubled_negative": []}
+    for own, texts in _alike(given).items():
+        if own in positives:
+            found["own_positive"].append(texts[0])
+        elif own == kept.query:
+            found["query_is_negative"].append(texts[0])
+        elif len(texts) > 1:
+            found["doubled_negative"].append(texts[0])
+    for kind, wrong in found.items():
+        _add_texts(findings, kind, place, wrong)
+
+
+def _listed(value: Any) -> list[str]:
+    """What a row has under a key of texts: one, several, or none."""
+    return [value] * bool(value) if isinstance(value, str) else list(value or [])
+
+
+def _alike(texts: list[str]) -> dict[int, list[str]]:
+    """Identity -> the texts that have it; without blank ones."""
+    found: dict[int, list[str]] = {}
+    for text in texts:
+        if text.strip():
+            found.setdefault(identity(text), []).append(text)
+    return found
+
+
+def _add_texts(findings: Findings, kind: str, place: str, texts: list[str]) -> None:
+    if texts:
+        findings.add(kind, place, _quoted(texts[0]) + (f" and {len(texts) - 1} more" if len(texts) > 1 else ""))
 
 
 def _count(result: Survey, record: Record) -> None:
@@ -255,10 +313,10 @@ def _sample(result: Survey, record: Record) -> None:
             result.samples[side].add(text)
 
 
-def _number(result: Survey, place: str, record: Record) -> None:
-    result.texts.extend(map(digest, (record.query, *record.pos, *record.neg)))
+def _number(result: Survey, place: str, kept: Kept) -> None:
+    result.texts.extend((kept.query, *kept.pos, *kept.neg))
     result.offsets.append(len(result.texts))
-    result.positives.append(len(record.pos))
+    result.positives.append(len(kept.pos))
     name, line = place.rsplit(":", 1)
     result.lines.append(int(line))
     result.sources.append(result.names.setdefault(name, len(result.names)))

@@ -23,7 +23,7 @@ from embedrag.encoder import Encoder
 from embedrag.errors import RunError
 from embedrag.records import read_records
 from embedrag.tokens import PASSAGE, QUERY, TokenStore, record_texts
-from embedrag.vectors import cached_vectors, unit
+from embedrag.vectors import cached_vectors
 
 ALIGNED_TEXTS = 4096
 
@@ -33,7 +33,7 @@ class Teacher:
     """What the vectors of the texts should be.
 
     Attributes:
-        vectors: [m, E] float32 of queries and of passages, mapped from the disk.
+        vectors: [m, E] float32 of queries and of passages, of length 1, mapped from the disk.
         place: [U] number of each text in the two, one behind the other.
         turn: [E, D] from the teacher's space to the student's.
         weight: of this loss beside the contrastive one.
@@ -69,7 +69,7 @@ class Teacher:
         with torch.no_grad():
             vectors = F.normalize(student.eval()(store.batch(texts)).double(), dim=1).cpu()
         student.train(was_training)
-        return replace(self, turn=procrustes(torch.from_numpy(unit(self.of(texts).numpy())).double(), vectors).float())
+        return replace(self, turn=procrustes(self.of(texts).double(), vectors).float())
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:

@@ -17,12 +17,24 @@ def digest(text: str) -> int:
 
 
 def normalise(text: str) -> str:
-    """A text as it is compared with the evaluation set: NFKC, without case, white space as single spaces.
+    """A text as it is compared with others: NFKC, without case, white space as single spaces.
 
     >>> normalise(" Ｆrog  POND") == normalise("frog pond")
     True
     """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    if plain.isprintable() and "  " not in plain:  # so its white space is single spaces, which most texts have
+        return plain.strip()
+    return " ".join(plain.split())
+
+
+def identity(text: str) -> int:
+    """64 bits of a text, the same for texts that differ in case, spacing or Unicode form.
+
+    >>> identity(" Ｆrog  POND") == identity("frog pond")
+    True
+    """
+    return digest(normalise(text))
 
 
 def scripts_of(text: str) -> Counter[str]:

@@ -99,6 +99,7 @@ class TokenStore:
     Attributes:
         token_ids: [T] int32.
         text_offsets: [U + 1] int64 into `token_ids`.
+        text_identities: [U] uint64, the same for texts that differ in case, spacing, Unicode form or prompt alone.
         row_texts: text ids of all rows; a row is its query, its positives, its negatives.
         row_offsets: [N + 1] int64 into `row_texts`.
         row_positives: [N] int32, positives of each row.
@@ -116,6 +117,7 @@ class TokenStore:
 
     token_ids: np.ndarray
     text_offsets: np.ndarray
+    text_identities: np.ndarray
     row_texts: np.ndarray
     row_offsets: np.ndarray
     row_positives: np.ndarray
@@ -166,6 +168,11 @@ class TokenStore:
         return self.known_positives[self.known_offsets[query] : self.known_offsets[query + 1]]
 
     @cached_property
+    def forms(self) -> np.ndarray:
+        """[U] number of each text, the same where `text_identities` are."""
+        return np.unique(self.text_identities, return_inverse=True)[1].astype(np.int32).ravel()
+
+    @cached_property
     def checksum(self) -> str:
         """Of tokens and rows, to know the data again (CRC-32: against mistakes, not against malice)."""
         value = self.tokens_crc
@@ -201,7 +208,7 @@ def load_store(folder: Path) -> TokenStore:
     """The store that a folder holds."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     rows = ("texts", "offsets", "positives", "lines", "sources", "sets", "scores", "grades")
-    names = ("text_offsets", *(f"row_{name}" for name in rows))
+    names = ("text_offsets", "text_identities", *(f"row_{name}" for name in rows))
     arrays = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*names, "known_offsets", "known_positives")
     }

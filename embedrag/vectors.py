@@ -1,9 +1,9 @@
-"""Vectors of a corpus, kept on the disk and mapped: they are computed once for a model and its texts."""
+"""Vectors of a corpus, at length 1, kept on the disk and mapped: they are computed once for a model and its texts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from tqdm import tqdm
 from embedrag.encoder import Encoder
 from embedrag.errors import RunError, UserError
 from embedrag.files import write_vectors
+
+BLOCK = 16_384  # vectors that are looked at together
+TOLERANCE = 1e-3  # of a squared length
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -29,7 +32,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 
 def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Path) -> tuple[np.ndarray, bool]:
-    """Vectors of texts, as the model gives them.
+    """Vectors of texts, each of length 1.
 
     Args:
         encoder: the model.
@@ -42,18 +45,19 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Pat
 
     Raises:
         UserError: when the file there is not what this model would write.
-        RunError: when it can't be written.
+        RunError: when it can't be written, or the model gives a vector that has no direction.
     """
-    digest = hashlib.sha256(f"{fingerprint(encoder)}|{role}|{len(texts)}".encode())
+    digest = hashlib.sha256(f"{fingerprint(encoder)}|{role}|{len(texts)}|length 1".encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
     path = cache / f"vectors-{digest.hexdigest()[:24]}.npy"
     shape = (len(texts), encoder.dimension)
     found = path.exists()
     if not found:
-        _write(path, encoder, texts, role, shape)
+        with tqdm(total=len(texts), unit="text", desc="corpus", dynamic_ncols=True, leave=False) as bar:
+            write_vectors(path, _directions(encoder.blocks(texts, role, bar.update)), shape)
     try:
-        vectors: np.ndarray = np.load(path, mmap_mode="r")
+        vectors: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it, and it is written anew") from None
     if vectors.shape != shape or vectors.dtype != np.float32:
@@ -61,12 +65,27 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Pat
             f"{path}: holds {vectors.dtype} {list(vectors.shape)}, and this model and corpus give float32 "
             f"{list(shape)}; remove it, and it is written anew"
         )
+    for start in range(0, len(vectors) if found else 0, BLOCK):
+        wrong = np.flatnonzero(~_of_length_one(vectors[start : start + BLOCK]))
+        if len(wrong):
+            raise UserError(
+                f"{path}: damaged (vector {start + wrong[0] + 1} is not of length 1); remove it, and it is written anew"
+            )
     return vectors, found
 
 
-def _write(path: Path, encoder: Encoder, texts: Sequence[str], role: str, shape: tuple[int, int]) -> None:
-    with tqdm(total=len(texts), unit="text", desc="corpus", dynamic_ncols=True, leave=False) as bar:
-        write_vectors(path, encoder.blocks(texts, role, bar.update), shape)
+def _directions(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        vectors = unit(block)
+        if not _of_length_one(vectors).all():
+            raise RunError("the model gives a vector of length 0, by which nothing can be ranked")
+        yield vectors
+
+
+def _of_length_one(vectors: np.ndarray) -> np.ndarray:
+    """[n] whether each is; never where one is not finite."""
+    close: np.ndarray = abs(np.einsum("nd,nd->n", vectors, vectors) - 1) < TOLERANCE
+    return close
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -42,8 +42,16 @@ LINES: list[tuple[str, set[str]]] = [
     ('{"query": "split", "pos": ["one"], "neg": ["x"]}', set()),
     ('{"query": "split", "pos": ["two"], "neg": ["one", "y"]}', {"other_positive", "repeated_query"}),
     ('{"query": "  EVAL\\u3000ｑuery", "pos": ["something"]}', {"leaked_query"}),
-    ('{"query": "eval query", "pos": ["Its  answer"]}', {"leaked_pair"}),
+    ('{"query": "eval query", "pos": ["Its  answer"]}', {"leaked_pair", "repeated_query"}),
     ('{"query": "연못", "pos": ["개구리"], "neg": ["백로"]}', set()),
+    (
+        '{"query": "lens", "pos": ["A  lens"], "neg": ["a LENS", "Ｌens", "n"]}',
+        {"own_positive", "query_is_negative"},
+    ),
+    ('{"query": "FROGS ", "pos": ["In\\u00a0ponds"], "neg": ["HERONS"]}', {"duplicate_row", "repeated_query"}),
+    ('{"query": "cafe\\u0301", "pos": ["Caf\\u00e9"]}', {"query_is_positive"}),
+    ('{"query": "Split", "pos": ["three"], "neg": ["ONE ", "z"]}', {"other_positive", "repeated_query"}),
+    ('{"query": "twice", "pos": ["p ", "P"], "neg": ["N", "n", "m"]}', {"doubled_positive", "doubled_negative"}),
 ]
 EVAL_ROW = {"query": "Eval Query", "pos": ["its answer", "in ponds"]}
 
@@ -97,7 +105,6 @@ def test_every_fault_is_found_at_its_line_and_nowhere_else(faulty: Path, evaluat
     expected = {kind: [f"{faulty}:{n}" for n, (_, has) in enumerate(LINES, 1) if kind in has] for kind in KINDS}
     found = {kind: [first["place"] for first in item["first"]] for kind, item in report["findings"].items()}
     assert set(expected) - set(found) == {"file"}, "the file should have one of every kind"
-    expected["repeated_query"] = [f"{faulty}:{n}" for n in (8, 15)]
     assert found == {kind: places for kind, places in expected.items() if places}
     assert {kind: item["rows"] for kind, item in report["findings"].items()} == {k: len(p) for k, p in found.items()}
     assert report["exit_code"] == 2
@@ -130,7 +137,7 @@ def test_near_misses_are_no_faults(write_jsonl, tmp_path: Path) -> None:
         {"query": "a", "pos": ["p"], "neg": ["n"]},
         {"query": "a", "pos": ["p"], "neg": ["m"]},  # other negatives: no duplicate
         {"query": "b", "pos": ["n"], "neg": ["p"]},  # positive of another query: a fine negative
-        {"query": "c", "pos": ["P"], "neg": ["p"]},  # texts differ by case
+        {"query": "c", "pos": ["p."], "neg": ["p", "c?", "co-op", "coop"]},  # texts differ by a sign
         {"query": "p", "pos": ["a"], "neg": []},
     ]
     report = report_of(tmp_path, write_jsonl(rows))
@@ -251,18 +258,20 @@ def test_mended_file_is_clean_and_keeps_what_was_right(faulty: Path, evaluation:
     assert rows["doubled"] == {"query": "doubled", "pos": ["p"], "neg": ["n", "m"]}
     assert rows["blank"]["neg"] == ["n1"]
     assert rows["same too"]["pos"] == ["other"]
+    assert rows["lens"] == {"query": "lens", "pos": ["A  lens"], "neg": ["n"]}
+    assert rows["Split"]["neg"] == ["z"] and rows["twice"]["pos"] == ["p "] and rows["twice"]["neg"] == ["N", "m"]
     assert rows["split"] == {"query": "split", "pos": ["two"], "neg": ["y"]}
     assert rows["연못"]["pos"] == ["개구리"] and "개구리" in out.read_text(encoding="utf-8")
     assert report["fixed"] == {
-        "written": 10,
+        "written": 13,
         "unreadable": 4,
         "leaking": 2,
-        "query_only": 1,
-        "repeated": 1,
-        "positives": 3,
-        "negatives": 5,
+        "query_only": 2,
+        "repeated": 2,
+        "positives": 4,
+        "negatives": 9,
     }
-    assert f"fixed: 10 rows in {out}" in capsys.readouterr().out
+    assert f"fixed: 13 rows in {out}" in capsys.readouterr().out
     again = report_of(tmp_path, out, "--eval", evaluation)
     assert (again["exit_code"], kinds(again)) == (0, set())
     assert [path.name for path in out.parent.iterdir()] == ["clean.jsonl"]
@@ -274,7 +283,7 @@ def test_clean_file_is_written_as_it_was(rows, write_jsonl, tmp_path: Path) -> N
     assert out.read_bytes() == path.read_bytes()
 
 
-WORDS = st.sampled_from(["a", "b", "c", " ", "A", "", "a "])
+WORDS = st.sampled_from(["a", "b", "c", " ", "A", "", "a ", "\u00e9", "e\u0301"])
 ANY = st.one_of(
     st.fixed_dictionaries(
         {"query": WORDS, "pos": st.one_of(WORDS, st.lists(WORDS, max_size=3))},
@@ -539,6 +548,19 @@ def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
     assert line.endswith("embedrag check shows them")
 
 
+def test_start_of_a_training_compares_as_check_does(tmp_path: Path) -> None:
+    from embedrag.build import open_store
+    from embedrag.data import _data_lines
+
+    path = tmp_path / "rows.jsonl"
+    rows = [{"query": "a", "pos": ["b"], "neg": ["c"]}, {"query": "A ", "pos": ["B"], "neg": ["C"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    prompts = [("query: ", "passage: ")]
+    store, _ = open_store([str(path)], lambda _, texts: [[1]] * len(texts), "key", tmp_path / "cache", prompts)
+    assert "rows that repeat an earlier row: 1;" in list(_data_lines(store, found=False, stream=False))[-1]
+    assert len(store.forms) == 6 and len(set(store.forms)) == 3
+
+
 def test_every_kind_has_a_level_and_words() -> None:
     assert {level for level, _ in KINDS.values()} == {"error", FAULT, NOTE}
 
@@ -566,3 +588,18 @@ def test_scores_of_a_teacher_stay_with_their_texts_when_rows_are_mended(tmp_path
     assert main(["check", str(path), "--fix", str(fixed)]) == 1
     records = [record for _, record in read_records([str(fixed)])]
     assert [(record.neg, record.scores) for record in records] == [(("c",), (5, 2)), (("d",), ())]
+
+
+def test_scores_and_grades_go_with_the_blank_positives_they_are_of(tmp_path: Path) -> None:
+    row = {
+        "query": "q",
+        "pos": ["", "a", " ", "b"],
+        "neg": ["c"],
+        "teacher_scores": [9, 5, 8, 4, 1],
+        "grades": [1, 3, 1, 2],
+    }
+    path, fixed = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    assert check(path, "--fix", fixed) == 2
+    [(_, record)] = read_records([str(fixed)])
+    assert (record.pos, record.scores, record.grades) == (("a", "b"), (5, 4, 1), (3, 2))

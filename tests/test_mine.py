@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ import transformers
 
 from embedrag.bm25 import Bm25, words
 from embedrag.cli import main
-from embedrag.errors import UserError
-from embedrag.mine import Corpus, ceiling, identity, read_corpus
+from embedrag.errors import RunError, UserError
+from embedrag.mine import Corpus, ceiling, read_corpus
 from embedrag.records import read_records
 from embedrag.saved import load_encoder
-from embedrag.vectors import cached_vectors
+from embedrag.texts import identity
+from embedrag.vectors import cached_vectors, unit
 
 TOPICS = ["battery", "diode", "fuse", "relay", "coil", "lens", "valve", "motor"]
 
@@ -138,14 +140,41 @@ def test_corpus_vectors_are_kept_for_the_model_and_its_texts(
     encoder = load_encoder(tiny_bert)
     texts = Corpus(read_corpus(str(corpus), "text")).texts
     vectors, found = cached_vectors(encoder, texts, "passage", cache)
-    assert found and np.array_equal(vectors, encoder.encode(texts, "passage"))
-    for path in cache.glob("vectors-*.npy"):
-        np.save(path, np.zeros((len(texts), 3), np.float32))
-    with pytest.raises(UserError, match=r"holds float32 \[64, 3\].*remove it"):
+    assert found and np.array_equal(vectors, unit(encoder.encode(texts, "passage")))
+
+
+DAMAGED: dict[str, tuple[Callable[[Path, np.ndarray], object], str]] = {
+    "other shape": (lambda path, good: np.save(path, good[:, :3]), r"holds float32 \[9, 3\]"),
+    "empty": (lambda path, good: path.write_bytes(b""), "damaged"),
+    "archive": (lambda path, good: np.savez(path.open("wb"), good), "damaged"),
+    "cut off": (lambda path, good: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
+    "not a number": (lambda path, good: np.save(path, np.where(np.arange(9) == 6, np.nan, good.T).T), r"vector 7 is"),
+    "zeros": (lambda path, good: np.save(path, good * (np.arange(9) < 8)[:, None]), r"vector 9 is not of length 1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_vectors_in_the_cache_are_named_by_their_file(damage: str, tiny_bert: str, cache: Path) -> None:
+    texts, encoder = [f"text {number}" for number in range(9)], load_encoder(tiny_bert, "cpu")
+    good = np.array(cached_vectors(encoder, texts, "passage", cache)[0])
+    [path] = cache.glob("vectors-*.npy")
+    spoil, message = DAMAGED[damage]
+    spoil(path, good)
+    with pytest.raises(UserError, match=f"{path.name}: .*{message}.*remove it"):
         cached_vectors(encoder, texts, "passage", cache)
 
 
-def test_cross_encoder_decides(rows: Path, corpus: Path, tmp_path: Path, minilm: str, tiny_bert: str) -> None:
+def test_vectors_without_a_direction_are_not_kept(tiny_bert: str, cache: Path, monkeypatch) -> None:
+    encoder = load_encoder(tiny_bert, "cpu")
+    monkeypatch.setattr(type(encoder), "blocks", lambda *_: iter([np.zeros((2, encoder.dimension), np.float32)]))
+    with pytest.raises(RunError, match="a vector of length 0"):
+        cached_vectors(encoder, ["a", "b"], "passage", cache)
+    assert not list(cache.iterdir())
+
+
+@pytest.fixture
+def judge(minilm: str, tmp_path: Path) -> tuple[Path, Any, Any]:
+    """Folder of a small cross-encoder, the model and its tokenizer."""
     folder = tmp_path / "judge"
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
     torch.manual_seed(0)
@@ -156,6 +185,11 @@ def test_cross_encoder_decides(rows: Path, corpus: Path, tmp_path: Path, minilm:
     model = transformers.BertForSequenceClassification(config).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder, model, tokenizer
+
+
+def test_cross_encoder_decides(rows: Path, corpus: Path, tmp_path: Path, judge, tiny_bert: str) -> None:
+    folder, model, tokenizer = judge
     more = ["--corpus", str(corpus), "--bm25", "--range", "0", "12", "--neg_nums", "4", "--device", "cpu"]
     mined = mine(rows, tmp_path / "out.jsonl", *more, "--score_with", str(folder), "--max_positive_ratio", "99")
     row = mined[0]
@@ -168,6 +202,22 @@ def test_cross_encoder_decides(rows: Path, corpus: Path, tmp_path: Path, minilm:
         main(["mine", "--train_dataset", str(rows), "--output", str(tmp_path / "x"), *more, "--score_with", tiny_bert])
         == 2
     )
+
+
+def test_cross_encoder_that_is_damaged_is_named(rows: Path, tmp_path: Path, judge, capsys) -> None:
+    folder, model, _ = judge
+    words = ["mine", "--train_dataset", str(rows), "--output", str(tmp_path / "x.jsonl"), "--bm25", "--range", "0", "9"]
+    words += ["--score_with", str(folder), "--device", "cpu"]
+    with torch.no_grad():
+        model.classifier.bias.fill_(torch.nan)
+    model.save_pretrained(folder)
+    assert main(words) == 1
+    assert "gives scores that are NaN" in capsys.readouterr().err
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:99])
+    assert main(words) == 2
+    assert f"--score_with {folder}: can't be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "x.jsonl").exists()
 
 
 def test_words_of_scripts_without_spaces_are_pairs() -> None:
@@ -200,9 +250,55 @@ def test_input_is_not_overwritten(rows: Path, capsys) -> None:
     assert rows.read_text() == before
 
 
-def test_row_that_finds_nothing_keeps_its_negatives_and_their_scores(tmp_path: Path, write_jsonl) -> None:
-    own = {"query": "which fuse", "pos": ["zzz"], "neg": ["old", "old", "older"], "teacher_scores": [3, 1, 1, 2]}
-    [row] = mine(write_jsonl([own]), tmp_path / "out.jsonl", "--bm25", "--range", "0", "20")
-    assert (row["neg"], row["teacher_scores"]) == (["old", "older"], [3, 1, 2])
-    [(_, record)] = read_records([str(tmp_path / "out.jsonl")])
-    assert record.scores == (3, 1, 2)
+def test_row_that_finds_nothing_keeps_what_is_wrong_of_its_negatives_and_no_scores(
+    tmp_path: Path, write_jsonl, capsys
+) -> None:
+    rows = [
+        {
+            "query": "which fuse",
+            "pos": ["zzz"],
+            "neg": ["old", "ZZZ ", "yyy", "older"],
+            "teacher_scores": [3, 1, 1, 1, 2],
+        },
+        {"query": "Which  FUSE", "pos": ["YYY"], "neg": ["zzz"], "teacher_scores": [3, 1]},
+    ]
+    first, second = mine(write_jsonl(rows), tmp_path / "out.jsonl", "--bm25", "--range", "0", "20")
+    assert first["neg"] == ["old", "older"] and "teacher_scores" not in first
+    assert second["neg"] == [] and second["teacher_scores"] == [0], "the score of its positive is a new one"
+    assert "2 rows found no negative and keep those they had, without scores" in capsys.readouterr().out
+    assert len(list(read_records([str(tmp_path / "out.jsonl")]))) == 2
+
+
+def test_passage_is_a_positive_behind_a_title_too(tmp_path: Path, write_jsonl) -> None:
+    text, other = "the fuse of type 2 carries 6 units", "the fuse of type 3 carries 6 units"
+    corpus = [{"title": title, "text": text} for title in ("Fuses", "Parts", "")] + [{"title": "", "text": other}]
+    path = write_jsonl(corpus, "corpus.jsonl")
+    rows = write_jsonl([{"query": "which fuse carries 6 units", "pos": [text.upper()]}])
+    more = ["--bm25", "--corpus", str(path), "--neg_nums", "9", "--range", "0", "9", "--max_positive_ratio", "99"]
+    [row] = mine(rows, tmp_path / "out.jsonl", *more)
+    assert row["neg"] == [other]
+
+
+def test_rows_of_tables_with_columns_of_several_shapes_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "query,pos,neg,anchor,positive,hard_negatives,note\n"
+        "which fuse,red fuse,a fuse,,,,x\n"
+        ',,,which relay,blue relay,"[""red relay""]",\n'
+    )
+    first, second = mine(path, tmp_path / "out.jsonl", "--bm25", "--range", "0", "9")
+    assert (first["query"], first["pos"], first["neg"]) == ("which fuse", ["red fuse"], ["a fuse"])
+    assert (second["query"], second["pos"], second["neg"]) == ("which relay", ["blue relay"], ["red relay"])
+    assert set(first) == {"query", "pos", "neg", "note"}
+
+
+def test_further_keys_of_any_kind_are_written(tmp_path: Path) -> None:
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    table = {"query": ["which fuse"], "pos": [["red fuse"]], "neg": [["a fuse"]], "day": [datetime.date(2024, 2, 29)]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
+    [row] = mine(tmp_path / "rows.parquet", tmp_path / "out.jsonl", "--bm25", "--range", "0", "9")
+    assert row["day"] == "2024-02-29" and row["neg"] == ["a fuse"]

@@ -15,6 +15,7 @@ import pytest
 from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError
+from embedrag.loop import Trainer
 from embedrag.records import read_records
 from embedrag.split import held_out_set, hold_out
 from embedrag.state import BEST, checkpoints
@@ -86,6 +87,38 @@ def test_neither_a_held_out_query_nor_its_passage_is_trained_on_as_a_pair(
     assert len(data.passages) == len({text for record in records for text in (*record.pos, *record.neg)})
 
 
+def test_rows_that_differ_in_case_spacing_or_unicode_form_stay_together(
+    write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rows 3i and 3i+1 share a query, 3i and 3i+2 a positive, all in other letters."""
+    rows = []
+    for i in range(30):
+        rows += [
+            {"query": f"what is caf\u00e9 {i}", "pos": [f"a place {i}"]},
+            {"query": f"What  is CAFE\u0301 {i} ", "pos": [f"a bar {i}"]},
+            {"query": f"what is bar {i}", "pos": [f"A  Place \uff11{i}", f"A  Place {i}"]},
+        ]
+    store = store_of(write_jsonl(rows), tmp_path / "cache")
+    _, held = hold_out(store, 0.2, seed=1)
+    assert len(held) == 18 and np.array_equal(held.reshape(6, 3) // 3, np.repeat(held[::3] // 3, 3).reshape(6, 3))
+
+
+def test_training_on_what_is_scored_is_said(
+    tiny_bert: str, data: Path, write_jsonl: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    evaluation = [
+        {"query": rows[0]["query"].upper(), "pos": rows[0]["pos"]},
+        {"query": "another", "pos": rows[1]["pos"], "neg": rows[2]["pos"]},
+    ]
+    for number, (name, part) in enumerate({"shared": evaluation, "other": [{"query": "new", "pos": ["new"]}]}.items()):
+        more = ["--eval_dataset", str(write_jsonl(part, f"{name}.jsonl")), "--dry_run"]
+        assert main(words(tiny_bert, data, tmp_path / name, *more)) == 0
+        said = capsys.readouterr().out
+        assert ("1 training rows have one of its queries, 2 a passage that answers one" in said) == (number == 0)
+        assert ("training rows" in said) == (number == 0)
+
+
 def test_rows_that_hang_together_cannot_be_split(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     store = store_of(write_jsonl([{"query": f"q{i}", "pos": ["the same"]} for i in range(9)]), tmp_path)
     with pytest.raises(UserError, match="--eval_split 0.2: of 9 rows 0 could be held out"):
@@ -133,6 +166,27 @@ def test_run_ends_early_without_patience_is_then_complete_and_goes_on_with_more(
     assert [row["num_steps"] for row in log(output)["epoch_logs"]] == [5, 5]
     assert "stopped_early" not in log(output)["training_summary"]
     assert "ended early" not in capsys.readouterr().out
+
+
+def test_run_that_was_killed_behind_its_early_end_is_not_trained_on(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--eval_dataset", str(data), "--eval_steps", "1", "--epochs", "2", "--early_stopping_patience", "2"]
+    early = words(tiny_bert, data, tmp_path / "out", *more, "--metric_for_best", "recall@100")
+
+    def killed(_: Trainer) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Trainer, "_finish", killed)
+        main(early)
+    assert not (tmp_path / "out" / "final").exists()
+    assert main([*early, "--resume", "auto"]) == 0
+    found = log(tmp_path / "out")
+    assert [row["global_step"] for row in found["eval_logs"]] == [0, 1, 2, 3]
+    assert [row["global_step"] for row in found["step_logs"]] == [1, 2, 3]
+    assert [row["num_steps"] for row in found["epoch_logs"]] == [3]
+    assert found["training_summary"]["stopped_early"] is True and (tmp_path / "out" / "final").is_dir()
 
 
 def test_best_state_comes_along_into_another_folder(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -48,3 +50,14 @@ def test_faiss_finds_the_same_and_its_mistakes_are_explained() -> None:
     assert np.array_equal(numbers, slowly(queries, passages, 4)) and (np.diff(scores) <= 0).all()
     with pytest.raises(UserError, match="--faiss_index Flut"):
         search_faiss(queries, [passages], 4, "Flut")
+
+
+def test_wrong_name_of_an_index_is_told_before_passages_are_asked_for() -> None:
+    pytest.importorskip("faiss")
+
+    def encoded() -> Iterator[np.ndarray]:
+        raise AssertionError("a passage was encoded")
+        yield
+
+    with pytest.raises(UserError, match="--faiss_index Flut"):
+        search_faiss(np.eye(4, dtype=np.float32), encoded(), 4, "Flut")
