@@ -10,9 +10,12 @@ from pydantic import (
     model_validator,
 )
 
-from embedrag.fields import Device, Options, TextList, as_list, option, whole_number
+from embedrag.fields import Device, Dtype, Options, TextList, as_list, option, whole_number
 
 Precision = Literal["float32", "int8", "binary"]
+HALF = (
+    "precision of the computation; auto: bfloat16 or float16 on a GPU, several times as fast, vectors of three digits"
+)
 
 
 class MergeOptions(Options):
@@ -63,6 +66,7 @@ class EncodeOptions(Options):
     base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="encode")
     field: str = option("text", "key or column that holds the text", group="encode", min_length=1)
     device: Device = option("auto", "where to compute", group="encode")
+    dtype: Dtype = option("float32", HALF, group="encode")
     overwrite: bool = option(False, "replace the output file", group="encode")
     trust_remote_code: bool = option(False, "run Python code that comes with the model", group="encode")
 
@@ -146,6 +150,7 @@ class EvaluateOptions(Options):
     output: str | None = option(None, "JSON file for the result", group="evaluate", min_length=1)
     html: str | None = option(None, "HTML page for the result, with plots", group="evaluate", min_length=1)
     device: Device = option("auto", "where to compute", group="evaluate")
+    dtype: Dtype = option("float32", HALF, group="evaluate")
     overwrite: bool = option(False, "replace the files", group="evaluate")
     trust_remote_code: bool = option(False, "run Python code that comes with the models", group="evaluate")
 
@@ -170,6 +175,7 @@ class MtebOptions(Options):
         None, "folder for mteb's JSON; tasks that it holds of this very model are not run again", group="mteb"
     )
     device: Device = option("auto", "where to compute", group="mteb")
+    dtype: Dtype = option("float32", HALF, group="mteb")
     trust_remote_code: bool = option(False, "run Python code that comes with the models", group="mteb")
 
 
@@ -207,6 +213,7 @@ class MineOptions(Options):
         None, "where vectors of corpora are kept; left out: $EMBEDRAG_CACHE or ~/.cache/embedrag", group="mine"
     )
     device: Device = option("auto", "where to compute", group="mine")
+    dtype: Dtype = option("float32", HALF, group="mine")
     overwrite: bool = option(False, "replace the output file", group="mine")
     trust_remote_code: bool = option(False, "run Python code that comes with the model", group="mine")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from embedrag.contradictions import contradictions
-from embedrag.fields import Device, Options, SourceList, as_list, lower, option, whole_number
+from embedrag.fields import Device, Dtype, Options, SourceList, as_list, lower, option, whole_number
 from embedrag.recipes import RECIPES
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -282,7 +282,7 @@ class TrainOptions(Options):
     # Machine
     device: Device = option("auto", "where to compute", group="machine", nested="device")
     use_cpu: bool = option(False, "the same as --device cpu", group="machine")
-    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(lower)] = option(
+    dtype: Dtype = option(
         "auto",
         "precision of the computation; auto: bfloat16 where the GPU has it, or the CPU is faster with it",
         group="machine",

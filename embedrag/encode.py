@@ -37,7 +37,7 @@ def run(options: EncodeOptions) -> int:
     if not count:
         raise UserError(f"--input {source}: no texts in it")
     encoder = load_encoder(
-        options.model, options.device, base_name=options.base_model_path, trust_remote_code=options.trust_remote_code
+        options.model, options.device, options.dtype, options.base_model_path, options.trust_remote_code
     )
     if options.dim and options.dim > encoder.dimension:
         raise UserError(f"--dim {options.dim}: the model's vectors have {encoder.dimension} components")

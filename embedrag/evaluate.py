@@ -39,14 +39,14 @@ def run(options: EvaluateOptions) -> int:
     general = load_set(options.general_data, flag="--general_data") if options.general_data else None
     left_out = f"; {data.skipped:,} queries without a relevant passage are left out" if data.skipped else ""
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
-    trusted = options.trust_remote_code
-    encoder = load_encoder(options.model, options.device, base_name=options.base_model_path, trust_remote_code=trusted)
+    of_both = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+    encoder = load_encoder(options.model, options.device, base_name=options.base_model_path, **of_both)
     tuned = score(encoder, data, options.k, "model", options.faiss_index, forms=_forms(options, encoder.dimension))
     tuned_general = score(encoder, general, options.k, "model, general") if general else None
     del encoder
     base = base_general = None
     if options.baseline:
-        encoder = load_encoder(options.baseline, options.device, trust_remote_code=trusted)
+        encoder = load_encoder(options.baseline, options.device, **of_both)
         base = score(encoder, data, options.k, "baseline", options.faiss_index)
         base_general = score(encoder, general, options.k, "baseline, general") if general else None
     result: dict[str, Any] = {"model": options.model, "data": options.data}

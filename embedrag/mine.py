@@ -223,6 +223,7 @@ def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[Record], int]
     encoder = load_encoder(
         options.model or "",
         options.device,
+        options.dtype,
         base_name=options.base_model_path,
         trust_remote_code=options.trust_remote_code,
     )

@@ -246,7 +246,7 @@ def run(options: MtebOptions) -> int:
     models = [(options.model, options.base_model_path)] + ([(options.baseline, None)] if options.baseline else [])
     for name, base in models:
         left = [task for task in tasks if task.metadata.name not in problems]
-        encoder = load_encoder(name, options.device, base_name=base, trust_remote_code=options.trust_remote_code)
+        encoder = load_encoder(name, options.device, options.dtype, base, options.trust_remote_code)
         found, wrong = score(MtebModel(encoder, name), left, cache)
         del encoder  # before the next one is loaded
         scores.append(found)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from embedrag.fields import Device, Options, option
+from embedrag.fields import Device, Dtype, Options, option
 
 
 class ServeOptions(Options):
@@ -36,7 +36,7 @@ class ServeOptions(Options):
         4096, "texts that are waiting or at work; a request that would exceed it gets status 429", group="serve", ge=1
     )
     device: Device = option("auto", "where to compute", group="serve")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
+    dtype: Dtype = option(
         "float32", "precision of the computation (torch); auto: bfloat16 on GPUs that have it", group="serve"
     )
     trust_remote_code: bool = option(False, "run Python code that comes with the model", group="serve")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from embedrag import attention
 from embedrag.backbone import product_dtype
 from embedrag.cli import main
+from embedrag.errors import UserError
 from embedrag.optimize import Optimization
 from embedrag.saved import load_encoder
 
@@ -102,3 +105,26 @@ def test_float16_goes_on_after_a_skipped_step_and_tells_one_that_overflowed(fuse
         optimization.optimizer.zero_grad()
     assert applied == [(True, False), (False, False), (True, True)]
     assert scaler.get_scale() == 4.0
+
+
+@pytest.mark.parametrize("command", ["encode", "evaluate", "mine", "mteb"])
+def test_commands_compute_in_the_precision_asked_for(
+    command: str, tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("embedrag.mteb_model" if command == "mteb" else f"embedrag.{command}")
+    real, seen = module.load_encoder, []
+
+    def spy(*arguments: Any, **keywords: Any) -> Any:
+        seen.append(real(*arguments, **keywords).dtype)
+        raise UserError("seen")
+
+    monkeypatch.setattr(module, "load_encoder", spy)
+    output = str(tmp_path / "out.npy")
+    words = {
+        "encode": ["--input", str(data), "--field", "query", "--output", output],
+        "evaluate": ["--data", str(data)],
+        "mine": ["--train_dataset", str(data), "--output", output],
+        "mteb": ["--tasks", "NanoSciFactRetrieval"],
+    }
+    assert main([command, "--model", tiny_bert, "--dtype", "bfloat16", "--device", "cpu", *words[command]]) == 2
+    assert seen == [torch.bfloat16]
