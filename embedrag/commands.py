@@ -13,9 +13,7 @@ from pydantic import (
 from embedrag.fields import Device, Dtype, Options, TextList, as_list, option, whole_number
 
 Precision = Literal["float32", "int8", "binary"]
-HALF = (
-    "precision of the computation; auto: bfloat16 or float16 on a GPU, several times as fast, vectors of three digits"
-)
+HALF = "precision of the computation; auto: bfloat16 on GPUs that have it, else float16 there; float32 elsewhere"
 
 
 class MergeOptions(Options):

@@ -39,7 +39,7 @@ def run(options: EvaluateOptions) -> int:
     general = load_set(options.general_data, flag="--general_data") if options.general_data else None
     left_out = f"; {data.skipped:,} queries without a relevant passage are left out" if data.skipped else ""
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
-    of_both = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+    of_both: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
     encoder = load_encoder(options.model, options.device, base_name=options.base_model_path, **of_both)
     tuned = score(encoder, data, options.k, "model", options.faiss_index, forms=_forms(options, encoder.dimension))
     tuned_general = score(encoder, general, options.k, "model, general") if general else None
