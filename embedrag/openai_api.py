@@ -73,6 +73,18 @@ def read_embeddings_request(raw: bytes) -> EmbeddingsRequest:
     return check_request(EmbeddingsRequest, read_object(raw))
 
 
+def answer_bytes(texts: int, components: int, encoding_format: str) -> int:
+    """Bytes of an answer at most, but for the model's name.
+
+    Args:
+        texts: vectors in it.
+        components: of a vector.
+        encoding_format: `float` or `base64`.
+    """
+    each = 6 if encoding_format == "base64" else 16  # -0.000012345678 and a comma
+    return 256 + texts * (64 + each * components)
+
+
 def embeddings_body(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int, model: str) -> bytes:
     """The answer to a request.
 

@@ -2,7 +2,8 @@
 
 The event loop reads and admits; one helper thread tokenises and writes answers; one thread has the model
 (`embedrag.batching`). All counts are of the event loop alone, so there are no locks. What a client can make the server
-hold is bounded: texts and bytes have a room of fixed size, and who finds it full is told to come again (429).
+hold is bounded: texts and bytes have a room of fixed size, and who finds it full is told to come again (429). A request
+keeps its bytes until its answer has left, for a client may be slow to read.
 """
 
 from __future__ import annotations
@@ -24,20 +25,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedrag import __version__
 from embedrag.batching import Batcher
+from embedrag.connections import BACKLOG, KEEP_ALIVE_SECONDS, LINGER_SECONDS, READ_SECONDS, limited_connection
 from embedrag.device import give_memory_back
 from embedrag.encoder import Embedder
 from embedrag.errors import UserError
-from embedrag.openai_api import ApiError, EmbeddingsRequest, embeddings_body, models_body, read_embeddings_request
+from embedrag.openai_api import (
+    ApiError,
+    EmbeddingsRequest,
+    answer_bytes,
+    embeddings_body,
+    models_body,
+    read_embeddings_request,
+)
 from embedrag.service import MAX_CHARACTERS, TooLargeError
 from embedrag.telemetry import Telemetry
 
 MAX_BYTES = 8 * MAX_CHARACTERS  # of one request; an escaped character takes six
 MAX_HELD_BYTES = 16 * MAX_BYTES
 TRIM_SECONDS = 5
-READ_SECONDS = 30  # for a request's body
-KEEP_ALIVE_SECONDS = 75  # of an idle connection
-LINGER_SECONDS = 10  # for answers that are being sent when the server stops
 ROUTES = ("/v1/embeddings", "/v1/models", "/health", "/metrics")
+TAKE = "embedrag.take"  # in a request's scope: takes of the room for bytes
 GONE = 499  # the client went away; nobody reads the answer
 JSON = "application/json"
 T = TypeVar("T")
@@ -78,6 +85,7 @@ class Service:
 
     Attributes:
         state: `loading`, `ready` or `stopping`.
+        bytes: room for bodies and answers.
         telemetry: its figures.
     """
 
@@ -93,10 +101,11 @@ class Service:
         self._name = name
         self._names = (None, name, also_known_as)
         self._since = int(time.time())
-        self._texts, self._bytes = Room(max_queue), Room(MAX_HELD_BYTES)
+        self._texts, self.bytes = Room(max_queue), Room(MAX_HELD_BYTES)
         self.telemetry = Telemetry(lambda: self._texts.used)
         self._helper = ThreadPoolExecutor(1, "helper")
         self._trimmed = 0.0
+        self._reading: set[asyncio.Future[bytes]] = set()
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -104,12 +113,15 @@ class Service:
     def open(self, encoder: Embedder, max_batch_tokens: int) -> None:
         """Begin to answer."""
         self._encoder = encoder
+        self.bytes.limit += answer_bytes(self._texts.limit, encoder.dimension, "float")
         self._batcher = Batcher(encoder.vectors, max_batch_tokens, self._after_batch)
         self.state = "ready"
 
     async def close(self) -> None:
         """Take no more requests, and finish those that run."""
         ready, self.state = self.state == "ready", "stopping"
+        for reading in self._reading:
+            reading.cancel()
         await self._idle.wait()
         if ready:
             await asyncio.to_thread(self._batcher.close)
@@ -118,8 +130,12 @@ class Service:
         """Body of /v1/models."""
         return models_body(self._name, self._since)
 
-    async def embeddings(self, request: Request) -> bytes:
+    async def embeddings(self, request: Request, take_bytes: Callable[[int], bool]) -> bytes:
         """Body of the answer to /v1/embeddings.
+
+        Args:
+            request: as it came.
+            take_bytes: takes of `bytes` for the request's body and for the answer's.
 
         Raises:
             ApiError: when there is none, for whatever reason that the client should know.
@@ -127,16 +143,16 @@ class Service:
             ClientDisconnect: when nobody waits for it any more.
         """
         self._check_open()
-        with self._bytes.part() as take_bytes, self._texts.part() as take_texts:
-            try:
-                body = await asyncio.wait_for(self._read(request, take_bytes), READ_SECONDS)
-            except asyncio.TimeoutError:
-                raise ApiError(408, f"the request did not arrive within {READ_SECONDS} seconds", "timeout") from None
-            self._check_open()
-            asked = read_embeddings_request(body)
-            self._check(asked)
-            if not take_texts(len(asked.texts)):
+        body = await self._body(request, take_bytes)
+        self._check_open()
+        asked = read_embeddings_request(body)
+        self._check(asked)
+        count, components = len(asked.texts), asked.dimensions or self._encoder.dimension
+        with self._texts.part() as take_texts:
+            if not take_texts(count):
                 raise self._busy(f"{self._texts.used:,} texts are waiting; at most {self._texts.limit:,} may")
+            if not take_bytes(answer_bytes(count, components, asked.encoding_format)):
+                raise self._busy("too many large answers are being sent")
             self._running += 1
             self._idle.clear()
             try:
@@ -174,6 +190,20 @@ class Service:
         self.telemetry.texts.inc(len(asked.texts))
         self.telemetry.tokens.inc(tokens)
         return answer
+
+    async def _body(self, request: Request, take: Callable[[int], bool]) -> bytes:
+        """The request's body, if it arrives in time and before the server stops."""
+        reading = asyncio.ensure_future(self._read(request, take))
+        self._reading.add(reading)
+        try:
+            return await asyncio.wait_for(reading, READ_SECONDS)
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"the request did not arrive within {READ_SECONDS} seconds", "timeout") from None
+        except asyncio.CancelledError:
+            self._check_open()  # `close` cancels too, and its clients are to hear why
+            raise
+        finally:
+            self._reading.discard(reading)
 
     async def _read(self, request: Request, take: Callable[[int], bool]) -> bytes:
         length = request.headers.get("content-length", "0")
@@ -218,11 +248,12 @@ def make_app(service: Service, api_key: str | None) -> ASGIApp:
         api_key: that /v1 asks for; None: nothing is asked for.
     """
     app = FastAPI(title="EmbedRAG", version=__version__)
-    expected = f"Bearer {api_key}".encode()
 
     async def check_key(request: Request) -> None:
-        given = dict(request.scope["headers"]).get(b"authorization", b"")
-        if api_key is not None and not hmac.compare_digest(given, expected):
+        if api_key is None:
+            return
+        scheme, _, given = dict(request.scope["headers"]).get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(b" "), api_key.encode()):
             raise ApiError(401, "wrong or missing API key: send Authorization: Bearer KEY", "invalid_api_key")
 
     schema = EmbeddingsRequest.model_json_schema()
@@ -230,7 +261,7 @@ def make_app(service: Service, api_key: str | None) -> ASGIApp:
 
     @app.post("/v1/embeddings", dependencies=[Depends(check_key)], openapi_extra=described)
     async def embeddings(request: Request) -> Response:
-        return Response(await service.embeddings(request), media_type=JSON)
+        return Response(await service.embeddings(request, request.scope[TAKE]), media_type=JSON)
 
     @app.get("/v1/models", dependencies=[Depends(check_key)])
     async def models() -> Response:
@@ -247,28 +278,34 @@ def make_app(service: Service, api_key: str | None) -> ASGIApp:
 
     for kind in (ApiError, UserError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, _refusal)
-    return Counted(app, service.telemetry)
+    return Counted(app, service)
 
 
 class Counted:
-    """An application, and its answers counted."""
+    """An application, and its answers counted; what a request takes of the bytes is given back when it is answered."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._telemetry = telemetry
+        self._bytes = service.bytes
+        self._telemetry = service.telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, and count when it is over."""
+        """Pass on, and count when the answer has left, or the client has."""
         status, start = GONE, time.monotonic()
 
         async def counting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif not message.get("more_body"):
+                # The server takes a message at once, and the one after it when the client has read (nearly) all.
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
             await send(message)
 
         try:
-            await self._app(scope, receive, counting)
+            with self._bytes.part() as take:
+                await self._app({**scope, TAKE: take}, receive, counting)
         finally:
             route = scope["path"] if scope["path"] in ROUTES else "other"
             self._telemetry.requests.labels(route, str(status)).inc()
@@ -295,8 +332,10 @@ def make_server(app: ASGIApp) -> Server:
             log_level="warning",
             access_log=False,
             server_header=False,
+            http=limited_connection(),
+            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=LINGER_SECONDS,
+            timeout_graceful_shutdown=LINGER_SECONDS + 1,  # then uvicorn cancels, with a traceback
         )
     )
 

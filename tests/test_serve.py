@@ -27,6 +27,7 @@ from embedrag import server as server_module
 from embedrag.cli import main
 from embedrag.contract import Contract
 from embedrag.encoder import Encoder
+from embedrag.openai_api import EmbeddingsRequest, answer_bytes, embeddings_body
 from embedrag.saved import load_encoder
 from embedrag.serve import _listen
 from embedrag.server import MAX_BYTES, Room, Service, make_app
@@ -191,6 +192,12 @@ def test_wrong_key_is_refused_and_so_is_none(server: Running) -> None:
         assert "Bearer" in refusal(response, 401)
         assert response.headers["www-authenticate"] == "Bearer"
     assert httpx.get(f"{server.url}/models").status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["bearer ", "BEARER  "])
+def test_scheme_of_the_key_may_have_any_case_and_the_key_may_not(scheme: str, server: Running) -> None:
+    assert server.post('{"input": "a"}', Authorization=scheme + KEY).status_code == 200
+    assert server.post('{"input": "a"}', Authorization=scheme + KEY.upper()).status_code == 401
 
 
 BAD = [
@@ -380,6 +387,16 @@ def test_failing_model_is_a_server_error_and_the_next_request_is_answered(
     service.open(encoder, 100)
     assert refusal(ask(service, json={"input": ["a", "long " * 60]}), 500) == "the model fails on this request"
     assert ask(service, json={"input": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (40, 257)])
+def test_answer_is_never_longer_than_the_room_it_takes(shape: tuple[int, int], encoding_format: Any) -> None:
+    draw = np.random.default_rng(0)
+    request = EmbeddingsRequest(input=["a"] * shape[0], encoding_format=encoding_format, normalize=False)
+    for vectors in (-(2.0 ** draw.uniform(-120, 120, shape)), -draw.random(shape) * 1e-4, -draw.random(shape)):
+        body = embeddings_body(request, vectors.astype(np.float32), 10**12, "m")
+        assert len(body) <= answer_bytes(*shape, encoding_format)
 
 
 def test_room_is_given_back_and_never_exceeded() -> None:
