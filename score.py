@@ -24,8 +24,8 @@ def init() -> None:
     encoder = load_encoder(str(find_model(Path(os.environ.get("AZUREML_MODEL_DIR", ".")))))
 
 
-def run(raw_data: str | bytes | dict[str, Any]) -> Any:
-    """Answer one request."""
+def run(raw_data: Any) -> Any:
+    """Answer one request, an object or JSON of one."""
     try:
         return {"embeddings": embed(encoder, read_request(raw_data)).tolist()}
     except UserError as error:

@@ -10,7 +10,7 @@ import json
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, FailFast, Field
 
 from embedrag.service import Request, check_request, read_object
 
@@ -58,7 +58,7 @@ class EmbeddingsRequest(Request):
 
     texts_key: ClassVar[str] = "input"
 
-    texts: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, alias="input")]
+    texts: Annotated[list[str], FailFast(), BeforeValidator(_as_texts), Field(min_length=1, alias="input")]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from embedrag.encoder import Embedder
-from embedrag.errors import UserError
+from embedrag.errors import UserError, near_miss
 from embedrag.views import View
 
 MAX_TEXTS = 2048
 MAX_CHARACTERS = 1 << 20  # of one request
 ROLES = {"query": "query", "document": "passage", "passage": "passage"}
+SHOWN = 100  # characters of a key, in messages
 MODEL_FILES = ("modules.json", "adapter_config.json", "config.json")
 
 
@@ -41,7 +42,8 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     texts_key: ClassVar[str] = "texts"
 
-    texts: Annotated[list[str], Field(min_length=1)]
+    # Without FailFast each wrong item would be an error of its own, a kilobyte for two bytes of the request.
+    texts: Annotated[list[str], FailFast(), Field(min_length=1)]
     prompt_name: Literal["query", "document", "passage"] = "document"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     normalize: bool = True
@@ -62,13 +64,21 @@ class Request(BaseModel):
         return form.stored(vectors) if self.normalize else form.of(vectors)
 
 
+class NestedRequest(Request):
+    """A request whose texts came as `{"inputs": {"data": […]}}`; errors name them so."""
+
+    texts_key: ClassVar[str] = "inputs.data"
+
+    texts: Annotated[list[str], FailFast(), Field(min_length=1, alias="inputs.data")]
+
+
 Kind = TypeVar("Kind", bound=Request)
 
 
-def read_object(raw: str | bytes) -> dict[str, Any]:
-    """A JSON object; UserError for anything else."""
+def read_object(raw: Any) -> dict[str, Any]:
+    """An object, or JSON of one; UserError for anything else."""
     try:
-        data = json.loads(raw)
+        data = json.loads(raw) if isinstance(raw, (str, bytes, bytearray)) else raw
     except (ValueError, RecursionError) as error:
         raise UserError(f"the request is not JSON ({error})") from None
     if not isinstance(data, dict):
@@ -87,6 +97,12 @@ def check_request(kind: type[Kind], data: dict[str, Any]) -> Kind:
         TooLargeError: for too many texts or characters.
         UserError: for anything else that is wrong; the message is for who sent it.
     """
+    known = [field.alias or name for name, field in kind.model_fields.items()]
+    unknown = [key for key in data if key not in known]
+    if unknown:
+        shown = [key[:SHOWN] for key in unknown[:5]]
+        hint = near_miss(shown[0], known) or f"; there are {', '.join(known)}"
+        raise UserError(f"{', '.join(shown)}: no such field{hint}")
     try:
         request = kind.model_validate(data)
     except ValidationError as error:
@@ -107,8 +123,11 @@ def check_request(kind: type[Kind], data: dict[str, Any]) -> Kind:
     return request
 
 
-def read_request(raw: str | bytes | dict[str, Any]) -> Request:
+def read_request(raw: Any) -> Request:
     """Read `{"texts": […]}` or Azure's `{"inputs": {"data": […]}}`, each perhaps with further fields of `Request`.
+
+    Args:
+        raw: an object, or JSON of one.
 
     Raises:
         UserError: when it is no such request; the message is for who sent it.
@@ -116,13 +135,17 @@ def read_request(raw: str | bytes | dict[str, Any]) -> Request:
     >>> read_request('{"inputs": {"data": ["a"]}, "prompt_name": "query"}').texts
     ['a']
     """
-    data = raw if isinstance(raw, dict) else read_object(raw)
-    if "inputs" in data:
-        inputs = data["inputs"]
-        if "texts" in data or not isinstance(inputs, dict) or "data" not in inputs:
-            raise UserError('the request must have "texts", or {"inputs": {"data": […]}}, and not both')
-        data = {key: value for key, value in data.items() if key != "inputs"} | {"texts": inputs["data"]}
-    return check_request(Request, data)
+    data = read_object(raw)
+    if "inputs" not in data:
+        return check_request(Request, data)
+    inputs = data["inputs"]
+    if "texts" in data or not isinstance(inputs, dict) or set(inputs) != {"data"}:
+        raise UserError(
+            'the request must have "texts", or {"inputs": {"data": […]}}, and not both; '
+            'other fields stand beside "inputs", not in it'
+        )
+    rest = {key: value for key, value in data.items() if key != "inputs"}
+    return check_request(NestedRequest, rest | {NestedRequest.texts_key: inputs["data"]})
 
 
 def embed(encoder: Embedder, request: Request) -> np.ndarray:
@@ -152,5 +175,5 @@ def find_model(folder: Path) -> Path:
 
 
 def _problem(detail: Any) -> str:
-    place = ".".join(map(str, detail["loc"]))[:100]
+    place = ".".join(map(str, detail["loc"]))[:SHOWN]
     return f"{place}: {detail['msg'].removeprefix('Value error, ')}"

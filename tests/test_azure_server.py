@@ -102,7 +102,7 @@ def test_fields_choose_size_length_and_role(server: str, tiny_bert: str) -> None
         ({"texts": [1, 2]}, "texts.0"),
         ({"texts": []}, "at least 1"),
         ({"texts": [" "]}, "texts.0: is blank"),
-        ({"inputs": {"data": None}}, "texts: "),
+        ({"inputs": {"data": None}}, "inputs.data: "),
         ({"texts": ["a"] * 10_000}, "at most 2,048"),
         ({"texts": ["a" * (2 << 20)]}, "send several"),
         (GOOD | {"dimensions": 65}, "64 components"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from embedrag.errors import UserError
+from embedrag.openai_api import EmbeddingsRequest
 from embedrag.saved import load_encoder
-from embedrag.service import MAX_CHARACTERS, MAX_TEXTS, find_model
+from embedrag.service import MAX_CHARACTERS, MAX_TEXTS, Request, check_request, find_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,7 +74,13 @@ def test_fields_choose_prompt_size_and_length(score, tiny_bert: str, monkeypatch
         ({"texts": ["a" * (MAX_CHARACTERS + 1)]}, "send several"),
         ({"texts": ["a"], "inputs": {"data": ["a"]}}, "not both"),
         ({"inputs": ["a"]}, '"inputs": {"data"'),
-        ({"texts": ["a"], "dimension": 3}, "dimension: Extra"),
+        (None, "must be an object"),
+        (["a"], "must be an object"),
+        ({"inputs": {"data": "a"}}, "inputs.data: "),
+        ({"inputs": {"data": ["a", " "]}}, "inputs.data.1: is blank"),
+        ({"inputs": {"data": ["a"], "prompt_name": "query"}}, 'beside "inputs"'),
+        ({"inputs": {"data": ["a"]}, "Dimensions": 3}, "Dimensions: no such field; did you mean dimensions?"),
+        ({"texts": ["a"], "dimension": 3}, "dimension: no such field; did you mean dimensions?"),
         ({"texts": ["a"], "dimensions": 0}, "dimensions"),
         ({"texts": ["a"], "dimensions": 65}, "the model's vectors have 64"),
         ({"texts": ["a"], "dimensions": True}, "dimensions"),
@@ -84,6 +92,20 @@ def test_wrong_request_says_what_to_change_and_the_next_one_is_answered(request_
     body = answer if isinstance(answer, dict) else json.loads(answer.get_data())
     assert part in body["error"]
     assert len(score["run"]({"texts": ["a frog"]})["embeddings"]) == 1
+
+
+@pytest.mark.parametrize("kind", [Request, EmbeddingsRequest])
+@pytest.mark.parametrize("wrong", ["items", "keys"])
+def test_request_with_very_many_faults_is_refused_at_the_first_few(wrong: str, kind: type[Request]) -> None:
+    """One error of pydantic takes a kilobyte, so that eight million bytes of a request once took gigabytes."""
+    request = {kind.texts_key: [None] * 100_000} if wrong == "items" else {str(n): n for n in range(100_000)}
+    tracemalloc.start()
+    with pytest.raises(UserError) as error:
+        check_request(kind, request)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(str(error.value)) < 1000
+    assert peak < 2**20
 
 
 def test_huge_text_is_cut_to_the_models_length(score) -> None:
