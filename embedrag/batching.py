@@ -148,9 +148,12 @@ class Batcher:
                 log.exception("the model fails on a text")
                 batch[0][0].fail(error)
                 return
-            half = len(batch) // 2
-            self._embed(batch[:half])
-            self._embed(batch[half:])
+        else:
+            for (job, index), row in zip(batch, rows, strict=True):
+                job.put(index, row)
             return
-        for (job, index), row in zip(batch, rows, strict=True):
-            job.put(index, row)
+        # Not before the error is forgotten: its traceback holds the tensors of the failed pass, and the halves need
+        # their memory.
+        half = len(batch) // 2
+        self._embed(batch[:half])
+        self._embed(batch[half:])

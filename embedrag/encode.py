@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +16,7 @@ from embedrag.encoder import TEXTS_PER_BLOCK
 from embedrag.errors import UserError
 from embedrag.files import check_targets, write_vectors
 from embedrag.logs import say
-from embedrag.readers import TABLE_SUFFIXES, numbered_lines
+from embedrag.readers import TABLE_SUFFIXES, RowError, numbered_lines, table_rows
 from embedrag.records import titled, whole_text
 from embedrag.saved import load_encoder
 from embedrag.views import DTYPES, View
@@ -66,13 +65,15 @@ def read_texts(path: Path, field: str, titles: bool = False) -> Iterator[str]:
     Raises:
         UserError: naming file and line.
     """
-    if path.suffix in TABLE_SUFFIXES:
-        reader = csv.DictReader((line for _, line in numbered_lines(path)), delimiter=TABLE_SUFFIXES[path.suffix])
-        for row in reader:
-            yield _field(row, field, f"{path}:{reader.line_num}", titles)
+    suffix = path.suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        for place, row in table_rows(path):
+            if isinstance(row, RowError):
+                raise UserError(f"{place}: {row}")
+            yield _field(row, field, place, titles)
         return
     for number, line in numbered_lines(path):
-        if path.suffix not in JSON_SUFFIXES:
+        if suffix not in JSON_SUFFIXES:
             yield line.rstrip("\r\n")
         elif line.strip():
             yield _field(_parse(line, f"{path}:{number}"), field, f"{path}:{number}", titles)

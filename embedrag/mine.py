@@ -192,7 +192,7 @@ def read_corpus(source: str, field: str, titles: bool = True) -> Iterator[str]:
     path = path / CORPUS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"--corpus {path}: no such file")
-    yield from read_texts(path, field, titles=titles and path.suffix == ".jsonl")
+    yield from read_texts(path, field, titles=titles and path.suffix.lower() == ".jsonl")
 
 
 def _corpus(options: MineOptions) -> Corpus:

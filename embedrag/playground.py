@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # documents of a ranking
 BLOCK = 16_384  # documents that are compared at once
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+NAMES = [*LOOPBACK, "[::1]"]  # of a page that listens there, as browsers send them
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def run(options: PlaygroundOptions) -> int:
             Ranker(name, load_encoder(name, options.device, base_name=of, trust_remote_code=trusted), documents)
             for name, of in zip(names.values(), (None, options.base_model_path), strict=True)
         )
-        hosts = [*LOOPBACK] if options.host in LOOPBACK else ["*"]
+        hosts = NAMES if options.host in LOOPBACK else ["*"]
         server = uvicorn.Server(uvicorn.Config(application(documents, base, tuned, hosts), log_level="warning"))
         host, port = listener.getsockname()[:2]
         say(f"open http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")

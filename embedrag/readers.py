@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def raw_rows(source: str, stream: bool = False) -> Iterator[tuple[str, Any]]:
         if suffix == ".parquet":
             yield from _parquet_rows(path)
         elif suffix in TABLE_SUFFIXES:
-            yield from _table_rows(path, TABLE_SUFFIXES[suffix])
+            yield from ((place, _cells(row)) for place, row in table_rows(path))
         else:
             yield from _json_rows(path)
 
@@ -99,29 +100,36 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield f"{path}:{number}", RowError("nested too deeply, or a number too long, to be read")
 
 
-def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
+def table_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None] | RowError]]:
+    """(place, row) of a CSV or TSV file with a header; a cell that a short row lacks is None.
+
+    Raises:
+        UserError: when the file can't be read on, or a column occurs twice.
+    """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader((line for _, line in numbered_lines(path)), delimiter=delimiter, strict=True)
-    columns = list(reader.fieldnames or [])
-    doubled = sorted({name for name in columns if columns.count(name) > 1})
-    if doubled:
-        raise UserError(f"{path}:1: the column {', '.join(doubled)} occurs twice; rename or join them")
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            line = reader.reader.line_num
-            raise UserError(f"{path}:{line}: not a readable table ({error}); check the quotes") from None
-        place = f"{path}:{reader.line_num}"
-        if None in row:
-            yield place, RowError(f"more cells than the header has columns ({len(reader.fieldnames or [])})")
-        else:
-            try:
-                yield place, {key: _cell(value) for key, value in row.items()}
-            except RowError as error:
-                yield place, error
+    delimiter = TABLE_SUFFIXES[path.suffix.lower()]
+    # Strict: else an unclosed quote would swallow the rest of the file into one cell.
+    reader = csv.reader((line for _, line in numbered_lines(path)), delimiter=delimiter, strict=True)
+    try:
+        columns = next(reader, [])
+        doubled = sorted({name for name in columns if columns.count(name) > 1})
+        if doubled:
+            raise UserError(f"{path}:1: the column {', '.join(doubled)} occurs twice; rename or join them")
+        for cells in filter(None, reader):
+            row: dict[str, str | None] | RowError = dict(zip_longest(columns, cells))
+            if len(cells) > len(columns):
+                row = RowError(f"more cells than the header has columns ({len(columns)})")
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); check the quotes") from None
+
+
+def _cells(row: dict[str, str | None] | RowError) -> dict[str, Any] | RowError:
+    """A row of a table with its cells as they are meant."""
+    try:
+        return row if isinstance(row, RowError) else {key: _cell(value) for key, value in row.items()}
+    except RowError as error:
+        return error
 
 
 def _cell(value: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -105,6 +106,24 @@ def test_text_that_the_model_fails_on_fails_its_own_job_alone(token: int, model:
         check_own(jobs[number], futures[number].result())
     with pytest.raises(Exception, match="out of memory|not finite"):
         futures[1].result()
+
+
+def test_what_a_failed_batch_held_is_free_when_its_halves_are_tried() -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    def model(ids: Sequence[Sequence[int]]) -> np.ndarray:
+        alive.append(sum(ref() is not None for ref in held))
+        activations = np.zeros(100)
+        held.append(weakref.ref(activations))
+        if len(ids) > 1:
+            raise RuntimeError("out of memory")
+        return np.array([vector(text) for text in ids], np.float32)
+
+    batcher = Batcher(model, max_tokens=100)
+    check_own([[20]] * 8, batcher.submit([[20]] * 8).result())
+    batcher.close()
+    assert len(alive) == 15 and alive == [0] * 15
 
 
 def test_job_that_is_taken_back_is_not_computed(model: Model, batcher: Batcher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +145,31 @@ def test_page_is_refused_under_a_foreign_name(playground: Page) -> None:
     assert httpx.get(playground.address, headers={"Host": "evil.example"}).status_code == 400
     assert httpx.get(playground.address, headers={"Host": f"localhost:{port}"}).status_code == 200
     assert httpx.get(f"{playground.address}/docs").status_code == 404
+
+
+def test_page_is_there_under_the_address_of_ipv6_too(
+    minilm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    apps: list[Any] = []
+    monkeypatch.setattr("embedrag.playground.load_encoder", lambda *_, **__: None)
+    monkeypatch.setattr("embedrag.playground.Ranker", lambda name, *_: SimpleNamespace(name=name))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: apps.append(self.config.app))
+    (tmp_path / "texts.txt").write_text("a frog\n")
+    words = ["--model", minilm, "--baseline", minilm, "--data", str(tmp_path / "texts.txt"), "--host", "::1"]
+    assert main(["playground", *words, "--port", "0"]) == 0
+    address = re.search(r"http://\S+", capsys.readouterr().out)
+    assert address and "[::1]" in address[0]
+
+    async def get(url: str) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(apps[0])) as client:
+            return int((await client.get(url)).status_code)
+
+    assert asyncio.run(get(address[0])) == 200
+    assert asyncio.run(get("http://evil.example")) == 400
 
 
 def test_mistakes_are_named_before_a_model_is_loaded(

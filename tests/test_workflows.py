@@ -56,6 +56,18 @@ def test_deployment_may_only_read_the_code_and_ask_for_a_token() -> None:
     assert "secrets." not in (ROOT / ".github" / "workflows" / "deploy.yml").read_text(encoding="utf-8")
 
 
+def test_deployment_that_may_have_got_traffic_is_never_removed() -> None:
+    job = load("deploy.yml")["jobs"]["deploy"]
+    assert {"github.run_number", "github.run_attempt"} <= set(re.findall(r"[\w.]+", job["env"]["DEPLOYMENT"]))
+    [traffic] = [step for step in job["steps"] if "--traffic" in step.get("run", "")]
+    others, own = [step for step in job["steps"] if "delete" in step.get("run", "")]
+    assert "delete" not in traffic["run"] and "if" not in traffic and "if" not in others
+    assert job["steps"].index(traffic) < job["steps"].index(others)
+    assert 'grep -vx "$DEPLOYMENT"' in others["run"]
+    assert '--name "$DEPLOYMENT"' in own["run"]
+    assert own["if"] == f"always() && steps.{traffic['id']}.outcome == 'skipped'"
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_no_script_holds_an_expression_that_others_can_fill(path: Path) -> None:
     """What is written into a script by `${{ }}` is run; values reach it by the environment."""

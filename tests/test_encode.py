@@ -1,0 +1,56 @@
+"""Texts of a file to be encoded are read as training reads them, or refused with the place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from embedrag.encode import read_texts
+from embedrag.errors import UserError
+from embedrag.mine import read_corpus
+
+TABLE = 'id,text\n1,"a frog, green"\n\n2,["b"]\n3,\n'
+
+
+def read(path: Path, content: str) -> list[str]:
+    path.write_text(content, encoding="utf-8")
+    return list(read_texts(path, "text"))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.tsv", "a.Tsv"])
+def test_cells_of_a_table_are_the_texts_as_they_stand(name: str, tmp_path: Path) -> None:
+    content = TABLE.replace(",", "\t").replace("frog\t", "frog,") if name.lower().endswith("tsv") else TABLE
+    assert read(tmp_path / name, content) == ["a frog, green", '["b"]', ""]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.Json", "a.NDJSON"])
+def test_case_of_a_suffix_does_not_matter(name: str, tmp_path: Path) -> None:
+    assert read(tmp_path / name, '{"text": "a frog"}\n"a heron"\n') == ["a frog", "a heron"]
+
+
+def test_long_cell_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", f"text\n{'a' * 200_000}\n") == ["a" * 200_000]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('id,text\n1,"a frog\n2,a heron\n', "a.csv:3: not a readable table (unexpected end of data); check the quotes"),
+        ('"id,text\n1,a frog\n', "a.csv:2: not a readable table"),
+        ("text,id,text\na frog,1,a heron\n", "a.csv:1: the column text occurs twice"),
+        ("id,text\n1,a frog\n2,a frog, green\n", "a.csv:3: more cells than the header has columns (2)"),
+        ("id,text\n1\n", "a.csv:2: no text under 'text'"),
+    ],
+)
+def test_table_that_would_be_misread_is_refused(content: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "a.csv", content)
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.JSONL"])
+def test_title_of_a_passage_stands_before_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps({"title": "Frogs", "text": "are green"}) + "\n")
+    assert list(read_corpus(str(tmp_path / name), "text")) == ["Frogs are green"]
