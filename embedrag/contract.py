@@ -141,10 +141,14 @@ def describe_base(name: str, trust_remote_code: bool = False, local_files_only: 
             name, subfolder=subfolder, trust_remote_code=trust_remote_code, local_files_only=local_files_only
         )
     except (OSError, ValueError) as error:
+        if not trust_remote_code and (files.json(f"{subfolder}/config.json".lstrip("/")) or {}).get("auto_map"):
+            raise UserError(
+                f"--model_name_or_path {name}: the model has Python code of its own, which is not run unless you trust "
+                "it; read it, and add --trust_remote_code"
+            ) from None
+        here = "" if Path(name).is_dir() else ", and no such folder is here"
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--model_name_or_path {name}: no model can be read there, and no such folder is here ({reason})"
-        ) from None
+        raise UserError(f"--model_name_or_path {name}: no model can be read there{here} ({reason})") from None
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"--model_name_or_path {name}: encoder-decoder models ({config.model_type}) are not supported")
     kind = config.model_type

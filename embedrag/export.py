@@ -93,11 +93,10 @@ def check(found: Closeness, expected: np.ndarray) -> None:
         )
 
 
-def to_model(exported: OnnxEncoder, probes: list[tuple[str, str]], expected: np.ndarray) -> Closeness:
-    """How close an export comes to vectors [n, D] of probe texts, each by itself and all in one rectangle."""
+def alone_and_together(exported: OnnxEncoder, probes: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """[n, D] of probe texts twice: each by itself, and all in one rectangle."""
     ids = [exported.tokenizer(role, [text])[0] for role, text in probes]
-    together = exported.rectangle(TokenBatch.from_lists(ids))
-    return closeness(np.concatenate([embed_probes(exported, probes), together]), np.concatenate([expected, expected]))
+    return embed_probes(exported, probes), exported.rectangle(TokenBatch.from_lists(ids))
 
 
 def _compare(
@@ -109,12 +108,14 @@ def _compare(
     data: RetrievalSet | None,
 ) -> dict[str, Any]:
     """Print and return what is to be known of a file; raise RunError when it had to be exact and is not."""
-    found = to_model(exported, probes, expected)
+    alone, together = alone_and_together(exported, probes)
+    found = closeness(np.concatenate([alone, together]), np.concatenate([expected, expected]))
+    company = closeness(alone, together)  # of 8 bits: a scale of the activations is that of all texts of a batch
     size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
-    say(f"{file.name}: {size / 1e6:,.1f} MB; to the model: {found}")
+    say(f"{file.name}: {size / 1e6:,.1f} MB; to the model: {found}; alone to in company: {company}")
     if file.name == Path(FILES["onnx"]).name:
         check(found, expected)
-    entry: dict[str, Any] = {"bytes": size, "to_model": vars(found)}
+    entry: dict[str, Any] = {"bytes": size, "to_model": vars(found), "alone_to_in_company": vars(company)}
     if data is not None and ndcg is not None:
         [row] = comparison({METRIC: ndcg}, {METRIC: _ndcg(exported, data, file.name)})
         say(f"{file.name}: {sentence(row, len(data.queries))}")

@@ -87,7 +87,7 @@ def _packed(encoder: Encoder) -> Encoder:
 def adapter_file(path: Path) -> Path | None:
     """The weights of an adapter folder, or the adapter file itself; None for anything else."""
     if path.is_file():
-        return path
+        return path if path.suffix in (".safetensors", ".bin") else None
     return path / WEIGHTS if (path / CONFIG).is_file() and not (path / "config.json").is_file() else None
 
 

@@ -1,7 +1,8 @@
 """`embedrag serve`: a model behind OpenAI's protocol, from its options to the exit code.
 
 The port is taken before the model is loaded, and answers 503 until it is there. The first SIGTERM or SIGINT ends it:
-running requests are finished, later ones get 503. A second one ends it at once.
+running requests are finished, later ones get 503. A second one ends it at once, and so does the first while the model
+is being loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from types import FrameType
 
@@ -69,6 +71,9 @@ async def _serve(options: ServeOptions, key: str | None, listener: socket.socket
         await service.close()
         server.should_exit = True
         await serving
+        if not loading.done():  # no thread can be stopped, and Python would wait for it
+            sys.stdout.flush()
+            os._exit(0)
     return 0
 
 

@@ -133,6 +133,24 @@ def test_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_qwen3: str, m
         load_tokenizer(base, Contract("mean"), options(tokenizer_id=minilm))
 
 
+def test_model_with_code_of_its_own_names_the_flag_that_trusts_it(tmp_path: Path) -> None:
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "own.py").write_text(
+        "from transformers import BertConfig\n\n\nclass OwnConfig(BertConfig):\n    model_type = 'own'\n"
+    )
+    with pytest.raises(UserError, match=r"code of its own.*add --trust_remote_code"):
+        describe_base(str(tmp_path))
+    assert describe_base(str(tmp_path), trust_remote_code=True).config.model_type == "own"
+
+
+def test_folder_whose_configuration_is_of_no_known_kind_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(UserError, match="no model can be read there") as error:
+        describe_base(str(tmp_path))
+    assert "no such folder" not in str(error.value) and "trust" not in str(error.value).split("(")[0]
+
+
 def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
     transformers.T5Config(vocab_size=99, d_model=32, num_layers=1).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="encoder-decoder"):

@@ -78,6 +78,8 @@ def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: t
     files = json.loads((folder / "export_config.json").read_text())["files"]
     assert files["onnx/model.onnx"]["to_model"]["min_cosine"] >= 0.9999
     assert 0.9 < files["onnx/model_int8.onnx"]["to_model"]["min_cosine"] < 0.99999
+    company = [entry["alone_to_in_company"]["max_abs_difference"] for entry in files.values()]
+    assert company[0] < 1e-4 and company[1] > 1e-3
     quantized = load_onnx_encoder(bert[1], "onnx_int8", "cpu").encode(TEXTS, "query")
     assert closeness(quantized, load_encoder(bert[0], "cpu").encode(TEXTS, "query")).min_cosine > 0.9
 
@@ -164,7 +166,7 @@ def test_model_that_torch_cant_export_is_told(
 def test_wrong_flags_are_told_before_the_model_is_loaded(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(export, "load_encoder", None)
+    monkeypatch.setattr("embedrag.saved.load_backbone", None)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "full").mkdir()
@@ -172,6 +174,7 @@ def test_wrong_flags_are_told_before_the_model_is_loaded(
     out = str(tmp_path / "out")
     for words, part in (
         (["--model", str(tmp_path / "adapter"), "--output", out], "an adapter; merge it first"),
+        (["--model", str(tmp_path / "full" / "file"), "--output", out], "a file; name the folder that holds it"),
         (["--model", bert[0], "--output", bert[1]], "exists; name another folder"),
         (["--model", bert[0], "--output", str(tmp_path / "full"), "--overwrite"], "replaces exports only"),
         (["--model", bert[0], "--output", f"{bert[0]}/onnx"], "overlaps the model's folder"),

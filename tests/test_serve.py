@@ -422,6 +422,7 @@ def test_room_is_given_back_and_never_exceeded() -> None:
         (["--backend", "onnx_int8"], None, "embedrag export --int8"),
         (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype: only with --backend torch"),
         (["--model", "/no/such/folder"], None, "--model /no/such/folder"),
+        (["--model", __file__], None, "test_serve.py: a file; name the folder that holds it"),
     ],
 )
 def test_wrong_flag_is_told_before_the_model_is_loaded(
@@ -434,6 +435,29 @@ def test_wrong_flag_is_told_before_the_model_is_loaded(
     model = [] if "--model" in words else ["--model", folder]
     assert main(["serve", "--port", "0", *model, *words]) == 2
     assert part in capsys.readouterr().err
+
+
+def test_signal_while_the_model_is_loaded_ends_the_server_at_once(folder: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    slow = "import sys, time; from embedrag import cli, serve; serve.load_encoder = lambda *_: time.sleep(100); "
+    words = ["serve", "--model", folder, "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow + f"sys.exit(cli.main({words}))"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        status = None
+        while status != 503:
+            assert process.poll() is None
+            with contextlib.suppress(httpx.TransportError):
+                status = httpx.get(f"http://127.0.0.1:{port}/health").status_code
+        process.terminate()
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert output.startswith("SIGTERM: ")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_taken_port_is_told(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
