@@ -2,7 +2,7 @@
 
 python -m benchmarks.retrieval --passages 200000
 
-MiniLM, passages of 6 to 14 random words, queries that repeat some words of one passage.
+MiniLM, passages of 4 to 8 random words, queries that repeat some words of one passage.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def write_set(folder: Path, passages: int, queries: int) -> None:
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(draw.choices(letters, k=draw.randint(2, 4))) for _ in range(WORDS)]
-    texts = [" ".join(draw.choices(words, k=draw.randint(6, 14))) for _ in range(passages)]
+    texts = [" ".join(draw.choices(words, k=draw.randint(4, 8))) for _ in range(passages)]
     asked = draw.sample(range(passages), queries)
-    questions = [" ".join(draw.sample(texts[number].split(), 4)) for number in asked]
+    questions = [" ".join(draw.sample(texts[number].split(), 3)) for number in asked]
     (folder / "qrels").mkdir()
     write(folder / "corpus.jsonl", [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(texts)])
     write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": text} for n, text in enumerate(questions)])
