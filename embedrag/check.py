@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from embedrag.commands import CheckOptions
 from embedrag.config import TrainOptions
-from embedrag.contract import TextTokenizer, describe_base, load_tokenizer, settle
+from embedrag.contract import describe_base, settle
 from embedrag.errors import UserError, flag_named, near_miss
 from embedrag.faults import FAULT, KINDS, NOTE
 from embedrag.files import atomic_file, check_targets
@@ -27,6 +27,7 @@ from embedrag.mend import fixed_line, write_fixed
 from embedrag.records import NEGATIVE_KEYS
 from embedrag.retrieval import load_set
 from embedrag.survey import SIDES, EvalTexts, Survey, expand, survey
+from embedrag.tokenizer import TextTokenizer, load_tokenizer
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured

@@ -11,7 +11,7 @@ import numpy as np
 
 from embedrag.build import Prompts, open_store
 from embedrag.config import TrainOptions
-from embedrag.contract import Contract, TextTokenizer
+from embedrag.contract import Contract
 from embedrag.errors import UserError
 from embedrag.faults import Rows, short_report
 from embedrag.fields import Source
@@ -23,6 +23,7 @@ from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.slices import Slices, quotas
 from embedrag.split import held_out_set, hold_out
 from embedrag.texts import identity
+from embedrag.tokenizer import TextTokenizer
 from embedrag.tokens import TokenStore, cache_folder
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")

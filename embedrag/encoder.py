@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from embedrag.attention import Packing, pack, packed_states
 from embedrag.cached import CachedVectors
-from embedrag.contract import Contract, TextTokenizer
+from embedrag.contract import Contract
 from embedrag.pooling import POOLING
 from embedrag.processes import Processes
 from embedrag.shard import is_sharded
+from embedrag.tokenizer import TextTokenizer
 from embedrag.tokens import TokenBatch
 
 CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}  # larger ones leave the caches of a CPU; a GPU wants few launches

@@ -25,13 +25,14 @@ from embedrag import __version__
 from embedrag.adapter import Adapter, read_adapter, targets
 from embedrag.card import training_section, write_card
 from embedrag.commands import MergeOptions
-from embedrag.contract import Base, describe_base, load_tokenizer
+from embedrag.contract import Base, describe_base
 from embedrag.dequantize import QuantizedLayers, quantized_layers
 from embedrag.errors import UserError
 from embedrag.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.logs import now, say
 from embedrag.saved import MERGE, SETTINGS, model_settings, saved_contract
 from embedrag.tensorfile import WeightFile, blocks, weight_files, write_tensors
+from embedrag.tokenizer import load_tokenizer
 from embedrag.verify import Closeness, check, closeness, embed_merged, embed_trained, read_probes
 
 INDEX = "model.safetensors.index.json"

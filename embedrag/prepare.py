@@ -26,7 +26,7 @@ from embedrag.backbone import (
 from embedrag.budget import longest_texts, settle_budget
 from embedrag.checkpoint import check_output_dir, check_sources
 from embedrag.config import TrainOptions
-from embedrag.contract import check_local_path, describe_base, load_tokenizer, settle
+from embedrag.contract import check_local_path, describe_base, settle
 from embedrag.data import TrainingData, default_dataset, open_data
 from embedrag.device import bfloat16_multiplies_faster, fastest, pick_device, pick_dtype
 from embedrag.encoder import Encoder
@@ -46,6 +46,7 @@ from embedrag.shard import shard
 from embedrag.state import Checkpoint, open_checkpoint
 from embedrag.step import ContrastiveStep
 from embedrag.teacher import Teacher, ask_teacher
+from embedrag.tokenizer import load_tokenizer
 from embedrag.tokens import TokenBatch, TokenStore, cache_folder, record_texts
 from embedrag.verify import choose_probes
 from embedrag.views import View, views

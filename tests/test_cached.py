@@ -14,12 +14,13 @@ from torch import Tensor
 from embedrag.backbone import trainable_backbone
 from embedrag.cached import CachedVectors
 from embedrag.config import TrainOptions
-from embedrag.contract import describe_base, load_tokenizer, settle
+from embedrag.contract import describe_base, settle
 from embedrag.dropout import FastDropout
 from embedrag.encoder import Encoder
 from embedrag.losses import Pairs, Terms
 from embedrag.sampling import Batch
 from embedrag.step import ContrastiveStep
+from embedrag.tokenizer import load_tokenizer
 from embedrag.tokens import TokenBatch
 from embedrag.views import views
 from tests.reference import contrastive_loop, info_nce_loop

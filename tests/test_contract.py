@@ -10,8 +10,9 @@ import pytest
 import transformers
 
 from embedrag.config import TrainOptions
-from embedrag.contract import Contract, describe_base, load_tokenizer, settle
+from embedrag.contract import Contract, describe_base, settle
 from embedrag.errors import UserError
+from embedrag.tokenizer import load_tokenizer
 
 
 def options(**changes: object) -> TrainOptions:

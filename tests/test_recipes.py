@@ -232,8 +232,9 @@ def states(output: Any) -> Any:
 
 def encoder_of_top(model: str, layers: int) -> Any:
     from embedrag.backbone import trainable_backbone
-    from embedrag.contract import describe_base, load_tokenizer, settle
+    from embedrag.contract import describe_base, settle
     from embedrag.encoder import Encoder
+    from embedrag.tokenizer import load_tokenizer
 
     base = describe_base(model)
     options = TrainOptions(output_dir="x", batch_size=2, finetune_type="lora", lora_top_layers=layers).resolved()

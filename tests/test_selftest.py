@@ -56,7 +56,7 @@ def test_vectors_that_depend_on_the_batch_stop_the_run_and_the_switch_lets_it_go
 def test_lost_end_token_is_found_where_it_matters(
     tiny_qwen3: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from embedrag.contract import TextTokenizer
+    from embedrag.tokenizer import TextTokenizer
 
     whole = TextTokenizer.__call__
     monkeypatch.setattr(
