@@ -2,7 +2,8 @@
 
 The model is the folder that AZUREML_MODEL_DIR names, or lies below it. Requests are `{"texts": ["…"]}` or
 `{"inputs": {"data": ["…"]}}`, each perhaps with `prompt_name` (query, document), `dimensions` and `normalize`; the
-answer is `{"embeddings": [[…]]}`. What is wrong with a request comes back as `{"error": "…"}` with status 400.
+answer is `{"embeddings": [[…]]}`. What is wrong with a request comes back as `{"error": "…"}` with status 400
+(a managed endpoint makes 424 of it, and puts the 400 into a header).
 """
 
 from __future__ import annotations

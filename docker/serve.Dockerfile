@@ -14,7 +14,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY embedrag embedrag
 # The version of a folder is its own.
 # hadolint ignore=DL3013
-RUN pip install ".[serve]"
+RUN pip install ".[serve]" "onnxruntime>=1.20"
 
 FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 1000 embedrag

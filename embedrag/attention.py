@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedrag.dropout import attention_with_dropout
+from embedrag.dropout import attention_with_dropout, dropout_on
 
 NAME = "embedrag_packed"
 HALF = (torch.float16, torch.bfloat16)
@@ -143,15 +143,13 @@ def pack(backbone: nn.Module, pad_id: int, dtype: torch.dtype) -> int:
     model: Any = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]
     device = next(backbone.parameters()).device
     usual = model.config._attn_implementation
-    was_training = backbone.training
-    backbone.eval()
     try:
         if type(model).__module__.startswith("transformers_modules"):
             raise PackingError("it runs code of its own")
         if device.type not in ("cpu", "cuda"):
             raise PackingError(f"there is no packed attention for {device.type}")
         texts = _probe_texts(model.config, pad_id, device)
-        with torch.no_grad():
+        with torch.no_grad(), dropout_on(backbone, False):
             expected = [backbone(input_ids=text[None]).last_hidden_state[0] for text in texts]
             _register(model)
             offset = _first_offset_that_fits(backbone, texts, expected, (0, pad_id + 1), TOLERANCE[dtype])
@@ -161,8 +159,6 @@ def pack(backbone: nn.Module, pad_id: int, dtype: torch.dtype) -> int:
             raise
         # Whatever a foreign forward raises on arguments that it does not know.
         raise PackingError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
-    finally:
-        backbone.train(was_training)
     return offset
 
 

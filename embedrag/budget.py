@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.processes import Processes
@@ -95,12 +96,10 @@ def graph_bytes(encoder: Encoder, tokens: TokenBatch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    was_training = encoder.training
-    encoder.train()
     devices = [encoder.device] if encoder.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=devices), dropout_on(encoder, True), saved:
         result = encoder(tokens)  # kept until the sum is made, so that no address is used twice
-    encoder.train(was_training)
     del result
     return sum(kept.values())
 

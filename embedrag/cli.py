@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if sys.platform == "win32":
+            raise UserError("EmbedRAG does not run on Windows itself; use it under WSL 2")
         if not words or words[0] in ("-h", "--help"):
             print(_overview())
             return 0

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from embedrag.attention import Packing, pack, packed_states
 from embedrag.cached import CachedVectors
 from embedrag.contract import Contract
+from embedrag.dropout import dropout_on
 from embedrag.pooling import POOLING
 from embedrag.processes import Processes
 from embedrag.shard import is_sharded
@@ -226,11 +227,8 @@ class Encoder(nn.Module, Embedder):
 
     def frozen(self, tokens: TokenBatch) -> Tensor:
         """[n, D] of the base model: adapters off, no dropout, no graph."""
-        was_training = self.training
-        self.eval()
-        with torch.no_grad(), self.backbone.disable_adapter():  # type: ignore[operator]
+        with torch.no_grad(), dropout_on(self, False), self.backbone.disable_adapter():  # type: ignore[operator]
             vectors: Tensor = self(tokens)
-        self.train(was_training)
         return F.normalize(vectors, dim=1)
 
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
@@ -242,12 +240,8 @@ class Encoder(nn.Module, Embedder):
 
     def vectors(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Vectors of n texts that are token ids, without a graph and without dropout: [n, D] float32."""
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
-            vectors = self(TokenBatch.from_lists(ids)).cpu().numpy()
-        self.train(was_training)
-        return vectors  # type: ignore[no-any-return]
+        with torch.no_grad(), dropout_on(self, False):
+            return self(TokenBatch.from_lists(ids)).cpu().numpy()  # type: ignore[no-any-return]
 
     def _plan(self, tokens: TokenBatch) -> tuple[Tensor, list[tuple[int, int]]]:
         """Texts by falling length, and where that list is cut."""

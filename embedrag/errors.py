@@ -46,7 +46,7 @@ def need(extra: str, *modules: str) -> None:
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} is not installed: pip install 'embedrag[{extra}]'")
+        raise UserError(f"{', '.join(missing)} is not installed: pip install -e '.[{extra}]' in EmbedRAG's folder")
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

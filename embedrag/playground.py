@@ -18,7 +18,7 @@ import numpy as np
 
 from embedrag.contract import check_local_path
 from embedrag.encoder import Encoder
-from embedrag.errors import UserError, flag_named
+from embedrag.errors import UserError, flag_named, need
 from embedrag.figures import TEMPLATES
 from embedrag.logs import say
 from embedrag.mine import read_corpus
@@ -150,11 +150,9 @@ def application(documents: list[str], base: Ranker, tuned: Ranker, hosts: list[s
 
 def run(options: PlaygroundOptions) -> int:
     """`embedrag playground`: serve the page until Ctrl-C."""
-    try:
-        import fastapi  # noqa: F401 - missing libraries are named before the models are loaded
-        import uvicorn
-    except ImportError:
-        raise UserError("embedrag playground needs fastapi and uvicorn: pip install 'embedrag[serve]'") from None
+    need("serve", "fastapi", "uvicorn")  # named before the models are loaded
+    import uvicorn
+
     names = {"--baseline": options.baseline or _base_of(options.model), "--model": options.model}
     for flag, name in names.items():
         if not adapter_file(Path(name).expanduser()):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedrag.attention import TOLERANCE
+from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.processes import Processes
@@ -40,12 +41,10 @@ def self_test(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
     Raises:
         UserError: when training on such vectors would be in vain.
     """
-    was_training = encoder.training
-    encoder.eval()
     tokens = _texts(store)
-    alone = torch.cat([encoder(tokens.select(torch.tensor([number]))) for number in range(len(tokens))])
-    together = _distance(encoder(tokens), alone)
-    encoder.train(was_training)
+    with dropout_on(encoder, False):
+        alone = torch.cat([encoder(tokens.select(torch.tensor([number]))) for number in range(len(tokens))])
+        together = _distance(encoder(tokens), alone)
     tolerance = TOLERANCE[encoder.dtype]
     if together > tolerance:
         raise UserError(
@@ -64,15 +63,12 @@ def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
     """
     if encoder.contract.pooling != "last_token":
         return None
-    was_training = encoder.training
-    encoder.eval()
     tokens = _texts(store)
     ids, mask = (side.flip(1).to(encoder.device) for side in _flipped(tokens).padded(encoder.pad_id))
-    with encoder.autocast():
-        hidden = encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
-    distance = _distance(hidden, encoder(tokens))
-    encoder.train(was_training)
-    return distance
+    with dropout_on(encoder, False):
+        with encoder.autocast():
+            hidden = encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
+        return _distance(hidden, encoder(tokens))
 
 
 def processes_distance(step: ContrastiveStep, store: TokenStore, neg_nums: int, processes: Processes) -> float | None:
@@ -87,17 +83,15 @@ def processes_distance(step: ContrastiveStep, store: TokenStore, neg_nums: int, 
         return None
     batch = make_batch(store, [(0, row) for row in range(min(4, len(store)))], neg_nums, 0)
     parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]
-    was_training = step.training
-    step.eval()
     found = []
     for team in (Processes(), processes):
-        step.backward(batch.to(step.encoder.device), 1.0, processes=team)
+        with dropout_on(step, False):
+            step.backward(batch.to(step.encoder.device), 1.0, processes=team)
         team.sum_gradients(parameters)
         # With weights in parts each of them was summed over all processes, whoever computed it.
         times = processes.size if step.encoder.sharded and team.size == 1 else 1
         found.append([own_part(torch.zeros_like(p) if p.grad is None else p.grad / times) for p in parameters])
         step.zero_grad(set_to_none=True)
-    step.train(was_training)
     squares = torch.stack(
         [torch.stack([(b - a).double().square().sum(), a.double().square().sum()]) for a, b in zip(*found, strict=True)]
     ).sum(0)

@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from embedrag.commands import SweepOptions
 from embedrag.config import TrainOptions
-from embedrag.errors import RunError, UserError, near_miss
+from embedrag.errors import RunError, UserError, near_miss, need
 from embedrag.files import write_atomic
 from embedrag.logs import say
 from embedrag.options import read_config
@@ -43,12 +43,11 @@ def run(options: SweepOptions) -> int:
         UserError: for a space or config that no training takes, before the first trial.
         RunError: when a training fails.
     """
-    try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-        from optuna.trial import TrialState
-    except ImportError:
-        raise UserError("embedrag sweep needs optuna: pip install 'embedrag[sweep]'") from None
+    need("sweep", "optuna")
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder, base, space = Path(options.output_dir).expanduser(), read_base(options.config), read_space(options.space)
     metric = check(base, space)

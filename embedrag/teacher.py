@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import RunError
 from embedrag.records import read_records
@@ -65,10 +66,8 @@ class Teacher:
     def aligned(self, student: Encoder, store: TokenStore) -> Teacher:
         """The same, turned to the student as it is now, by up to `ALIGNED_TEXTS` texts of the rows."""
         texts = np.unique(store.row_texts[: 4 * ALIGNED_TEXTS])[:ALIGNED_TEXTS]
-        was_training = student.training
-        with torch.no_grad():
-            vectors = F.normalize(student.eval()(store.batch(texts)).double(), dim=1).cpu()
-        student.train(was_training)
+        with torch.no_grad(), dropout_on(student, False):
+            vectors = F.normalize(student(store.batch(texts)).double(), dim=1).cpu()
         return replace(self, turn=procrustes(self.of(texts).double(), vectors).float())
 
 

@@ -57,6 +57,8 @@ def test_notebook_ends_at_the_cloud_with_one_sentence(
 class Cloud:
     """Remembers what it is asked for; its answers have the names that the real ones have."""
 
+    endpoint_exists = False
+
     def __init__(self, *account: Any) -> None:
         self.account, self.asked = account, []
         self.data = self.environments = self.jobs = self.models = self.online_endpoints = self.online_deployments = self
@@ -69,6 +71,13 @@ class Cloud:
         self.asked.append(entity)
         return SimpleNamespace(result=lambda: None)
 
+    def get(self, name: str) -> Any:
+        from azure.core.exceptions import ResourceNotFoundError
+
+        if not self.endpoint_exists:
+            raise ResourceNotFoundError
+        return SimpleNamespace(name=name, traffic={"blue": 100})
+
     def stream(self, name: str) -> None:
         self.asked.append(name)
 
@@ -77,27 +86,30 @@ class Cloud:
         return json.dumps({"embeddings": [[0.0] * 3 for _ in texts]})
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["first time", "again"])
 def test_cells_behind_ask_for_data_job_model_and_endpoint(
-    notebook: Any, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    notebook: Any, copy: Path, again: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sdk = pytest.importorskip("azure.ai.ml", reason="azure-ai-ml is not installed (extra azure)")
     pytest.importorskip("azure.identity")
     for name in NAMES:
         monkeypatch.setenv(name, f"my-{name.split('_')[1].lower()}")
     monkeypatch.setattr(sdk, "MLClient", Cloud)
+    monkeypatch.setattr(Cloud, "endpoint_exists", again)
     monkeypatch.chdir(copy / "notebooks")
     names: dict[str, Any] = {}
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.id != "check":
             exec(cell.source, names)
-    data, environment, job, streamed, model, endpoint, deployment, with_traffic = names["client"].asked
+    data, environment, job, streamed, model, *endpoint, deployment, with_traffic = names["client"].asked
     assert names["client"].account[1:] == ("my-subscription", "my-resource", "my-workspace")
     assert (Path(data.path) / "train.jsonl").exists() and data.name == "embedrag-data"
     assert environment.name == "embedrag"
     assert job.compute == "my-compute" and "train.py" in job.command
     assert streamed == "job-1"
     assert model.path == "azureml://jobs/job-1/outputs/run/paths/merged"
-    assert deployment.model.endswith("embedrag:7") and deployment.endpoint_name == endpoint.name == names["NAME"]
+    assert len(endpoint) == (not again), "an endpoint that is there would lose its traffic"
+    assert deployment.model.endswith("embedrag:7") and deployment.endpoint_name == with_traffic.name == names["NAME"]
     assert with_traffic.traffic == {deployment.name: 100}
     assert "[3, 3]" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from embedrag.saved import load_encoder
 
 httpx = pytest.importorskip("httpx")
+yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.skipif(
@@ -28,10 +30,11 @@ pytestmark = [
     ),
     pytest.mark.skipif(sys.platform == "win32", reason="gunicorn, which serves here, does not run on Windows"),
 ]
+DEPLOYMENT = yaml.safe_load((ROOT / "azureml" / "deployment.yml").read_text(encoding="utf-8"))
 GOOD = {"texts": ["a frog", "저항의 단위는 옴이다"]}
 
 
-def start(model_dir: Path, work_dir: Path) -> tuple[subprocess.Popen[str], str]:
+def start(model_dir: Path, work_dir: Path, **environment: str) -> tuple[subprocess.Popen[str], str]:
     """The server on a free port, with score.py and the package in one folder as Azure puts them; and its address."""
     (work_dir / "score.py").symlink_to(ROOT / "score.py")
     (work_dir / "embedrag").symlink_to(ROOT / "embedrag")
@@ -41,7 +44,7 @@ def start(model_dir: Path, work_dir: Path) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
         [*command, "--entry_script", "score.py", "--model_dir", str(model_dir), "--port", str(port)],
         cwd=work_dir,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "WORKER_TIMEOUT": "120"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | DEPLOYMENT["environment_variables"] | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -49,11 +52,11 @@ def start(model_dir: Path, work_dir: Path) -> tuple[subprocess.Popen[str], str]:
     return process, f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module")
-def server(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("azure")
-    shutil.copytree(tiny_bert, folder / "model" / "embedrag" / "1" / "merged")
-    process, address = start(folder / "model", folder)
+@contextmanager
+def serving(model: str, folder: Path, **environment: str) -> Iterator[str]:
+    """The server with a model, when it is loaded; its address."""
+    shutil.copytree(model, folder / "model" / "embedrag" / "1" / "merged")
+    process, address = start(folder / "model", folder, **environment)
     assert process.stdout
     try:
         said = []
@@ -66,6 +69,12 @@ def server(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tiny_bert, tmp_path_factory.mktemp("azure")) as address:
+        yield address
 
 
 def ask(server: str, body: Any) -> Any:
@@ -127,6 +136,14 @@ def test_bytes_that_are_no_utf8_are_refused_by_azures_server_itself(server: str)
 def test_long_text_within_the_limit_is_cut_to_the_models_length(server: str) -> None:
     answer = ask(server, {"texts": ["frog " * 100_000]})
     assert answer.status_code == 200 and np.isfinite(answer.json()["embeddings"]).all()
+
+
+def test_request_that_takes_too_long_ends_and_the_process_lives(tiny_bert: str, tmp_path: Path) -> None:
+    """As deployment.yml says by SCORING_TIMEOUT_MS; nothing is answered within a millisecond."""
+    with serving(tiny_bert, tmp_path, SCORING_TIMEOUT_MS="1") as address:
+        for _ in range(2):
+            assert ask(address, GOOD).status_code == 500
+            assert httpx.get(address).status_code == 200
 
 
 def test_server_without_a_model_ends_with_the_reason(tmp_path: Path) -> None:

@@ -203,3 +203,9 @@ def test_unexpected_failure_is_not_swallowed(run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("embedrag.prepare.describe_base", lambda *a: builtins.exec("1/0"))
     with pytest.raises(ZeroDivisionError):
         run()
+
+
+def test_windows_is_refused_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    assert main(["train"]) == 2
+    assert "WSL 2" in capsys.readouterr().err

@@ -726,4 +726,4 @@ def test_command_line_names_what_is_wrong(capsys, monkeypatch: pytest.MonkeyPatc
     assert "wikipedia_glossary" in shown and "--languages xx" in shown and "--contact" in shown
     monkeypatch.setattr(crawl_module, "PACKAGES", ("no_such_package",))
     assert main(["crawl", "--dry-run"]) == 2
-    assert "pip install 'embedrag[crawl]'" in capsys.readouterr().err
+    assert "pip install -e '.[crawl]'" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from embedrag.dropout import FastDropout, attention_with_dropout, fast_dropout, random_keep, replace_dropout
+from embedrag.dropout import FastDropout, attention_with_dropout, dropout_on, fast_dropout, random_keep, replace_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -81,3 +81,13 @@ def test_every_dropout_of_a_model_is_replaced_and_nothing_else() -> None:
     replace_dropout(model)
     assert [module.p for module in model.modules() if isinstance(module, FastDropout)] == [0.2, 0.3]
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("on", [True, False])
+def test_training_mode_is_put_back_also_after_an_error(before: bool, on: bool) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), FastDropout(0.5)).train(before)
+    with pytest.raises(RuntimeError), dropout_on(module, on):
+        assert [part.training for part in module.modules()] == [on] * 3
+        raise RuntimeError
+    assert [part.training for part in module.modules()] == [before] * 3

@@ -203,7 +203,7 @@ def test_missing_server_library_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["playground", "--model", minilm, "--baseline", minilm, "--data", str(tmp_path / "x")]) == 2
-    assert "pip install 'embedrag[serve]'" in capsys.readouterr().err
+    assert "pip install -e '.[serve]'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

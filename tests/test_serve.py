@@ -481,7 +481,7 @@ def test_missing_library_is_told_with_the_remedy(
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
     assert main(["serve", "--model", folder]) == 2
-    assert "uvicorn is not installed: pip install 'embedrag[serve]'" in capsys.readouterr().err
+    assert "uvicorn is not installed: pip install -e '.[serve]'" in capsys.readouterr().err
 
 
 def test_model_that_cant_be_loaded_ends_the_server(folder: str, tmp_path: Path, capsys: Any) -> None:

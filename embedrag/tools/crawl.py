@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from embedrag.commands import CrawlOptions
-from embedrag.errors import UserError
+from embedrag.errors import UserError, need
 from embedrag.files import atomic_file, check_targets, write_lines
 from embedrag.logs import now, say
 from embedrag.tools.crawl_state import NAME, State
@@ -35,9 +34,7 @@ FOLDER = "data"  # where training looks for pairs.jsonl when no data set is name
 
 def run(options: CrawlOptions) -> int:
     """`embedrag crawl`: 0 when something was extracted, 1 otherwise."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"embedrag crawl needs {', '.join(missing)}: pip install 'embedrag[crawl]'")
+    need("crawl", *PACKAGES)
     if options.dry_run:
         return dry_run(options)
     from embedrag.tools.fetch import Fetcher
