@@ -24,8 +24,6 @@ from embedrag.tokens import TokenBatch, TokenStore
 SHARE = {"cuda": 0.85, "cpu": 0.6}
 PROBE_TOKENS = 4096
 STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
-# Of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate by themselves (torch has a class for its own).
-OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -142,13 +140,6 @@ def halve_budget(encoder: Encoder, tokens: int, least: int) -> bool:
         return False
     encoder.token_budget = max(least, held // 2)
     return True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _place(store: TokenStore, text: int) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from embedrag import __version__, commands, config, fields
 from embedrag import serving_commands as serving
-from embedrag.errors import LAUNCHED, LostContactError, UserError, near_miss
+from embedrag.errors import LAUNCHED, LostContactError, UserError, is_out_of_memory, near_miss
 from embedrag.options import parse
 
 
@@ -86,6 +86,12 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "on a GPU try --dtype bfloat16, --device cpu or a smaller model"
+        print(f"error: memory ran out; {remedy}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

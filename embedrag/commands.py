@@ -10,10 +10,9 @@ from pydantic import (
     model_validator,
 )
 
-from embedrag.fields import Device, Dtype, Options, TextList, as_list, option, whole_number
+from embedrag.fields import HALF, Device, Dtype, Options, TextList, as_list, option, whole_number
 
 Precision = Literal["float32", "int8", "binary"]
-HALF = "precision of the computation; auto: bfloat16 on GPUs that have it, else float16 there; float32 elsewhere"
 
 
 class MergeOptions(Options):

@@ -89,6 +89,8 @@ def _parse(line: str, place: str) -> Any:
 def _field(row: Any, field: str, place: str, titles: bool) -> str:
     value = row.get(field) if isinstance(row, dict) else row
     if not isinstance(value, str):
+        if isinstance(value, list):
+            raise UserError(f"{place}: a list, where one text is wanted ({field!r}); write a line for each text")
         keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{place}: no text under {field!r} (there is {keys}); name the right key with --field")
     text = titled(row.get("title"), value) if titles and isinstance(row, dict) else value

@@ -10,6 +10,8 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+# Of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate by themselves (torch has a class for its own).
+OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of processes whose end `embedrag.launch` explains
 
 
@@ -47,6 +49,16 @@ def need(extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not installed: pip install -e '.[{extra}]' in EmbedRAG's folder")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU.
+
+    torch's own class is known by its name, for torch need not be imported.
+    """
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

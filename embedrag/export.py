@@ -18,7 +18,7 @@ from embedrag.encoder import Embedder
 from embedrag.errors import RunError, UserError, flag_named, need
 from embedrag.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.logs import now, say
-from embedrag.onnx_encoder import FILES, RECORD, OnnxEncoder
+from embedrag.onnx_encoder import FILES, LENGTHS, RECORD, OnnxEncoder
 from embedrag.onnx_graph import write_graph, write_int8
 from embedrag.outcome import sentence
 from embedrag.retrieval import RetrievalSet, load_set
@@ -55,7 +55,7 @@ def run(options: ExportOptions) -> int:
     expected = embed_probes(encoder, probes)
     ndcg = _ndcg(encoder, data, "torch") if data else None
     contract = encoder.tokenizer.contract
-    lengths = {name: getattr(contract, name) for name in ("query_max_len", "passage_max_len")}
+    lengths = {name: getattr(contract, name) for name in LENGTHS}
     record: dict[str, Any] = {"model": options.model, "time": now(), "lengths": lengths, "probe_texts": len(probes)}
     record["files"] = {}
     with atomic_folder(output) as folder:
@@ -126,6 +126,7 @@ def _compare(
 def _write_surroundings(encoder: Any, source: Path, folder: Path) -> None:
     """Tokenizer, contract and configuration, so that the folder is a sentence-transformers folder."""
     encoder.backbone.config.save_pretrained(folder)
+    encoder.tokenizer.tokenizer.padding_side = "right"  # where every graph is right, also those with learnt positions
     encoder.tokenizer.save(folder)
     encoder.tokenizer.contract.write(folder, encoder.dimension)
     for path in source.glob("*.py"):  # of a configuration that is code

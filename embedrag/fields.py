@@ -70,6 +70,7 @@ def whole_number(value: Any) -> Any:
 
 TextList = Annotated[list[str], BeforeValidator(as_list)]
 Device = Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(lower)]
+HALF = "precision of the computation; auto: bfloat16 on GPUs that have it, else float16 there; float32 elsewhere"
 Dtype = Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(lower)]
 
 

@@ -40,6 +40,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
+            path.chmod(0o755 if path.is_dir() else 0o644)  # some libraries write files that only their owner may read
             _flush(path)
         old = temporary.with_name(f"{temporary.name}.old")
         if target.exists():

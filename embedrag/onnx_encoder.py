@@ -7,6 +7,7 @@ Dimensions: n texts, D components.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from embedrag.tokens import TokenBatch
 
 FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 RECORD = "export_config.json"
+LENGTHS = ("query_max_len", "passage_max_len")  # that it keeps
+SHRINK_SECONDS = 5  # after which memory of larger batches is given back, with the next one
 OUTPUT = "sentence_embedding"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -59,6 +62,12 @@ class OnnxEncoder(Embedder):
         if OUTPUT not in outputs:
             raise UserError(f"{file}: no output {OUTPUT}; write it with embedrag export")
         self._dimension = int(outputs[OUTPUT][-1])
+        used = self._session.get_providers()[0]  # a library of CUDA's may be missing; the session then has the CPU
+        if used != PROVIDERS[self._device]:
+            if device != "auto":
+                raise UserError(f"--device {device}: ONNX Runtime can't compute there; it would take {used}")
+            self._device = "cpu"
+        self._shrunk = time.monotonic()
 
     @property
     def device(self) -> torch.device:
@@ -81,8 +90,16 @@ class OnnxEncoder(Embedder):
 
     def rectangle(self, tokens: TokenBatch) -> np.ndarray:
         """[n, D] of texts in one call, all padded to the longest."""
+        import onnxruntime
+
         ids, mask = tokens.padded(self.tokenizer.tokenizer.pad_token_id or 0)
-        found: np.ndarray = self._session.run([OUTPUT], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
+        settings = None
+        if self._device == "cpu" and time.monotonic() - self._shrunk > SHRINK_SECONDS:
+            settings = onnxruntime.RunOptions()
+            settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            self._shrunk = time.monotonic()
+        inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        found: np.ndarray = self._session.run([OUTPUT], inputs, settings)[0]
         return found
 
 
@@ -103,8 +120,11 @@ def load_onnx_encoder(
     need("onnx", "onnxruntime")
     file = onnx_file(name, backend)
     base = describe_base(name, trust_remote_code)
-    record = read_json(Path(base.name) / RECORD)
-    contract = replace(saved_contract(Path(base.name), base), **record["lengths"])
+    path = Path(base.name) / RECORD
+    lengths = read_json(path).get("lengths")
+    if not isinstance(lengths, dict) or set(lengths) != set(LENGTHS):
+        raise UserError(f"{path}: no lengths in it; the export is damaged")
+    contract = replace(saved_contract(Path(base.name), base), **lengths)
     return OnnxEncoder(file, load_tokenizer(base, contract), device)
 
 

@@ -1,17 +1,19 @@
 """A backbone, its pooling and its normalisation as one ONNX graph.
 
 The plain transformers model is exported, with padding and an attention mask, for ONNX has no packed attention. Pooling
-goes by the mask alone, so texts may be filled up at either side.
+goes by the mask alone. Texts are filled up at the right, where every model gives the vectors of the texts alone; at the
+left those with learnt positions do not.
 
 Dimensions: n texts, L tokens of the longest, H hidden size = D components.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +98,12 @@ def write_graph(encoder: Encoder, file: Path) -> None:
             )
     except Exception as error:  # whatever a foreign forward does under an exporter
         kind = backbone.config.model_type
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
+        while error.__cause__:  # the exporter's own words tell how to report it, not why it failed
+            error = error.__cause__  # type: ignore[assignment]
+        words = next(filter(None, map(str.strip, str(error).splitlines())), "")
         raise UserError(
-            f"--model: torch can't export a {kind} model ({reason[:200]}); serve it with --backend torch"
+            f"--model: torch can't export a {kind} model ({type(error).__name__}: {words[:200]}); "
+            "serve it with --backend torch"
         ) from None
 
 
@@ -118,11 +123,11 @@ def write_int8(source: Path, target: Path) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Exporters warn of what no user can change."""
+    """Exporters warn of what no user can change, and print a failing graph; the error that they raise is told."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with quiet(), warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, FailFast, Field
 
-from embedrag.service import Request, check_request, read_object
+from embedrag.errors import UserError
+from embedrag.service import ROLES, Request, check_request, read_object
 
 SHOWN = 1000  # characters of a message
 
@@ -51,7 +52,8 @@ class EmbeddingsRequest(Request):
 
     Attributes:
         texts: `input`, one text or a list.
-        model: a name of the model that is served; None: whatever is served.
+        model: a name of the model that is served; None: whatever is served. `NAME:query` and `NAME:document` stand for
+            the name and `prompt_name`, for clients that can't send the latter.
         encoding_format: numbers, or the bytes of little-endian float32 in base64.
         user: taken and not looked at.
     """
@@ -69,8 +71,16 @@ def read_embeddings_request(raw: bytes) -> EmbeddingsRequest:
 
     >>> read_embeddings_request(b'{"input": "a frog", "model": "m"}').texts
     ['a frog']
+    >>> read_embeddings_request(b'{"input": "a frog", "model": "m:query"}').role
+    'query'
     """
-    return check_request(EmbeddingsRequest, read_object(raw))
+    request = check_request(EmbeddingsRequest, read_object(raw))
+    name, _, role = (request.model or "").rpartition(":")
+    if not name or role not in ROLES:
+        return request
+    if "prompt_name" in request.model_fields_set and request.role != ROLES[role]:
+        raise UserError(f"model says {role}, prompt_name {request.prompt_name}; leave one out")
+    return request.model_copy(update={"model": name, "prompt_name": role})
 
 
 def answer_bytes(texts: int, components: int, encoding_format: str) -> int:
@@ -108,7 +118,26 @@ def embeddings_body(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def models_body(model: str, created: int) -> bytes:
-    """The answer to /v1/models; `created` in seconds since 1970."""
-    entry = {"id": model, "object": "model", "created": created, "owned_by": "embedrag"}
-    return json.dumps({"object": "list", "data": [entry]}).encode()
+def models_of(name: str, created: int) -> list[dict[str, Any]]:
+    """What /v1/models lists of a model: its name, alone and with a role; `created` in seconds since 1970."""
+    names = (name, f"{name}:query", f"{name}:document")
+    return [{"id": each, "object": "model", "created": created, "owned_by": "embedrag"} for each in names]
+
+
+def models_body(models: list[dict[str, Any]]) -> bytes:
+    """The answer to /v1/models."""
+    return json.dumps({"object": "list", "data": models}).encode()
+
+
+def model_body(models: list[dict[str, Any]], name: str) -> bytes:
+    """The answer to /v1/models/NAME; ApiError for one that is not there."""
+    for model in models:
+        if model["id"] == name:
+            return json.dumps(model).encode()
+    raise no_such_model(name, models)
+
+
+def no_such_model(name: str | None, models: list[dict[str, Any]]) -> ApiError:
+    """The refusal of a name."""
+    known = ", ".join(model["id"] for model in models)
+    return ApiError(404, f"the model {name!r} is not here; there is {known}", "model_not_found")

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from embedrag.budget import halve_budget, is_out_of_memory, longest_text
+from embedrag.budget import halve_budget, longest_text
 from embedrag.cached import random_state, set_random_state
 from embedrag.device import peak_memory_bytes
-from embedrag.errors import RunError
+from embedrag.errors import RunError, is_out_of_memory
 from embedrag.logs import now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run

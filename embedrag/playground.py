@@ -9,7 +9,6 @@ Dimensions: p documents, D components.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from embedrag.contract import check_local_path
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError, flag_named, need
 from embedrag.figures import TEMPLATES
+from embedrag.listen import allowed_names, listen, url
 from embedrag.logs import say
 from embedrag.mine import read_corpus
 from embedrag.saved import adapter_file, load_encoder, trained_from
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # documents of a ranking
 BLOCK = 16_384  # documents that are compared at once
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-NAMES = [*LOOPBACK, "[::1]"]  # of a page that listens there, as browsers send them
 
 
 @dataclass(frozen=True)
@@ -162,16 +160,15 @@ def run(options: PlaygroundOptions) -> int:
         documents = list(dict.fromkeys(text for text in read_corpus(options.data, options.field) if text.strip()))
     if not documents:
         raise UserError(f"--data {options.data}: no texts in it")
-    with _listen(options.host, options.port) as listener:
-        trusted = options.trust_remote_code
-        base, tuned = (
-            Ranker(name, load_encoder(name, options.device, base_name=of, trust_remote_code=trusted), documents)
-            for name, of in zip(names.values(), (None, options.base_model_path), strict=True)
-        )
-        hosts = NAMES if options.host in LOOPBACK else ["*"]
-        server = uvicorn.Server(uvicorn.Config(application(documents, base, tuned, hosts), log_level="warning"))
-        host, port = listener.getsockname()[:2]
-        say(f"open http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
+    with listen(options.host, options.port) as listener:
+        encoders = []  # both, before the documents are embedded by one
+        for (flag, name), base_of in zip(names.items(), (None, options.base_model_path), strict=True):
+            with flag_named(flag, "--model_name_or_path"):
+                encoders.append(load_encoder(name, options.device, options.dtype, base_of, options.trust_remote_code))
+        base, tuned = (Ranker(name, encoder, documents) for name, encoder in zip(names.values(), encoders, strict=True))
+        app = application(documents, base, tuned, allowed_names(options.host))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        say(f"open {url(listener)} (Ctrl-C ends it)")
         server.run(sockets=[listener])
     return 0
 
@@ -181,12 +178,3 @@ def _base_of(model: str) -> str:
         return trained_from(model)
     except UserError as error:
         raise UserError(f"--model {error}; name the base with --baseline") from None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket of that address, taken before anything is computed."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; name another") from None

@@ -8,8 +8,6 @@ is being loaded.
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import os
 import signal
 import socket
@@ -20,8 +18,9 @@ from types import FrameType
 from embedrag.contract import check_local_path
 from embedrag.encoder import CHUNK_TOKENS, Embedder
 from embedrag.errors import UserError, flag_named, need
+from embedrag.listen import allowed_names, is_loopback, listen, url
 from embedrag.logs import say
-from embedrag.onnx_encoder import load_onnx_encoder, onnx_file
+from embedrag.onnx_encoder import RECORD, load_onnx_encoder, onnx_file
 from embedrag.saved import adapter_file, load_encoder
 from embedrag.serving_commands import ServeOptions
 from embedrag.signals import SIGNALS
@@ -40,9 +39,11 @@ def run(options: ServeOptions) -> int:
     with flag_named("--model", "--model_name_or_path"):
         if options.backend != "torch":
             onnx_file(options.model, options.backend)
+        elif Path(options.model, RECORD).expanduser().is_file():
+            raise UserError(f"--model {options.model}: an export; serve it with --backend onnx")
         elif not adapter_file(Path(options.model).expanduser()):
             check_local_path(options.model)
-    with _listen(options.host, options.port) as listener:
+    with listen(options.host, options.port) as listener:
         return asyncio.run(_serve(options, key, listener))
 
 
@@ -52,7 +53,8 @@ async def _serve(options: ServeOptions, key: str | None, listener: socket.socket
     path = Path(options.model).expanduser()
     name = options.served_name or (path.resolve().name if path.exists() else options.model)
     service = Service(name, options.model, options.max_queue)
-    server = make_server(make_app(service, key))
+    hosts = allowed_names(options.host) if key is None and not options.no_api_key else ["*"]
+    server = make_server(make_app(service, key, hosts))
     stop = _stop_signal()
     serving = asyncio.create_task(server.serve([listener]))
     loading = asyncio.create_task(asyncio.to_thread(_load, options))
@@ -63,9 +65,7 @@ async def _serve(options: ServeOptions, key: str | None, listener: socket.socket
             encoder = await loading
             tokens = options.max_batch_tokens or CHUNK_TOKENS.get(encoder.device.type, CHUNK_TOKENS["cpu"])
             service.open(encoder, tokens)
-            host, port = listener.getsockname()[:2]
-            where = f"[{host}]" if ":" in host else host
-            say(f"ready: http://{where}:{port}/v1, model {name}, {options.backend} on {encoder.device}")
+            say(f"ready: {url(listener)}/v1, model {name}, {options.backend} on {encoder.device}")
             await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
     finally:
         await service.close()
@@ -118,36 +118,9 @@ def _key(options: ServeOptions) -> str | None:
         raise UserError(
             f"--api_key or {KEY}: empty, or with characters that no header has; letters and digits are safe"
         )
-    if key is None and not options.no_api_key and not _is_loopback(options.host):
+    if key is None and not options.no_api_key and not is_loopback(options.host):
         raise UserError(
             f"--host {options.host}: others could reach the server; set {KEY} (or --api_key), "
             "or say --no_api_key if everybody may use it"
         )
     return key
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections.
-
-    Raises:
-        UserError: when the address is not of this machine, or the port is taken.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family)
-        # Connections inherit it; asyncio sets it only on sockets of its own, and answers would wait 40 ms for an ACK.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except (socket.gaierror, UnicodeError):
-        raise UserError(f"--host {host}: no such address") from None
-    except OSError as error:
-        if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise UserError(f"--port {port}: {os.strerror(error.errno)}; name another, or 0 for any free one") from None
-        raise UserError(f"--host {host}: {os.strerror(error.errno or 0)}") from None

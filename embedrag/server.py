@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -34,7 +35,10 @@ from embedrag.openai_api import (
     EmbeddingsRequest,
     answer_bytes,
     embeddings_body,
+    model_body,
     models_body,
+    models_of,
+    no_such_model,
     read_embeddings_request,
 )
 from embedrag.service import MAX_CHARACTERS, TooLargeError
@@ -47,6 +51,7 @@ ROUTES = ("/v1/embeddings", "/v1/models", "/health", "/metrics")
 TAKE = "embedrag.take"  # in a request's scope: takes of the room for bytes
 GONE = 499  # the client went away; nobody reads the answer
 JSON = "application/json"
+PORT = re.compile(r":\d*$")
 T = TypeVar("T")
 
 
@@ -87,6 +92,7 @@ class Service:
         state: `loading`, `ready` or `stopping`.
         bytes: room for bodies and answers.
         telemetry: its figures.
+        models: names that requests may use, as OpenAI lists them.
     """
 
     def __init__(self, name: str, also_known_as: str, max_queue: int) -> None:
@@ -100,7 +106,7 @@ class Service:
         self.state = "loading"
         self._name = name
         self._names = (None, name, also_known_as)
-        self._since = int(time.time())
+        self.models = models_of(name, int(time.time()))
         self._texts, self.bytes = Room(max_queue), Room(MAX_HELD_BYTES)
         self.telemetry = Telemetry(lambda: self._texts.used)
         self._helper = ThreadPoolExecutor(1, "helper")
@@ -125,10 +131,6 @@ class Service:
         await self._idle.wait()
         if ready:
             await asyncio.to_thread(self._batcher.close)
-
-    def models(self) -> bytes:
-        """Body of /v1/models."""
-        return models_body(self._name, self._since)
 
     async def embeddings(self, request: Request, take_bytes: Callable[[int], bool]) -> bytes:
         """Body of the answer to /v1/embeddings.
@@ -222,7 +224,7 @@ class Service:
 
     def _check(self, asked: EmbeddingsRequest) -> None:
         if asked.model not in self._names:
-            raise ApiError(404, f"the model {asked.model!r} is not here; this is {self._name!r}", "model_not_found")
+            raise no_such_model(asked.model, self.models)
         if len(asked.texts) > self._texts.limit:
             raise TooLargeError(f"input: this server takes {self._texts.limit:,} texts at once; send several requests")
         asked.check_dimensions(self._encoder.dimension)
@@ -240,14 +242,23 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._helper, work)
 
 
-def make_app(service: Service, api_key: str | None) -> ASGIApp:
+def make_app(service: Service, api_key: str | None, hosts: Sequence[str] = ("*",)) -> ASGIApp:
     """The application.
 
     Args:
         service: what answers.
         api_key: that /v1 asks for; None: nothing is asked for.
+        hosts: names by which it may be asked; "*": any, and by pages of the web too.
     """
-    app = FastAPI(title="EmbedRAG", version=__version__)
+
+    async def check_origin(request: Request) -> None:
+        """Without a key, no page of the web may ask: not across sites, nor under a name of its own that leads here."""
+        name = PORT.sub("", request.headers.get("host", ""))
+        if "*" not in hosts and (name not in hosts or request.headers.get("sec-fetch-site") == "cross-site"):
+            reason = "only programs of this machine are answered; give the server an API key, or say --no_api_key"
+            raise ApiError(403, reason, "forbidden")
+
+    app = FastAPI(title="EmbedRAG", version=__version__, dependencies=[Depends(check_origin)])
 
     async def check_key(request: Request) -> None:
         if api_key is None:
@@ -265,7 +276,11 @@ def make_app(service: Service, api_key: str | None) -> ASGIApp:
 
     @app.get("/v1/models", dependencies=[Depends(check_key)])
     async def models() -> Response:
-        return Response(service.models(), media_type=JSON)
+        return Response(models_body(service.models), media_type=JSON)
+
+    @app.get("/v1/models/{name:path}", dependencies=[Depends(check_key)])
+    async def model(name: str) -> Response:
+        return Response(model_body(service.models, name), media_type=JSON)
 
     @app.get("/health")
     async def health() -> Response:

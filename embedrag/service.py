@@ -104,7 +104,8 @@ def check_request(kind: type[Kind], data: dict[str, Any]) -> Kind:
         hint = near_miss(shown[0], known) or f"; there are {', '.join(known)}"
         raise UserError(f"{', '.join(shown)}: no such field{hint}")
     try:
-        request = kind.model_validate(data)
+        # Some clients send all fields that they know, with null for "as usual".
+        request = kind.model_validate({key: value for key, value in data.items() if value is not None})
     except ValidationError as error:
         raise UserError("; ".join(map(_problem, error.errors()[:5]))) from None
     name, texts = request.texts_key, request.texts

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from embedrag.fields import Device, Dtype, Options, option
+from embedrag.fields import HALF, Device, Dtype, Options, option
 
 
 class ServeOptions(Options):
@@ -84,4 +84,5 @@ class PlaygroundOptions(Options):
     host: str = option("127.0.0.1", "address of the page; 0.0.0.0: other machines see it too", group="playground")
     port: int = option(8080, "its port; 0: a free one", group="playground", ge=0, le=65535)
     device: Device = option("auto", "where to compute", group="playground")
+    dtype: Dtype = option("float32", HALF, group="playground")
     trust_remote_code: bool = option(False, "run Python code that comes with the models", group="playground")

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from embedrag.budget import is_out_of_memory
 from embedrag.encoder import Encoder
+from embedrag.errors import is_out_of_memory
 from embedrag.losses import Pairs, Terms, contrastive
 from embedrag.processes import Processes, share_out
 from embedrag.sampling import Batch

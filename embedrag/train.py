@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from embedrag.budget import is_out_of_memory
 from embedrag.checkpoint import clear_leftovers, clear_output_dir
 from embedrag.commands import MergeOptions
 from embedrag.config import TrainOptions
-from embedrag.errors import RunError, UserError
+from embedrag.errors import RunError, UserError, is_out_of_memory
 from embedrag.files import atomic_folder
 from embedrag.launch import launch, wanted_processes
 from embedrag.logs import say

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from embedrag.encoder import Embedder
-from embedrag.errors import RunError
+from embedrag.errors import RunError, UserError
 from embedrag.saved import load_encoder
 from embedrag.tokens import PASSAGE, QUERY
 
@@ -78,7 +78,10 @@ def read_probes(folder: Path) -> list[tuple[str, str]]:
     path = folder / PROBES
     if not path.is_file():
         return FALLBACK
-    return [(str(role), str(text)) for role, text in json.loads(path.read_text(encoding="utf-8"))]
+    try:
+        return [(str(role), str(text)) for role, text in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: can't be read ({error}); remove it, and other texts are taken") from None
 
 
 def embed_probes(encoder: Embedder, probes: Sequence[tuple[str, str]]) -> np.ndarray:

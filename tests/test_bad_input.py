@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from embedrag.cli import main
 
@@ -209,3 +210,24 @@ def test_windows_is_refused_in_words(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("sys.platform", "win32")
     assert main(["train"]) == 2
     assert "WSL 2" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_told_in_words(
+    tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.txt").write_text("a frog\n")
+    words = ["--model", tiny_bert, "--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "vectors.npy")]
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        monkeypatch.setattr("embedrag.encoder.Encoder.forward", lambda *_, error=error: throw(error))
+        assert main(["encode", *words]) == 1
+        assert "memory ran out; on a GPU try --dtype bfloat16" in capsys.readouterr().err
+    monkeypatch.setattr("embedrag.encoder.Encoder.forward", lambda *_: throw(RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["encode", *words])
+
+
+def throw(error: Exception) -> None:
+    raise error

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from embedrag import budget
-from embedrag.budget import free_memory, graph_bytes, halve_budget, is_out_of_memory, longest_texts, settle_budget
+from embedrag.budget import free_memory, graph_bytes, halve_budget, longest_texts, settle_budget
 from embedrag.cli import main
 from embedrag.encoder import Encoder
+from embedrag.errors import is_out_of_memory
 from embedrag.tokens import TokenBatch
 from tests.test_cached import encoder_of
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import torch
 from onnx import numpy_helper
 
-from embedrag import export, onnx_graph
+from embedrag import export, onnx_encoder, onnx_graph
 from embedrag.cli import main
 from embedrag.contract import Contract
 from embedrag.encoder import Encoder
+from embedrag.errors import UserError
 from embedrag.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
 from embedrag.pooling import POOLING
 from embedrag.saved import load_encoder
 from embedrag.tokens import TokenBatch
-from embedrag.verify import closeness
+from embedrag.verify import PROBES, closeness
 from tests.families import FAMILIES, TEXTS, WINDOWED
 
 
@@ -69,6 +72,24 @@ def test_texts_may_be_filled_up_at_the_left_as_other_programs_do(qwen3: tuple[st
     mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     found = exported._session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
     assert closeness(found, exported.encode(TEXTS, "passage")).min_cosine > 0.9999
+
+
+def test_tokenizer_of_an_export_fills_up_at_the_right_where_learnt_positions_are_right_too(
+    qwen3: tuple[str, str],
+) -> None:
+    assert load_encoder(qwen3[0], "cpu").tokenizer.tokenizer.padding_side == "left"
+    assert json.loads(Path(qwen3[1], "tokenizer_config.json").read_text())["padding_side"] == "right"
+
+
+def test_memory_of_a_large_batch_is_given_back_with_a_later_one(
+    bert: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported, process = load_onnx_encoder(bert[1], device="cpu"), psutil.Process()
+    exported.rectangle(TokenBatch.from_lists([[5] * 64] * 1024))
+    before, held = exported.vectors([[5, 6]]), process.memory_info().rss
+    monkeypatch.setattr(onnx_encoder, "SHRINK_SECONDS", 0)
+    np.testing.assert_array_equal(exported.vectors([[5, 6]]), before)
+    assert held - process.memory_info().rss > 30 << 20
 
 
 def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: tuple[str, str]) -> None:
@@ -155,11 +176,14 @@ def test_model_that_torch_cant_export_is_told(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*arguments: object, **keywords: object) -> None:
-        raise RuntimeError("no decomposition\nlong story")
+        print("a graph of many lines", file=sys.stderr)
+        raise ValueError("this is how to report it") from RuntimeError("\nno decomposition\nlong story")
 
     monkeypatch.setattr(torch.onnx, "export", fails)
     assert main(["export", "--model", bert[0], "--output", str(tmp_path / "out")]) == 2
-    assert f"--model {bert[0]}: torch can't export a bert model (RuntimeError: no decomp" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"--model {bert[0]}: torch can't export a bert model (RuntimeError: no decomposition)" in errors
+    assert "many lines" not in errors
     assert not list(tmp_path.iterdir())
 
 
@@ -195,3 +219,26 @@ def test_file_that_is_no_graph_of_ours_is_told(bert: tuple[str, str], tmp_path: 
     assert "ONNX Runtime can't read it" in capsys.readouterr().err
     assert main(["serve", *words, "--device", "mps"]) == 2
     assert "--device mps: ONNX Runtime has none here" in capsys.readouterr().err
+    assert main(["serve", "--model", bert[1]]) == 2
+    assert "an export; serve it with --backend onnx" in capsys.readouterr().err
+    for record in ('{"lengths": 3}', "{}", "{"):
+        (tmp_path / "out" / "export_config.json").write_text(record)
+        assert main(["serve", *words]) == 2
+        assert "export_config.json: " in capsys.readouterr().err
+
+
+def test_graph_that_falls_back_to_the_cpu_says_so(bert: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime for GPUs lists CUDA also where a library of it is missing; sessions then take the CPU."""
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
+    assert load_onnx_encoder(bert[1]).device.type == "cpu"
+    with pytest.raises(UserError, match="--device cuda: ONNX Runtime can't compute there"):
+        load_onnx_encoder(bert[1], device="cuda")
+
+
+def test_damaged_probe_texts_are_named(bert: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(bert[0], tmp_path / "model")
+    for text in ("{", "3", "[[1]]"):
+        (tmp_path / "model" / PROBES).write_text(text)
+        assert main(["export", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 2
+        assert f"{PROBES}: can't be read" in capsys.readouterr().err

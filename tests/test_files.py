@@ -40,6 +40,14 @@ def test_block_that_ends_well_gives_the_new_folder_and_nothing_else(target) -> N
     assert [path.name for path in target.parent.iterdir()] == ["final"]
 
 
+def test_others_may_read_what_a_library_wrote_for_its_owner_alone(target) -> None:
+    with atomic_folder(target) as folder:
+        (folder / "sub").mkdir(mode=0o700)
+        (folder / "sub" / "weights").write_text("1")
+        (folder / "sub" / "weights").chmod(0o600)
+    assert [(target / name).stat().st_mode & 0o777 for name in ("sub", "sub/weights")] == [0o755, 0o644]
+
+
 def test_target_is_untouched_while_the_block_runs(target) -> None:
     before = tree(target)
     with atomic_folder(target) as folder:

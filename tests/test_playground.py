@@ -180,6 +180,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(
     texts.write_text("a frog\n")
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "rows.jsonl").write_text('{"body": "a frog"}\n')
+    (tmp_path / "lists.jsonl").write_text('{"text": ["a frog"]}\n')
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for words, message in (
@@ -188,6 +189,8 @@ def test_mistakes_are_named_before_a_model_is_loaded(
             (["--data", str(tmp_path / "rows.jsonl")], "name the right key with --field"),
             (["--data", str(texts), "--port", port], f"--port {port}"),
             (["--data", str(texts), "--host", "no host"], "--host no host"),
+            (["--data", str(texts), "--host", "a..b"], "--host a..b: no such address"),
+            (["--data", str(tmp_path / "lists.jsonl")], "lists.jsonl:1: a list, where one text is wanted"),
             (["--data", str(texts), "--baseline", "./nowhere"], "--baseline ./nowhere: no such folder"),
             (["--data", str(texts), "--port", "70000"], "--port"),
         ):
@@ -196,6 +199,19 @@ def test_mistakes_are_named_before_a_model_is_loaded(
             assert message in capsys.readouterr().err
     assert main(["playground", "--model", minilm, "--data", str(texts)]) == 2
     assert "name the base with --baseline" in capsys.readouterr().err
+
+
+def test_both_models_are_loaded_before_the_documents_are_embedded(
+    minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedrag.playground.Ranker", lambda *_: pytest.fail("documents were embedded"))
+    (tmp_path / "texts.txt").write_text("a frog\n")
+    broken = tmp_path / "broken"
+    shutil.copytree(minilm, broken)
+    next(broken.glob("*.safetensors")).write_bytes(b"")
+    words = ["--baseline", minilm, "--data", str(tmp_path / "texts.txt"), "--port", "0"]
+    assert main(["playground", "--model", str(broken), *words]) == 2
+    assert f"error: --model {broken}: " in capsys.readouterr().err
 
 
 def test_missing_server_library_names_the_extra(

@@ -18,10 +18,9 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from embedrag.budget import is_out_of_memory
 from embedrag.build import open_store
 from embedrag.cli import main
-from embedrag.errors import UserError
+from embedrag.errors import UserError, is_out_of_memory
 from embedrag.losses import Terms
 from embedrag.processes import Processes, SharedOutOfMemoryError, share_out
 from embedrag.selftest import processes_distance

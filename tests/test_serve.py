@@ -27,9 +27,9 @@ from embedrag import server as server_module
 from embedrag.cli import main
 from embedrag.contract import Contract
 from embedrag.encoder import Encoder
+from embedrag.listen import allowed_names, listen
 from embedrag.openai_api import EmbeddingsRequest, answer_bytes, embeddings_body
 from embedrag.saved import load_encoder
-from embedrag.serve import _listen
 from embedrag.server import MAX_BYTES, Room, Service, make_app
 from embedrag.service import MAX_CHARACTERS, MAX_TEXTS
 
@@ -168,8 +168,56 @@ def test_dimensions_cut_and_normalize_decides_about_the_length(server: Running, 
     check_own(raw, whole[:, :7])
 
 
+def test_role_may_stand_behind_the_models_name(server: Running, encoder: Encoder, folder: str) -> None:
+    """LangChain and others can't send `prompt_name`."""
+    client = server.client()
+    for name, role in (("frogs:query", "query"), (f"{folder}:query", "query"), ("frogs:document", "passage")):
+        found = client.embeddings.create(model=name, input=TEXTS)
+        check_own(found, encoder.encode(TEXTS, role))
+
+
+def test_null_is_a_field_that_is_left_out(server: Running, encoder: Encoder) -> None:
+    """Some clients send all fields that they know."""
+    names = ("model", "prompt_name", "dimensions", "normalize", "encoding_format", "user")
+    response = server.post(json.dumps({"input": TEXTS} | dict.fromkeys(names)))
+    found = np.array([item["embedding"] for item in response.json()["data"]])
+    np.testing.assert_allclose(found, encoder.encode(TEXTS, "passage"), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "localhost:x"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}, 403),
+    ],
+)
+def test_without_a_key_pages_of_the_web_are_refused(headers: dict[str, str], status: int, encoder: Encoder) -> None:
+    async def ask(hosts: list[str]) -> list[int]:
+        service = Service("frogs", "folder", 10)
+        service.open(encoder, 100)
+        transport = httpx.ASGITransport(make_app(service, None, hosts))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers) as client:
+            answers = [await client.post("/v1/embeddings", content=b'{"input": "a"}'), await client.get("/metrics")]
+        await service.close()
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(ask(allowed_names("127.0.0.1"))) == [status] * 2
+    assert asyncio.run(ask(allowed_names("0.0.0.0"))) == [200] * 2
+
+
 def test_models_and_health_are_told(server: Running) -> None:
-    assert [model.id for model in server.client().models.list()] == ["frogs"]
+    client = server.client()
+    assert [model.id for model in client.models.list()] == ["frogs", "frogs:query", "frogs:document"]
+    assert client.models.retrieve("frogs:query").id == "frogs:query"
+    with pytest.raises(openai.NotFoundError, match="there is frogs, frogs:query"):
+        client.models.retrieve("toads")
     health = server.get("/health")
     assert (health.status_code, health.json()) == (200, {"status": "ready"})
     assert "input" in server.get("/openapi.json").text
@@ -224,7 +272,9 @@ BAD = [
     (400, {"input": "a", "encoding_format": "hex"}, "encoding_format"),
     (400, {"input": "a", "prompt_name": "title"}, "prompt_name"),
     (400, {"input": "a", "normalize": "yes"}, "normalize"),
-    (404, {"input": "a", "model": "text-embedding-3-small"}, "this is 'frogs'"),
+    (404, {"input": "a", "model": "text-embedding-3-small"}, "there is frogs, frogs:query"),
+    (400, {"input": "a", "model": "frogs:query", "prompt_name": "document"}, "leave one out"),
+    (400, {"input": None}, "input: Field required"),
     (413, {"input": ["a"] * 10_000}, f"at most {MAX_TEXTS:,}"),
     (413, {"input": "a" * (MAX_CHARACTERS + 1)}, "send several"),
     (413, b"a" * (MAX_BYTES + 1), "send several"),
@@ -468,7 +518,7 @@ def test_taken_port_is_told(folder: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_answers_do_not_wait_for_an_acknowledgement() -> None:
-    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         with listener.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
