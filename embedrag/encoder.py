@@ -297,9 +297,11 @@ class Encoder(nn.Module, Embedder):
     def _padded(self, tokens: TokenBatch) -> Tensor:
         """[T, H] hidden states; a row a text."""
         ids, mask = tokens.padded(self.pad_id, self.pad_multiple)
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        hidden: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden[mask.bool()]
+        places = mask.flatten().nonzero()[:, 0]  # found here, so that a GPU need not be waited for
+        hidden: Tensor = self.backbone(
+            input_ids=ids.to(self.device), attention_mask=mask.to(self.device)
+        ).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, places.to(self.device))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The precision of the computation, as a context of the backbone's calls."""
