@@ -21,15 +21,18 @@ LEVELS = 1 << 16
 
 @contextmanager
 def dropout_on(module: nn.Module, on: bool) -> Iterator[None]:
-    """A module in training mode, or out of it, while the block runs; then as it was."""
-    before = module.training
-    if on != before:  # else nothing: it is a walk over all layers, and a tenth of a short text's time
-        module.train(on)
+    """All layers in training mode, or out of it, while the block runs; then each as it was.
+
+    A look at every layer costs little; telling every layer, as `train` does, a tenth of a short text's time.
+    """
+    changed = [layer for layer in module.modules() if layer.training != on]
+    for layer in changed:
+        layer.training = on
     try:
         yield
     finally:
-        if on != before:
-            module.train(before)
+        for layer in changed:
+            layer.training = not on
 
 
 class FastDropout(nn.Dropout):
@@ -129,4 +132,4 @@ def replace_dropout(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, FastDropout(child.p))
+                setattr(module, name, FastDropout(child.p).train(child.training))

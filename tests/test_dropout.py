@@ -83,11 +83,24 @@ def test_every_dropout_of_a_model_is_replaced_and_nothing_else() -> None:
     assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    "before", [(False, False, False), (True, True, True), (False, False, True), (True, True, False)]
+)
 @pytest.mark.parametrize("on", [True, False])
-def test_training_mode_is_put_back_also_after_an_error(before: bool, on: bool) -> None:
-    module = nn.Sequential(nn.Linear(2, 2), FastDropout(0.5)).train(before)
+def test_every_layer_has_the_mode_and_then_its_own_again_also_after_an_error(
+    before: tuple[bool, ...], on: bool
+) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), FastDropout(0.5))
+    for layer, mode in zip(module.modules(), before, strict=True):
+        layer.training = mode
     with pytest.raises(RuntimeError), dropout_on(module, on):
-        assert [part.training for part in module.modules()] == [on] * 3
+        assert [layer.training for layer in module.modules()] == [on] * 3
         raise RuntimeError
-    assert [part.training for part in module.modules()] == [before] * 3
+    assert tuple(layer.training for layer in module.modules()) == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_replaced_dropout_keeps_its_mode(training: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train(training)
+    replace_dropout(model)
+    assert isinstance(model[1], FastDropout) and model[1].training == training

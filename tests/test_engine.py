@@ -57,6 +57,15 @@ def test_packed_and_padded_runs_have_the_same_losses(
     assert abs(packed[0]["loss"] - packed[1]["loss"]) > 1e-3
 
 
+@pytest.mark.parametrize("finetune_type", ["full", "lora", "qlora"])
+def test_model_with_dropout_is_packed_whatever_is_trained(
+    finetune_type: str, tiny_bert: str, data: Path, tmp_path: Path
+) -> None:
+    words = ["--finetune_type", finetune_type, "--lora_dropout", "0.1"]
+    assert run(tiny_bert, data, tmp_path / "out", *words) == 0
+    assert all(row["padding_share"] == 0 for row in steps(tmp_path / "out"))
+
+
 def test_model_that_cannot_be_packed_is_padded_with_a_line_or_refused_by_flag(
     tiny_mpnet: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
