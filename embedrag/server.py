@@ -253,7 +253,7 @@ def make_app(service: Service, api_key: str | None, hosts: Sequence[str] = ("*",
 
     async def check_origin(request: Request) -> None:
         """Without a key, no page of the web may ask: not across sites, nor under a name of its own that leads here."""
-        name = PORT.sub("", request.headers.get("host", ""))
+        name = PORT.sub("", request.headers.get("host", "")).lower()
         if "*" not in hosts and (name not in hosts or request.headers.get("sec-fetch-site") == "cross-site"):
             reason = "only programs of this machine are answered; give the server an API key, or say --no_api_key"
             raise ApiError(403, reason, "forbidden")

@@ -227,6 +227,7 @@ def test_file_that_is_no_graph_of_ours_is_told(bert: tuple[str, str], tmp_path: 
         assert "export_config.json: " in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_graph_that_falls_back_to_the_cpu_says_so(bert: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The runtime for GPUs lists CUDA also where a library of it is missing; sessions then take the CPU."""
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]

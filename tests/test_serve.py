@@ -190,6 +190,7 @@ def test_null_is_a_field_that_is_left_out(server: Running, encoder: Encoder) -> 
         ({}, 200),
         ({"Host": "localhost"}, 200),
         ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "LocalHost:80"}, 200),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Host": "evil.example"}, 403),
         ({"Host": "evil.example:8000"}, 403),
