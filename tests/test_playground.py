@@ -155,12 +155,14 @@ def test_page_is_there_under_the_address_of_ipv6_too(
     except OSError:
         pytest.skip("no IPv6 on this machine")
     apps: list[Any] = []
-    monkeypatch.setattr("embedrag.playground.load_encoder", lambda *_, **__: None)
+    loaded: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("embedrag.playground.load_encoder", lambda *words: loaded.append(words))
     monkeypatch.setattr("embedrag.playground.Ranker", lambda name, *_: SimpleNamespace(name=name))
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: apps.append(self.config.app))
     (tmp_path / "texts.txt").write_text("a frog\n")
     words = ["--model", minilm, "--baseline", minilm, "--data", str(tmp_path / "texts.txt"), "--host", "::1"]
-    assert main(["playground", *words, "--port", "0"]) == 0
+    assert main(["playground", *words, "--port", "0", "--device", "cpu", "--dtype", "bfloat16"]) == 0
+    assert [model[:3] for model in loaded] == [(minilm, "cpu", "bfloat16")] * 2
     address = re.search(r"http://\S+", capsys.readouterr().out)
     assert address and "[::1]" in address[0]
 

@@ -27,6 +27,7 @@ from embedrag import server as server_module
 from embedrag.cli import main
 from embedrag.contract import Contract
 from embedrag.encoder import Encoder
+from embedrag.errors import UserError
 from embedrag.listen import allowed_names, listen
 from embedrag.openai_api import EmbeddingsRequest, answer_bytes, embeddings_body
 from embedrag.saved import load_encoder
@@ -211,6 +212,23 @@ def test_without_a_key_pages_of_the_web_are_refused(headers: dict[str, str], sta
 
     assert asyncio.run(ask(allowed_names("127.0.0.1"))) == [status] * 2
     assert asyncio.run(ask(allowed_names("0.0.0.0"))) == [200] * 2
+
+
+@pytest.mark.parametrize(("words", "restricted"), [([], True), (["--api_key", KEY], False), (["--no_api_key"], False)])
+def test_command_restricts_who_may_ask_where_there_is_no_key(
+    words: list[str], restricted: bool, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def make(service: Service, key: str | None, hosts: list[str]) -> None:
+        asked.append(hosts)
+        raise UserError("enough")
+
+    monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
+    monkeypatch.setattr(server_module, "make_app", make)
+    assert main(["serve", "--model", folder, "--port", "0", *words]) == 2
+    assert asked == [allowed_names("127.0.0.1") if restricted else ["*"]]
+    assert "*" not in allowed_names("127.0.0.1")
 
 
 def test_models_and_health_are_told(server: Running) -> None:
