@@ -1,51 +1,121 @@
-"""Imports flow one way, and importing does nothing but define."""
+"""Imports flow one way, seen by dotted names and inside the wings too; importing does nothing but define."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
+# A wing imports from those above it; wings on one line import nothing of each other.
+WINGS = """
+errors
+runtime options weights losses
+data
+models
+retrieval merging
+evaluation datagen
+export training
+serving
+api
+commands
+cli
+"""
+RANK = {name: rank for rank, names in enumerate(WINGS.split("\n")) for name in names.split()}
+# Imports that go upwards until their modules are divided. It only gets shorter.
+UNTIL_THE_SPLIT: set[tuple[str, str]] = {
+    ("embedrag.data", "embedrag.retrieval"),
+}
 
-def layers() -> dict[str, int]:
-    """Module -> number of its layer, as docs/architecture.md draws them."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    lines = [line.split() for line in text.splitlines() if line.startswith("    ")]
-    return {name: number for number, names in enumerate(lines) for name in names}
+
+def imports(root: Path) -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports, anywhere in its text; by dotted names."""
+    paths = {dotted(root, path): path for path in sorted((root / "embedrag").rglob("*.py"))}
+    return {name: set(imported(path, name, set(paths))) - {name} for name, path in paths.items()}
 
 
-def own_imports(path: Path) -> set[str]:
-    found = set()
+def dotted(root: Path, path: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, own: str, modules: set[str]) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("embedrag"):
-            parts = (node.module or "").split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found - {"__version__"}
-
-
-def test_every_module_imports_only_from_layers_above_it() -> None:
-    order = layers()
-    problems = []
-    for path in sorted((ROOT / "embedrag").rglob("*.py")):
-        parts = path.relative_to(ROOT / "embedrag").parts
-        module = parts[0].removesuffix(".py")
-        if module.startswith("__"):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = own.split(".")[: -node.level] if node.level else []
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        else:
             continue
-        assert module in order, f"docs/architecture.md does not place {module}"
-        # demo rows are built on demand when no data set is named: a late import, and the only one upwards
-        upwards = {name for name in own_imports(path) if order[name] >= order[module] and name != module}
-        problems += [f"{module} -> {name}" for name in upwards - ({"tools"} if module == "data" else set())]
-    assert problems == []
+        for name in names:
+            # `from a.b import c` imports the module a.b.c, or something of the module a.b
+            yield from {name, name.rpartition(".")[0]} & modules if name not in modules else {name}
 
 
-def test_a_wrong_import_would_be_found(tmp_path: Path) -> None:
-    wrong = tmp_path / "pooling.py"
-    wrong.write_text("from embedrag.loop import train\n")
-    assert layers()["loop"] > layers()["pooling"]
-    assert own_imports(wrong) == {"loop"}
+def wing(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def upwards(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """Imports of another wing that is not above the importing one."""
+    return {
+        (module, other)
+        for module, others in graph.items()
+        for other in others
+        if wing(module) in RANK and wing(other) in RANK
+        if wing(module) != wing(other) and RANK[wing(other)] >= RANK[wing(module)]
+    }
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other; empty when there are none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_wings_import_downwards_only() -> None:
+    assert upwards(imports(ROOT)) == UNTIL_THE_SPLIT
+
+
+def test_no_modules_import_each_other() -> None:
+    assert cycle(imports(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "wrong"),
+    [
+        ("losses.contrastive", "from embedrag.models.encoder import Encoder", ("losses.contrastive", "models.encoder")),
+        ("losses.contrastive", "def f():\n    import embedrag.data.rows", ("losses.contrastive", "data.rows")),
+        ("data.rows", "from embedrag.models import encoder", ("data.rows", "models.encoder")),
+        ("runtime.files", "from embedrag.options.field import option", ("runtime.files", "options.field")),
+        ("data.rows", "from ..models.encoder import Encoder", ("data.rows", "models.encoder")),
+    ],
+)
+def test_a_wrong_import_would_be_found(tmp_path: Path, module: str, text: str, wrong: tuple[str, str]) -> None:
+    for name in {module, "models.encoder", "data.rows", "options.field"}:
+        path = tmp_path / "embedrag" / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if name == module else "Encoder = option = None", encoding="utf-8")
+    assert upwards(imports(tmp_path)) == {tuple(f"embedrag.{name}" for name in wrong)}
+
+
+def test_a_cycle_inside_a_wing_would_be_found(tmp_path: Path) -> None:
+    folder = tmp_path / "embedrag" / "data"
+    folder.mkdir(parents=True)
+    (folder / "rows.py").write_text("from embedrag.data import text", encoding="utf-8")
+    (folder / "text.py").write_text("from embedrag.data.rows import Record", encoding="utf-8")
+    assert set(cycle(imports(tmp_path))) == {"embedrag.data.rows", "embedrag.data.text"}
 
 
 def test_importing_the_command_line_loads_neither_torch_nor_transformers() -> None:
