@@ -106,7 +106,7 @@ def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:
 def peak(kind: str, rows: int, budget: int) -> dict[str, float]:
     """Peak of a step above the loaded model (run in a process of its own)."""
     from embedrag.budget import graph_bytes
-    from embedrag.device import give_memory_back, peak_memory_bytes
+    from embedrag.runtime.device import give_memory_back, peak_memory_bytes
 
     step, small = make_step(kind), make_batch(2)
     step.encoder.token_budget = budget

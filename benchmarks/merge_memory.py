@@ -21,7 +21,7 @@ from tabulate import tabulate
 from transformers import Qwen3Config, Qwen3Model
 from transformers.utils import logging
 
-REPORT = "\nfrom embedrag.device import peak_memory_bytes; print('PEAK', peak_memory_bytes() >> 20)"
+REPORT = "\nfrom embedrag.runtime.device import peak_memory_bytes; print('PEAK', peak_memory_bytes() >> 20)"
 OURS = (
     "from embedrag.cli import main\n"
     "main(['merge', '--base_model_path', {base!r}, '--lora_adapter_path', {adapter!r}, '--output_path', {output!r},"

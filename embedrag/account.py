@@ -13,9 +13,9 @@ from embedrag import __version__
 from embedrag.backbone import parameter_counts, product_dtype, stored_dtype, unquantized_layers
 from embedrag.config import TrainOptions
 from embedrag.contract import Base, Contract
-from embedrag.device import describe
 from embedrag.encoder import Encoder
 from embedrag.logs import say
+from embedrag.runtime.device import describe
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 

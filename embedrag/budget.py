@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.processes import Processes
+from embedrag.runtime.distributed import Processes
 from embedrag.tokens import TokenBatch, TokenStore
 
 # A GPU is ours alone; beside a training on a CPU other programs live.
@@ -89,7 +89,7 @@ def graph_bytes(encoder: Encoder, tokens: TokenBatch) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        # A weight may be gathered for the moment (`embedrag.shard`), so it is known by its kind, not by its address.
+        # FSDP gathers a weight for a moment only, so a weight is known by its type and not by its address.
         if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor

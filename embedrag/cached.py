@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from embedrag.device import give_memory_back
+from embedrag.runtime.device import give_memory_back
 from embedrag.tokens import TokenBatch
 
 TRIM_EVERY = 16  # recomputed chunks; at every chunk it would cost a fifth of the time

@@ -13,8 +13,8 @@ from embedrag.backbone import quiet
 from embedrag.card import write_card
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.files import atomic_folder, remove_leftover, write_json
 from embedrag.initial import subtract_start
+from embedrag.runtime.files import atomic_folder, remove_leftover, write_json
 from embedrag.saved import SETTINGS
 from embedrag.state import write_state
 from embedrag.verify import PROBES

@@ -14,7 +14,7 @@ from typing import Any
 
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
-from embedrag.files import write_json
+from embedrag.runtime.files import write_json
 
 POOLING_NAMES = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
 PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")

@@ -15,11 +15,11 @@ from embedrag.contract import Contract
 from embedrag.errors import UserError
 from embedrag.faults import Rows, short_report
 from embedrag.fields import Source
-from embedrag.files import atomic_file
 from embedrag.logs import say
 from embedrag.order import MixedOrder, RowOrder
-from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet, load_set
+from embedrag.runtime.distributed import Processes
+from embedrag.runtime.files import atomic_file
 from embedrag.slices import Slices, quotas
 from embedrag.split import held_out_set, hold_out
 from embedrag.texts import identity

@@ -25,8 +25,8 @@ from embedrag.cached import CachedVectors
 from embedrag.contract import Contract
 from embedrag.dropout import dropout_on
 from embedrag.pooling import POOLING
-from embedrag.processes import Processes
-from embedrag.shard import is_sharded
+from embedrag.runtime.distributed import Processes
+from embedrag.runtime.fsdp import is_sharded
 from embedrag.tokenizer import TextTokenizer
 from embedrag.tokens import TokenBatch
 

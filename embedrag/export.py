@@ -16,12 +16,12 @@ import numpy as np
 from embedrag import __version__
 from embedrag.encoder import Embedder
 from embedrag.errors import RunError, UserError, flag_named, need
-from embedrag.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.logs import now, say
 from embedrag.onnx_encoder import FILES, LENGTHS, RECORD, OnnxEncoder
 from embedrag.onnx_graph import write_graph, write_int8
 from embedrag.outcome import sentence
 from embedrag.retrieval import RetrievalSet, load_set
+from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.saved import adapter_file, load_encoder
 from embedrag.scores import score
 from embedrag.serving_commands import ExportOptions

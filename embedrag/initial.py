@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from embedrag.adapter import CONFIG, WEIGHTS
 from embedrag.errors import UserError
-from embedrag.files import write_json
 from embedrag.names import match_names
+from embedrag.runtime.files import write_json
 from embedrag.tensorfile import weight_files
 
 PISSA = "pissa_niter_16"

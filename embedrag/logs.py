@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.files import write_atomic
+from embedrag.runtime.files import write_atomic
 
 NOT_FINITE = (float("inf"), float("-inf"))
 

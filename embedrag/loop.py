@@ -24,15 +24,15 @@ from embedrag.cached import random_state, set_random_state
 from embedrag.checkpoint import save_model
 from embedrag.config import TrainOptions
 from embedrag.errors import StoppedError
-from embedrag.files import atomic_folder, write_atomic
 from embedrag.logs import RunLog, now, say
 from embedrag.monitor import Monitor
 from embedrag.optimize import Optimization
 from embedrag.prepare import Run
 from embedrag.resume import engine_state
+from embedrag.runtime.files import atomic_folder, write_atomic
+from embedrag.runtime.fsdp import whole
+from embedrag.runtime.stop_signals import StopSignals
 from embedrag.sampling import Batch, Batches, steps_of_epoch
-from embedrag.shard import whole
-from embedrag.signals import StopSignals
 from embedrag.state import BEST, Checkpoint, prune, read_tensors, restore_weights
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from embedrag.errors import UserError, flag_named
-from embedrag.files import atomic_file
 from embedrag.readers import raw_rows
 from embedrag.records import Record, row_text
+from embedrag.runtime.files import atomic_file
 from embedrag.survey import EvalTexts, Survey, kept_of, read_row
 from embedrag.texts import digest
 

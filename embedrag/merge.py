@@ -28,8 +28,8 @@ from embedrag.commands import MergeOptions
 from embedrag.contract import Base, describe_base
 from embedrag.dequantize import QuantizedLayers, quantized_layers
 from embedrag.errors import UserError
-from embedrag.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.logs import now, say
+from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.saved import MERGE, SETTINGS, model_settings, saved_contract
 from embedrag.tensorfile import WeightFile, blocks, weight_files, write_tensors
 from embedrag.tokenizer import load_tokenizer

@@ -22,11 +22,11 @@ from embedrag.commands import MineOptions
 from embedrag.encode import read_texts
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.files import atomic_file, check_targets
 from embedrag.logs import say
 from embedrag.records import Record, read_records, row_text
 from embedrag.rerank import CrossEncoder
 from embedrag.retrieval import CORPUS
+from embedrag.runtime.files import atomic_file, check_targets
 from embedrag.saved import load_encoder
 from embedrag.search import TopK, best_of
 from embedrag.texts import identity

@@ -14,8 +14,8 @@ from torch import Tensor
 from embedrag.encoder import Encoder
 from embedrag.logs import now, say
 from embedrag.outcome import leave, lines, outcome, training_curve
-from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet
+from embedrag.runtime.distributed import Processes
 from embedrag.scores import Scores, score
 
 CUTOFFS = (1, 5, 10, 100)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from embedrag.budget import halve_budget, longest_text
 from embedrag.cached import random_state, set_random_state
-from embedrag.device import peak_memory_bytes
 from embedrag.errors import RunError, is_out_of_memory
 from embedrag.logs import now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
 from embedrag.prepare import Run
-from embedrag.processes import Processes, SharedOutOfMemoryError
+from embedrag.runtime.device import peak_memory_bytes
+from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError
+from embedrag.runtime.fsdp import part_of, whole
 from embedrag.sampling import Batch
-from embedrag.shard import part_of, whole
 from embedrag.state import checkpoints
 
 

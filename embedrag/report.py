@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.figures import TEMPLATES, figures
-from embedrag.files import write_atomic
+from embedrag.runtime.files import write_atomic
 from embedrag.wording import (
     Row,
     chance,

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from embedrag.backbone import quiet
-from embedrag.device import pick_device
 from embedrag.errors import RunError, UserError
+from embedrag.runtime.device import pick_device
 
 BATCH = 32
 LONGEST = 1024  # tokens of a pair

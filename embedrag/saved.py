@@ -14,10 +14,10 @@ from embedrag.adapter import CONFIG, WEIGHTS, plain_name, read_adapter
 from embedrag.attention import PackingError
 from embedrag.backbone import load_backbone, quantization_config, quiet
 from embedrag.contract import Base, Contract, describe_base, read_contract
-from embedrag.device import pick_device, pick_dtype
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.names import match_names
+from embedrag.runtime.device import pick_device, pick_dtype
 from embedrag.tensorfile import TensorFile
 from embedrag.tokenizer import load_tokenizer
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from embedrag.encoder import TEXTS_PER_BLOCK, Embedder
 from embedrag.metrics import METRICS
-from embedrag.processes import Processes
 from embedrag.retrieval import RetrievalSet
+from embedrag.runtime.distributed import Processes
 from embedrag.search import TopK, search_faiss
 from embedrag.vectors import unit
 from embedrag.views import View

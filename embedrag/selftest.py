@@ -16,9 +16,9 @@ from embedrag.attention import TOLERANCE
 from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.processes import Processes
+from embedrag.runtime.distributed import Processes
+from embedrag.runtime.fsdp import own_part
 from embedrag.sampling import make_batch
-from embedrag.shard import own_part
 from embedrag.step import ContrastiveStep
 from embedrag.tokens import TokenBatch, TokenStore
 

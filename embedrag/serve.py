@@ -21,9 +21,9 @@ from embedrag.errors import UserError, flag_named, need
 from embedrag.listen import allowed_names, is_loopback, listen, url
 from embedrag.logs import say
 from embedrag.onnx_encoder import RECORD, load_onnx_encoder, onnx_file
+from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.saved import adapter_file, load_encoder
 from embedrag.serving_commands import ServeOptions
-from embedrag.signals import SIGNALS
 
 KEY = "EMBEDRAG_API_KEY"
 

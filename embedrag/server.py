@@ -27,7 +27,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedrag import __version__
 from embedrag.batching import Batcher
 from embedrag.connections import BACKLOG, KEEP_ALIVE_SECONDS, LINGER_SECONDS, READ_SECONDS, limited_connection
-from embedrag.device import give_memory_back
 from embedrag.encoder import Embedder
 from embedrag.errors import UserError
 from embedrag.openai_api import (
@@ -41,6 +40,7 @@ from embedrag.openai_api import (
     no_such_model,
     read_embeddings_request,
 )
+from embedrag.runtime.device import give_memory_back
 from embedrag.service import MAX_CHARACTERS, TooLargeError
 from embedrag.telemetry import Telemetry
 

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from embedrag.errors import UserError
-from embedrag.files import write_json
-from embedrag.shard import part_of
+from embedrag.runtime.files import write_json
+from embedrag.runtime.fsdp import part_of
 
 FOLDER = "training_state"
 STATE = f"{FOLDER}/state.json"

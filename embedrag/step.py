@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from embedrag.encoder import Encoder
 from embedrag.errors import is_out_of_memory
 from embedrag.losses import Pairs, Terms, contrastive
-from embedrag.processes import Processes, share_out
+from embedrag.runtime.distributed import Processes, share_out
 from embedrag.sampling import Batch
 from embedrag.teacher import Teacher
 from embedrag.views import View

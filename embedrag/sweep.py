@@ -24,9 +24,9 @@ from tabulate import tabulate
 from embedrag.commands import SweepOptions
 from embedrag.config import TrainOptions
 from embedrag.errors import RunError, UserError, near_miss, need
-from embedrag.files import write_atomic
 from embedrag.logs import say
 from embedrag.options import read_config
+from embedrag.runtime.files import write_atomic
 
 STUDY = "study.jsonl"
 BEST = "best_config.json"

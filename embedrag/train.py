@@ -9,14 +9,14 @@ from embedrag.checkpoint import clear_leftovers, clear_output_dir
 from embedrag.commands import MergeOptions
 from embedrag.config import TrainOptions
 from embedrag.errors import RunError, UserError, is_out_of_memory
-from embedrag.files import atomic_folder
 from embedrag.launch import launch, wanted_processes
 from embedrag.logs import say
 from embedrag.loop import Trainer
 from embedrag.prepare import Run, prepare
-from embedrag.processes import leave
 from embedrag.resume import is_complete
-from embedrag.signals import StopSignals
+from embedrag.runtime.distributed import leave
+from embedrag.runtime.files import atomic_folder
+from embedrag.runtime.stop_signals import StopSignals
 from embedrag.state import BEST, Checkpoint, forget_later
 
 

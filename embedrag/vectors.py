@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from embedrag.encoder import Encoder
 from embedrag.errors import RunError, UserError
-from embedrag.files import write_vectors
+from embedrag.runtime.files import write_vectors
 
 BLOCK = 16_384  # vectors that are looked at together
 TOLERANCE = 1e-3  # of a squared length

@@ -13,7 +13,7 @@ import transformers
 
 from embedrag import prepare
 from embedrag.cli import main
-from embedrag.device import bfloat16_multiplies_faster, fastest
+from embedrag.runtime.device import bfloat16_multiplies_faster, fastest
 from tests.families import SIZES
 
 

@@ -22,9 +22,9 @@ from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError, is_out_of_memory
 from embedrag.losses import Terms
-from embedrag.processes import Processes, SharedOutOfMemoryError, share_out
+from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError, share_out
+from embedrag.runtime.fsdp import shard, whole
 from embedrag.selftest import processes_distance
-from embedrag.shard import shard, whole
 from embedrag.state import checkpoints
 from embedrag.step import ContrastiveStep
 from tests.test_cached import FORMS, RICH, batch_of_5, encoder_of, error

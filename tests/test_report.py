@@ -329,7 +329,7 @@ def test_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     def full(written: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("embedrag.files._flush", full)
+    monkeypatch.setattr("embedrag.runtime.files._flush", full)
     with pytest.raises(RunError, match="page.html: not written .No space left"):
         write_html(FULL, path)
     assert path.read_bytes() == before

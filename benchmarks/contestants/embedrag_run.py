@@ -9,7 +9,7 @@ from benchmarks.contestants.common import Meter, Task, load_adapter
 from embedrag.config import TrainOptions
 from embedrag.loop import Trainer
 from embedrag.prepare import prepare
-from embedrag.signals import StopSignals
+from embedrag.runtime.stop_signals import StopSignals
 
 
 def main(task_path: str, result_path: str) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from embedrag.commands import ComposeOptions
 from embedrag.errors import flag_named
-from embedrag.files import check_targets, write_lines
 from embedrag.logs import say
+from embedrag.runtime.files import check_targets, write_lines
 from embedrag.tools.items import Item, groups_of
 from embedrag.tools.nearest import by_model, by_words, different
 from embedrag.tools.tables import Pair, bare, read_table

@@ -19,8 +19,8 @@ from tabulate import tabulate
 
 from embedrag.commands import CrawlOptions
 from embedrag.errors import UserError, need
-from embedrag.files import atomic_file, check_targets, write_lines
 from embedrag.logs import now, say
+from embedrag.runtime.files import atomic_file, check_targets, write_lines
 from embedrag.tools.crawl_state import NAME, State
 
 if TYPE_CHECKING:

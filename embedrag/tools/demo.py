@@ -15,13 +15,13 @@ from typing import Any
 
 from embedrag.commands import DemoOptions
 from embedrag.config import TrainOptions
-from embedrag.device import peak_memory_bytes
 from embedrag.errors import UserError
 from embedrag.fields import Source
-from embedrag.files import write_atomic, write_lines
 from embedrag.logs import say
 from embedrag.outcome import leave, outcome, training_curve
 from embedrag.retrieval import load_set
+from embedrag.runtime.device import peak_memory_bytes
+from embedrag.runtime.files import write_atomic, write_lines
 from embedrag.saved import load_encoder
 from embedrag.scores import score
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows

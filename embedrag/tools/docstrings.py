@@ -26,8 +26,8 @@ from typing import Any
 
 from embedrag.commands import DocstringsOptions
 from embedrag.errors import UserError
-from embedrag.files import write_lines
 from embedrag.logs import say
+from embedrag.runtime.files import write_lines
 
 QUERY_CHARACTERS = (20, 200)
 PASSAGE_CHARACTERS = 80

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from embedrag.commands import SynthOptions
 from embedrag.errors import UserError
-from embedrag.files import check_targets, write_lines
 from embedrag.logs import say
+from embedrag.runtime.files import check_targets, write_lines
 from embedrag.tools.items import Item, groups_of, read_items, split
 from embedrag.tools.nearest import by_words
 from embedrag.tools.tables import bare

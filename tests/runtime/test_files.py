@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from embedrag.errors import RunError, UserError
-from embedrag.files import atomic_folder, check_targets, remove_leftover, write_atomic, write_lines, write_vectors
+from embedrag.runtime.files import (
+    atomic_folder,
+    check_targets,
+    remove_leftover,
+    write_atomic,
+    write_lines,
+    write_vectors,
+)
 
 
 @pytest.fixture(params=[False, True], ids=["new", "replaces"])
@@ -114,7 +121,7 @@ def test_folder_that_a_killed_process_was_replacing_comes_back(
         return real(self, other)
 
     # Nothing of what would clean up is done by a process that is killed.
-    monkeypatch.setattr("embedrag.files.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("embedrag.runtime.files.shutil.rmtree", lambda *_, **__: None)
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(SystemExit), atomic_folder(target) as folder:
         (folder / "new.txt").write_text("new")
@@ -148,7 +155,7 @@ def full(path: Path) -> None:
 def test_small_file_that_can_not_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.json"
     write_atomic(path, "old")
-    monkeypatch.setattr("embedrag.files._flush", full)
+    monkeypatch.setattr("embedrag.runtime.files._flush", full)
     with pytest.raises(RunError, match="No space left"):
         write_atomic(path, "new")
     assert tree(tmp_path) == {"metrics.json": "old\n"}
@@ -166,7 +173,7 @@ def test_vectors_are_an_npy_file_that_is_whole_or_absent(tmp_path: Path, monkeyp
 
     write_vectors(path, blocks(nested=True), (4, 3))
     assert np.array_equal(np.load(path, mmap_mode="r"), values)
-    monkeypatch.setattr("embedrag.files._flush", full)
+    monkeypatch.setattr("embedrag.runtime.files._flush", full)
     with pytest.raises(RunError, match="No space left"):
         write_vectors(path, [values[:2] + 1], (4, 3))
     assert [file.name for file in path.parent.iterdir()] == ["v.npy"] and np.array_equal(np.load(path), values)

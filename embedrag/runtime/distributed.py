@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embedrag.errors import LostContactError
-from embedrag.shard import is_part
+from embedrag.runtime.fsdp import is_part
 
 T = TypeVar("T")
 BUCKET = 1 << 25  # elements that are reduced at once
