@@ -115,7 +115,7 @@ def initial_adapter(model: Model, rows: Path, lora: dict[str, Any], scratch: Pat
     """The weights of fresh adapters as EmbedRAG initialises them, in a file for all contestants."""
     from benchmarks.contestants.common import adapter_name
     from embedrag.config import TrainOptions
-    from embedrag.fields import Source
+    from embedrag.options.field import Source
     from embedrag.prepare import prepare
 
     options = TrainOptions(

@@ -14,10 +14,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedrag import __version__, commands, config, fields
+from embedrag import __version__, commands, config
 from embedrag import serving_commands as serving
 from embedrag.errors import LAUNCHED, LostContactError, UserError, is_out_of_memory, near_miss
-from embedrag.options import parse
+from embedrag.options import field as fields
+from embedrag.options.parsing import parse
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from embedrag.fields import HALF, Device, Dtype, Options, TextList, as_list, option, whole_number
+from embedrag.options.field import HALF, Device, Dtype, Options, TextList, as_list, option, whole_number
 
 Precision = Literal["float32", "int8", "binary"]
 

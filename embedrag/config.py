@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from embedrag.contradictions import contradictions
-from embedrag.fields import Device, Dtype, Options, SourceList, as_list, lower, option, whole_number
+from embedrag.options.field import Device, Dtype, Options, SourceList, as_list, lower, option, whole_number
 from embedrag.recipes import RECIPES
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"

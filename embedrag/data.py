@@ -14,8 +14,8 @@ from embedrag.config import TrainOptions
 from embedrag.contract import Contract
 from embedrag.errors import UserError
 from embedrag.faults import Rows, short_report
-from embedrag.fields import Source
 from embedrag.logs import say
+from embedrag.options.field import Source
 from embedrag.order import MixedOrder, RowOrder
 from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.runtime.distributed import Processes

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from embedrag.fields import HALF, Device, Dtype, Options, option
+from embedrag.options.field import HALF, Device, Dtype, Options, option
 
 
 class ServeOptions(Options):

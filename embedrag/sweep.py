@@ -25,7 +25,7 @@ from embedrag.commands import SweepOptions
 from embedrag.config import TrainOptions
 from embedrag.errors import RunError, UserError, near_miss, need
 from embedrag.logs import say
-from embedrag.options import read_config
+from embedrag.options.parsing import read_config
 from embedrag.runtime.files import write_atomic
 
 STUDY = "study.jsonl"

@@ -18,7 +18,7 @@ from embedrag.config import TrainOptions
 from embedrag.contract import describe_base
 from embedrag.errors import UserError
 from embedrag.initial import subtract_start
-from embedrag.options import parse
+from embedrag.options.parsing import parse
 from tests.test_merge import cosine, distance, merge, train  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ import pytest
 
 from embedrag.cli import COMMANDS
 from embedrag.config import TrainOptions
-from embedrag.options import parse
+from embedrag.options.parsing import parse
 from embedrag.service import read_request
 
 pytest.importorskip("azure.ai.ml", reason="azure-ai-ml is not installed (extra azure)")

@@ -24,7 +24,7 @@ pytest.importorskip("selectolax")
 from embedrag.cli import main
 from embedrag.commands import CrawlOptions
 from embedrag.errors import UserError
-from embedrag.options import parse
+from embedrag.options.parsing import parse
 from embedrag.records import parse_row
 from embedrag.tools import crawl as crawl_module
 from embedrag.tools.charset import decode

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedrag.cli import COMMANDS
-from embedrag.options import parse
+from embedrag.options.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 needs_mkdocs = pytest.mark.skipif(

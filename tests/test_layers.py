@@ -98,7 +98,7 @@ def test_no_modules_import_each_other() -> None:
         ("losses.contrastive", "from embedrag.models.encoder import Encoder", ("losses.contrastive", "models.encoder")),
         ("losses.contrastive", "def f():\n    import embedrag.data.rows", ("losses.contrastive", "data.rows")),
         ("data.rows", "from embedrag.models import encoder", ("data.rows", "models.encoder")),
-        ("runtime.files", "from embedrag.options.field import option", ("runtime.files", "options.field")),
+        ("runtime.files", "from embedrag.options.parsing.field import option", ("runtime.files", "options.field")),
         ("data.rows", "from ..models.encoder import Encoder", ("data.rows", "models.encoder")),
     ],
 )

@@ -20,7 +20,7 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.metrics import ndcg
 from embedrag.mteb_model import MtebModel, find_tasks, fingerprint, mteb_name, score, table
-from embedrag.options import parse
+from embedrag.options.parsing import parse
 from embedrag.saved import load_encoder
 
 QUERIES, PASSAGES, PROMPT = 20, 60, "Instruct: find the page about it\nQuery: "

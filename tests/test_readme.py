@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from embedrag.cli import COMMANDS, main
-from embedrag.options import TableWords, markdown_table, parse
+from embedrag.options.parsing import TableWords, markdown_table, parse
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from embedrag.cli import main
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
-from embedrag.options import parse
+from embedrag.options.parsing import parse
 from embedrag.recipes import RECIPES as RECIPE_SETTINGS
 from tests.test_resume import losses
 

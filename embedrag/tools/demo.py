@@ -16,8 +16,8 @@ from typing import Any
 from embedrag.commands import DemoOptions
 from embedrag.config import TrainOptions
 from embedrag.errors import UserError
-from embedrag.fields import Source
 from embedrag.logs import say
+from embedrag.options.field import Source
 from embedrag.outcome import leave, outcome, training_curve
 from embedrag.retrieval import load_set
 from embedrag.runtime.device import peak_memory_bytes

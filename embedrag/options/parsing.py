@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from embedrag.errors import UserError, near_miss
-from embedrag.fields import Options
+from embedrag.options.field import Options
 
 Model = TypeVar("Model", bound=Options)
 

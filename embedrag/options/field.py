@@ -1,7 +1,7 @@
 """How an option is defined: default, help, checks, names on the command line and in files.
 
 A command's options are one pydantic model. The command line, flat and nested config files, `--help`, the README
-table and the saved `training_config.json` are all derived from it (see `embedrag.options`). Nothing heavy is
+table and the saved `training_config.json` are all derived from it (see `embedrag.options.parsing`). Nothing heavy is
 imported here, so that `--help` answers at once.
 """
 
