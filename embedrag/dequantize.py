@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from embedrag.backbone import takes_pooling_argument
 from embedrag.contract import Base
 from embedrag.errors import UserError
-from embedrag.names import match_names
+from embedrag.weights.name_matching import match_names
 
 
 @dataclass(frozen=True)

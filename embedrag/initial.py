@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embedrag.adapter import CONFIG, WEIGHTS
 from embedrag.errors import UserError
-from embedrag.names import match_names
 from embedrag.runtime.files import write_json
-from embedrag.tensorfile import weight_files
+from embedrag.weights.adapter_file import CONFIG, WEIGHTS
+from embedrag.weights.name_matching import match_names
+from embedrag.weights.safetensors_io import weight_files
 
 PISSA = "pissa_niter_16"
 WRAPPER = "base_model.model."

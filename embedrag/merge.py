@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from embedrag import __version__
-from embedrag.adapter import Adapter, read_adapter, targets
 from embedrag.card import training_section, write_card
 from embedrag.commands import MergeOptions
 from embedrag.contract import Base, describe_base
@@ -31,9 +30,10 @@ from embedrag.errors import UserError
 from embedrag.logs import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.saved import MERGE, SETTINGS, model_settings, saved_contract
-from embedrag.tensorfile import WeightFile, blocks, weight_files, write_tensors
 from embedrag.tokenizer import load_tokenizer
 from embedrag.verify import Closeness, check, closeness, embed_merged, embed_trained, read_probes
+from embedrag.weights.adapter_file import Adapter, read_adapter, targets
+from embedrag.weights.safetensors_io import WeightFile, blocks, weight_files, write_tensors
 
 INDEX = "model.safetensors.index.json"
 

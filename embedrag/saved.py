@@ -10,16 +10,16 @@ from typing import Any, cast
 
 import torch
 
-from embedrag.adapter import CONFIG, WEIGHTS, plain_name, read_adapter
 from embedrag.attention import PackingError
 from embedrag.backbone import load_backbone, quantization_config, quiet
 from embedrag.contract import Base, Contract, describe_base, read_contract
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.names import match_names
 from embedrag.runtime.device import pick_device, pick_dtype
-from embedrag.tensorfile import TensorFile
 from embedrag.tokenizer import load_tokenizer
+from embedrag.weights.adapter_file import CONFIG, WEIGHTS, plain_name, read_adapter
+from embedrag.weights.name_matching import match_names
+from embedrag.weights.safetensors_io import TensorFile
 
 SETTINGS = "training_config.json"
 MERGE = "merge_config.json"

@@ -310,18 +310,18 @@ def test_untrained_adapter_is_refused(tiny_bert: str, train, tmp_path: Path, cap
 
 
 def test_wrong_scale_is_caught_by_the_proof(tiny_bert: str, train, tmp_path: Path, capsys, monkeypatch) -> None:
-    import embedrag.adapter
+    import embedrag.weights.adapter_file
 
     adapter = train(tiny_bert)
-    monkeypatch.setattr(embedrag.adapter, "_scale", lambda *a: 1.0)
+    monkeypatch.setattr(embedrag.weights.adapter_file, "_scale", lambda *a: 1.0)
     check_refused(adapter, tmp_path / "merged", "is not the trained one", capsys, code=1)
 
 
 def test_adapter_left_out_is_caught_by_the_proof(tiny_bert: str, train, tmp_path: Path, capsys, monkeypatch) -> None:
-    import embedrag.adapter
+    import embedrag.weights.adapter_file
 
     adapter = train(tiny_bert)
-    monkeypatch.setattr(embedrag.adapter, "_scale", lambda *a: 0.0)
+    monkeypatch.setattr(embedrag.weights.adapter_file, "_scale", lambda *a: 0.0)
     check_refused(adapter, tmp_path / "merged", "the adapter had no effect", capsys, code=1)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from embedrag.errors import UserError
-from embedrag.names import match_names
-from embedrag.tensorfile import TensorFile
+from embedrag.weights.name_matching import match_names
+from embedrag.weights.safetensors_io import TensorFile
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
