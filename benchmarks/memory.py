@@ -61,7 +61,7 @@ def make_step(kind: str, **further: Any) -> Any:
     from embedrag.config import TrainOptions
     from embedrag.contract import describe_base, settle
     from embedrag.encoder import Encoder
-    from embedrag.losses import Terms
+    from embedrag.losses.contrastive import Terms
     from embedrag.step import ContrastiveStep
     from embedrag.tokenizer import load_tokenizer
 

@@ -31,7 +31,7 @@ from embedrag.data import TrainingData, default_dataset, open_data
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
-from embedrag.losses import Terms
+from embedrag.losses.contrastive import Terms
 from embedrag.optim import check_optimizer
 from embedrag.readers import local_files
 from embedrag.records import endless_records, read_records

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from embedrag.encoder import Encoder
 from embedrag.errors import is_out_of_memory
-from embedrag.losses import Pairs, Terms, contrastive
+from embedrag.losses.contrastive import Pairs, Terms, contrastive
 from embedrag.runtime.distributed import Processes, share_out
 from embedrag.sampling import Batch
 from embedrag.teacher import Teacher

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from embedrag.losses import Pairs, Terms
+from embedrag.losses.contrastive import Pairs, Terms
 
 
 def info_nce_loop(

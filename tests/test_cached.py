@@ -17,7 +17,7 @@ from embedrag.config import TrainOptions
 from embedrag.contract import describe_base, settle
 from embedrag.dropout import FastDropout
 from embedrag.encoder import Encoder
-from embedrag.losses import Pairs, Terms
+from embedrag.losses.contrastive import Pairs, Terms
 from embedrag.sampling import Batch
 from embedrag.step import ContrastiveStep
 from embedrag.tokenizer import load_tokenizer

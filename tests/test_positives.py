@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from embedrag.build import open_store
 from embedrag.cli import main
-from embedrag.losses import TILE_SCORES, Pairs, Terms, contrastive
+from embedrag.losses.contrastive import TILE_SCORES, Pairs, Terms, contrastive
 from embedrag.readers import RowError
 from embedrag.records import parse_row
 from embedrag.retrieval import load_set

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from embedrag.build import open_store
 from embedrag.cli import main
 from embedrag.errors import UserError, is_out_of_memory
-from embedrag.losses import Terms
+from embedrag.losses.contrastive import Terms
 from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError, share_out
 from embedrag.runtime.fsdp import shard, whole
 from embedrag.selftest import processes_distance

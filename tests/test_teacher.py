@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embedrag.build import open_store
-from embedrag.losses import Terms
+from embedrag.losses.contrastive import Terms
 from embedrag.sampling import make_batch
 from embedrag.saved import load_encoder
 from embedrag.step import ContrastiveStep

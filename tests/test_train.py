@@ -127,7 +127,7 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
     from safetensors.torch import load_file
 
     from embedrag.build import open_store
-    from embedrag.losses import Pairs, Terms, contrastive
+    from embedrag.losses.contrastive import Pairs, Terms, contrastive
     from embedrag.order import RowOrder
     from embedrag.sampling import make_batch, steps_of_epoch
 

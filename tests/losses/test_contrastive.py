@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.losses import TILE_SCORES, Pairs, Terms, contrastive
+from embedrag.losses.contrastive import TILE_SCORES, Pairs, Terms, contrastive
 from embedrag.views import View, views
 from tests.reference import contrastive_loop, info_nce_loop
 
