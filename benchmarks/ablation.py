@@ -21,7 +21,7 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.experiments import TRAINING, run, train
-from embedrag.retrieval import RetrievalSet, load_set
+from embedrag.data.retrieval_dataset import RetrievalSet, load_set
 from embedrag.saved import load_encoder
 from embedrag.scores import Scores, score
 from embedrag.verdict import comparison

@@ -34,8 +34,8 @@ BUDGET = 2048
 
 def make_batch(rows: int, short: bool = False) -> Any:
     """Rows of a query of 8-20 tokens, a positive and a negative of 40-290 (mean about 130; short: 8-24)."""
-    from embedrag.sampling import Batch
-    from embedrag.tokens import TokenBatch
+    from embedrag.data.collator import Batch
+    from embedrag.data.token_store import TokenBatch
 
     draw = random.Random(rows)
     lengths = [draw.randint(8, 20) for _ in range(rows)]

@@ -165,7 +165,7 @@ def make_rows(mix: str, batch_size: int, steps: int, seed: int, model: Model, fo
     """Rows for `steps` full batches, written twice: as a file, and in the order of EmbedRAG's first pass over it."""
     from transformers import AutoTokenizer
 
-    from embedrag.order import RowOrder
+    from embedrag.data.sampler import RowOrder
 
     draw = np.random.default_rng([sorted(MIXES).index(mix), batch_size, steps])
     tokenizer = AutoTokenizer.from_pretrained(model.folder)

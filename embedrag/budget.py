@@ -14,11 +14,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from embedrag.data.token_store import TokenBatch, TokenStore
 from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.runtime.distributed import Processes
-from embedrag.tokens import TokenBatch, TokenStore
 
 # A GPU is ours alone; beside a training on a CPU other programs live.
 SHARE = {"cuda": 0.85, "cpu": 0.6}

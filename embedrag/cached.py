@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from embedrag.data.token_store import TokenBatch
 from embedrag.runtime.device import give_memory_back
-from embedrag.tokens import TokenBatch
 
 TRIM_EVERY = 16  # recomputed chunks; at every chunk it would cost a fifth of the time
 

@@ -19,12 +19,12 @@ from tabulate import tabulate
 from embedrag.commands import CheckOptions
 from embedrag.config import TrainOptions
 from embedrag.contract import describe_base, settle
+from embedrag.data.retrieval_dataset import load_set
+from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.errors import UserError, flag_named, near_miss
 from embedrag.faults import FAULT, KINDS, NOTE
 from embedrag.logs import say
 from embedrag.mend import fixed_line, write_fixed
-from embedrag.records import NEGATIVE_KEYS
-from embedrag.retrieval import load_set
 from embedrag.runtime.files import atomic_file, check_targets
 from embedrag.survey import SIDES, EvalTexts, Survey, expand, survey
 from embedrag.tokenizer import TextTokenizer, load_tokenizer

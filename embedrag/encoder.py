@@ -23,12 +23,12 @@ from torch.nn import functional as F
 from embedrag.attention import Packing, pack, packed_states
 from embedrag.cached import CachedVectors
 from embedrag.contract import Contract
+from embedrag.data.token_store import TokenBatch
 from embedrag.dropout import dropout_on
 from embedrag.pooling import POOLING
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import is_sharded
 from embedrag.tokenizer import TextTokenizer
-from embedrag.tokens import TokenBatch
 
 CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}  # larger ones leave the caches of a CPU; a GPU wants few launches
 MAX_WASTE = 0.1

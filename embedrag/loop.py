@@ -23,6 +23,7 @@ from tqdm import tqdm
 from embedrag.cached import random_state, set_random_state
 from embedrag.checkpoint import save_model
 from embedrag.config import TrainOptions
+from embedrag.data.collator import Batch, Batches, steps_of_epoch
 from embedrag.errors import StoppedError
 from embedrag.logs import RunLog, now, say
 from embedrag.monitor import Monitor
@@ -32,7 +33,6 @@ from embedrag.resume import engine_state
 from embedrag.runtime.files import atomic_folder, write_atomic
 from embedrag.runtime.fsdp import whole
 from embedrag.runtime.stop_signals import StopSignals
-from embedrag.sampling import Batch, Batches, steps_of_epoch
 from embedrag.state import BEST, Checkpoint, prune, read_tensors, restore_weights
 
 

@@ -19,18 +19,18 @@ from tqdm import tqdm
 
 from embedrag.bm25 import Bm25
 from embedrag.commands import MineOptions
+from embedrag.data.retrieval_dataset import CORPUS
+from embedrag.data.rows import Record, read_records, row_text
+from embedrag.data.text import identity
+from embedrag.data.token_store import cache_folder
 from embedrag.encode import read_texts
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import say
-from embedrag.records import Record, read_records, row_text
 from embedrag.rerank import CrossEncoder
-from embedrag.retrieval import CORPUS
 from embedrag.runtime.files import atomic_file, check_targets
 from embedrag.saved import load_encoder
 from embedrag.search import TopK, best_of
-from embedrag.texts import identity
-from embedrag.tokens import cache_folder
 from embedrag.vectors import cached_vectors, unit
 
 ROWS = 4096  # that are mined at once

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.encoder import Encoder
 from embedrag.logs import now, say
 from embedrag.outcome import leave, lines, outcome, training_curve
-from embedrag.retrieval import RetrievalSet
 from embedrag.runtime.distributed import Processes
 from embedrag.scores import Scores, score
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from embedrag.contract import describe_base
+from embedrag.data.token_store import TokenBatch
 from embedrag.encoder import CHUNK_TOKENS, Embedder, plan_padded
 from embedrag.errors import UserError, need
 from embedrag.saved import read_json, saved_contract
 from embedrag.tokenizer import TextTokenizer, load_tokenizer
-from embedrag.tokens import TokenBatch
 
 FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 RECORD = "export_config.json"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedrag.budget import halve_budget, longest_text
 from embedrag.cached import random_state, set_random_state
+from embedrag.data.collator import Batch
 from embedrag.errors import RunError, is_out_of_memory
 from embedrag.logs import now, say
 from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
@@ -19,7 +20,6 @@ from embedrag.prepare import Run
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError
 from embedrag.runtime.fsdp import part_of, whole
-from embedrag.sampling import Batch
 from embedrag.state import checkpoints
 
 

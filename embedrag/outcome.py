@@ -13,8 +13,8 @@ import numpy as np
 from tabulate import tabulate
 
 from embedrag import __version__
+from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.report import write_html
-from embedrag.retrieval import RetrievalSet
 from embedrag.runtime.files import write_atomic
 from embedrag.scores import Scores
 from embedrag.verdict import comparison, table

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedrag.contract import check_local_path
+from embedrag.data.token_store import cache_folder
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError, flag_named, need
 from embedrag.figures import TEMPLATES
@@ -24,7 +25,6 @@ from embedrag.logs import say
 from embedrag.mine import read_corpus
 from embedrag.saved import adapter_file, load_encoder, trained_from
 from embedrag.serving_commands import PlaygroundOptions
-from embedrag.tokens import cache_folder
 from embedrag.vectors import cached_vectors, unit
 
 if TYPE_CHECKING:

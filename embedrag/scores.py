@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.encoder import TEXTS_PER_BLOCK, Embedder
 from embedrag.metrics import METRICS
-from embedrag.retrieval import RetrievalSet
 from embedrag.runtime.distributed import Processes
 from embedrag.search import TopK, search_faiss
 from embedrag.vectors import unit

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedrag.attention import TOLERANCE
+from embedrag.data.collator import make_batch
+from embedrag.data.token_store import TokenBatch, TokenStore
 from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import own_part
-from embedrag.sampling import make_batch
 from embedrag.step import ContrastiveStep
-from embedrag.tokens import TokenBatch, TokenStore
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 LONGEST = 512

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from embedrag.data.collator import Batch
 from embedrag.encoder import Encoder
 from embedrag.errors import is_out_of_memory
 from embedrag.losses.contrastive import Pairs, Terms, contrastive
 from embedrag.runtime.distributed import Processes, share_out
-from embedrag.sampling import Batch
 from embedrag.teacher import Teacher
 from embedrag.views import View
 

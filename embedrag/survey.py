@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from embedrag.data.retrieval_dataset import RetrievalSet
+from embedrag.data.rows import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, Record, parse_row
+from embedrag.data.sources import RowError, local_files, raw_rows
+from embedrag.data.text import Sample, identity, scripts_of
 from embedrag.errors import UserError
 from embedrag.faults import LISTED, Findings, Rows, compare
-from embedrag.readers import RowError, local_files, raw_rows
-from embedrag.records import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, Record, parse_row
-from embedrag.retrieval import RetrievalSet
-from embedrag.texts import Sample, identity, scripts_of
 
 SIDES = ("query", "positive", "negative")
 SCRIPT_CHARACTERS = 200  # of each text that are looked at

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embedrag.data.rows import read_records
+from embedrag.data.token_store import PASSAGE, QUERY, TokenStore, record_texts
 from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import RunError
-from embedrag.records import read_records
-from embedrag.tokens import PASSAGE, QUERY, TokenStore, record_texts
 from embedrag.vectors import cached_vectors
 
 ALIGNED_TEXTS = 4096

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from embedrag.data.token_store import PASSAGE, QUERY
 from embedrag.encoder import Embedder
 from embedrag.errors import RunError, UserError
 from embedrag.saved import load_encoder
-from embedrag.tokens import PASSAGE, QUERY
 
 PROBES = "probe_texts.json"
 # Lowest cosine to the trained model that still counts as the same model.

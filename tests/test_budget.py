@@ -13,9 +13,9 @@ import torch
 from embedrag import budget
 from embedrag.budget import free_memory, graph_bytes, halve_budget, longest_texts, settle_budget
 from embedrag.cli import main
+from embedrag.data.token_store import TokenBatch
 from embedrag.encoder import Encoder
 from embedrag.errors import is_out_of_memory
-from embedrag.tokens import TokenBatch
 from tests.test_cached import encoder_of
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_budget_from_memory_fits_it(
 
 
 def store_of(model: str, data: Path, cache: Path) -> object:
-    from embedrag.build import open_store
+    from embedrag.data.tokenization import open_store
 
     return open_store([str(data)], encoder_of(model).tokenizer, "key", cache / "store")[0]
 

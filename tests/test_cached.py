@@ -15,13 +15,13 @@ from embedrag.backbone import trainable_backbone
 from embedrag.cached import CachedVectors
 from embedrag.config import TrainOptions
 from embedrag.contract import describe_base, settle
+from embedrag.data.collator import Batch
+from embedrag.data.token_store import TokenBatch
 from embedrag.dropout import FastDropout
 from embedrag.encoder import Encoder
 from embedrag.losses.contrastive import Pairs, Terms
-from embedrag.sampling import Batch
 from embedrag.step import ContrastiveStep
 from embedrag.tokenizer import load_tokenizer
-from embedrag.tokens import TokenBatch
 from embedrag.views import views
 from tests.reference import contrastive_loop, info_nce_loop
 

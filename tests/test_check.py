@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from embedrag import faults
 from embedrag.cli import main
+from embedrag.data.rows import read_records
+from embedrag.data.sources import MAX_LINE
+from embedrag.data.text import SAMPLED_TEXTS, Sample, normalise, scripts_of
 from embedrag.errors import UserError
 from embedrag.faults import FAULT, KINDS, NOTE, Rows, compare
-from embedrag.readers import MAX_LINE
-from embedrag.records import read_records
 from embedrag.survey import survey
-from embedrag.texts import SAMPLED_TEXTS, Sample, normalise, scripts_of
 
 # One line of every kind of fault; the kinds each line has, in KINDS' names.
 LINES: list[tuple[str, set[str]]] = [
@@ -531,8 +531,8 @@ def test_check_is_a_command_that_loads_no_torch(rows, write_jsonl) -> None:
 
 
 def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
-    from embedrag.build import open_store
-    from embedrag.data import _data_lines
+    from embedrag.data.tokenization import open_store
+    from embedrag.training.data import _data_lines
 
     def lines(rows: list[dict[str, Any]], name: str) -> list[str]:
         path = tmp_path / f"{name}.jsonl"
@@ -549,8 +549,8 @@ def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
 
 
 def test_start_of_a_training_compares_as_check_does(tmp_path: Path) -> None:
-    from embedrag.build import open_store
-    from embedrag.data import _data_lines
+    from embedrag.data.tokenization import open_store
+    from embedrag.training.data import _data_lines
 
     path = tmp_path / "rows.jsonl"
     rows = [{"query": "a", "pos": ["b"], "neg": ["c"]}, {"query": "A ", "pos": ["B"], "neg": ["C"]}]
@@ -577,7 +577,7 @@ def test_many_equal_queries_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
 
 def test_scores_of_a_teacher_stay_with_their_texts_when_rows_are_mended(tmp_path: Path) -> None:
     from embedrag.cli import main
-    from embedrag.records import read_records
+    from embedrag.data.rows import read_records
 
     rows = [
         {"query": "q", "pos": ["a"], "neg": ["", "b", "c"], "teacher_scores": [5, 0, 1, 2]},

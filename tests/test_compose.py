@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from embedrag.cli import main
-from embedrag.records import read_records
-from embedrag.texts import identity
+from embedrag.data.rows import read_records
+from embedrag.data.text import identity
 from embedrag.tools.tables import DELIMITERS, detect, read_table
 
 ROOT = Path(__file__).parent.parent

@@ -23,9 +23,9 @@ pytest.importorskip("selectolax")
 
 from embedrag.cli import main
 from embedrag.commands import CrawlOptions
+from embedrag.data.rows import parse_row
 from embedrag.errors import UserError
 from embedrag.options.parsing import parse
-from embedrag.records import parse_row
 from embedrag.tools import crawl as crawl_module
 from embedrag.tools.charset import decode
 from embedrag.tools.crawl import crawl

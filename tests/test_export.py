@@ -18,12 +18,12 @@ from onnx import numpy_helper
 from embedrag import export, onnx_encoder, onnx_graph
 from embedrag.cli import main
 from embedrag.contract import Contract
+from embedrag.data.token_store import TokenBatch
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
 from embedrag.pooling import POOLING
 from embedrag.saved import load_encoder
-from embedrag.tokens import TokenBatch
 from embedrag.verify import PROBES, closeness
 from tests.families import FAMILIES, TEXTS, WINDOWED
 

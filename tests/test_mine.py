@@ -14,11 +14,11 @@ import transformers
 
 from embedrag.bm25 import Bm25, words
 from embedrag.cli import main
+from embedrag.data.rows import read_records
+from embedrag.data.text import identity
 from embedrag.errors import RunError, UserError
 from embedrag.mine import Corpus, ceiling, read_corpus
-from embedrag.records import read_records
 from embedrag.saved import load_encoder
-from embedrag.texts import identity
 from embedrag.vectors import cached_vectors, unit
 
 TOPICS = ["battery", "diode", "fuse", "relay", "coil", "lens", "valve", "motor"]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedrag.build import open_store
 from embedrag.cli import main
+from embedrag.data.holdout import held_out_set, hold_out
+from embedrag.data.rows import read_records
+from embedrag.data.token_store import TokenStore
+from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
 from embedrag.loop import Trainer
-from embedrag.records import read_records
-from embedrag.split import held_out_set, hold_out
 from embedrag.state import BEST, checkpoints
-from embedrag.tokens import TokenStore
 from tests.test_processes import run as run_process
 from tests.test_resume import cut
 

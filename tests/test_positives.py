@@ -10,15 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.build import open_store
 from embedrag.cli import main
+from embedrag.data.collator import Batch, make_batch
+from embedrag.data.retrieval_dataset import load_set
+from embedrag.data.rows import parse_row
+from embedrag.data.sources import RowError
+from embedrag.data.token_store import TokenStore
+from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import TILE_SCORES, Pairs, Terms, contrastive
-from embedrag.readers import RowError
-from embedrag.records import parse_row
-from embedrag.retrieval import load_set
-from embedrag.sampling import Batch, make_batch
 from embedrag.step import ContrastiveStep
-from embedrag.tokens import TokenStore
 from tests.reference import contrastive_loop
 from tests.test_cached import encoder_of
 from tests.test_recipes import train

@@ -18,8 +18,8 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from embedrag.build import open_store
 from embedrag.cli import main
+from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError, is_out_of_memory
 from embedrag.losses.contrastive import Terms
 from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError, share_out

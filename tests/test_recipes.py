@@ -85,7 +85,7 @@ def test_everything_at_once_goes_on_bit_for_bit_and_its_forms_are_scored(
 
 
 def test_form_is_scored_as_its_stored_vectors_would_be(tiny_bert: str, data: Path, tmp_path: Path) -> None:
-    from embedrag.retrieval import load_set
+    from embedrag.data.retrieval_dataset import load_set
     from embedrag.saved import load_encoder
     from embedrag.scores import score
     from embedrag.views import View

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from embedrag.cli import main
+from embedrag.data.token_store import TokenBatch
 from embedrag.encoder import Encoder
-from embedrag.tokens import TokenBatch
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from embedrag.build import open_store
+from embedrag.data.collator import make_batch
+from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import Terms
-from embedrag.sampling import make_batch
 from embedrag.saved import load_encoder
 from embedrag.step import ContrastiveStep
 from embedrag.teacher import Teacher, ask_teacher, procrustes
@@ -61,7 +61,7 @@ def test_vectors_of_every_text_are_those_the_teacher_gives(stored) -> None:
 
 
 def test_rows_that_were_held_out_are_not_asked_about(stored, data: Path, tmp_path: Path) -> None:  # noqa: F811
-    from embedrag.split import hold_out
+    from embedrag.data.holdout import hold_out
 
     student, store, whole = stored
     kept, held = hold_out(store, 0.3, 1)

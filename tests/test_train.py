@@ -126,10 +126,10 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
 ) -> None:
     from safetensors.torch import load_file
 
-    from embedrag.build import open_store
+    from embedrag.data.collator import make_batch, steps_of_epoch
+    from embedrag.data.sampler import RowOrder
+    from embedrag.data.tokenization import open_store
     from embedrag.losses.contrastive import Pairs, Terms, contrastive
-    from embedrag.order import RowOrder
-    from embedrag.sampling import make_batch, steps_of_epoch
 
     base, data = no_dropout(tiny_bert, tmp_path), write_jsonl(rows[:7])
     words = ["--finetune_type", "full", "--epochs", "1", "--lr", "0.01", "--optimizer", "sgd", "--weight_decay", "0"]

@@ -15,11 +15,11 @@ from typing import Any
 
 from embedrag.commands import DemoOptions
 from embedrag.config import TrainOptions
+from embedrag.data.retrieval_dataset import load_set
 from embedrag.errors import UserError
 from embedrag.logs import say
 from embedrag.options.field import Source
 from embedrag.outcome import leave, outcome, training_curve
-from embedrag.retrieval import load_set
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.files import write_atomic, write_lines
 from embedrag.saved import load_encoder

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedrag.data.rows import MAX_ERRORS
+from embedrag.data.sources import numbered_lines
 from embedrag.errors import UserError, near_miss
-from embedrag.readers import numbered_lines
-from embedrag.records import MAX_ERRORS
 from embedrag.tools.tables import Table, bare, plain, read_table
 
 JSON = (".jsonl", ".ndjson", ".json")

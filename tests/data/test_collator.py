@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.build import open_store
-from embedrag.order import RowOrder
-from embedrag.sampling import Batch, draw, make_batch, steps_of_epoch
-from embedrag.tokens import TokenStore
+from embedrag.data.collator import Batch, draw, make_batch, steps_of_epoch
+from embedrag.data.sampler import RowOrder
+from embedrag.data.token_store import TokenStore
+from embedrag.data.tokenization import open_store
 
 PASSES = range(40)
 
@@ -290,7 +290,7 @@ def flat(batch: Batch) -> list[torch.Tensor]:
 def test_workers_give_the_same_batches_as_none(store) -> None:
     from torch.utils.data import DataLoader
 
-    from embedrag.sampling import Batches
+    from embedrag.data.collator import Batches
 
     bounds = [bound for epoch in range(2) for step in steps_of_epoch(12, 5, 2, epoch) for bound in step]
     results = [

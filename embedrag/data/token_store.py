@@ -4,7 +4,7 @@ The idea: the hot loop should neither tokenise nor pad. A data set becomes a fol
 offsets, rows as integers) under a fingerprint of data, tokenizer, prompts and lengths, so that a second start is
 immediate and data larger than memory trains. It trades disk (4 bytes a token of unique text) for time.
 
-`embedrag.build` makes it.
+`embedrag.data.tokenization` makes it.
 
 Dimensions: T tokens, n texts, U unique texts, N rows.
 """
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag.records import Record
+from embedrag.data.rows import Record
 
 QUERY, PASSAGE = "query", "passage"
 

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from embedrag.build import Prompts, open_store
 from embedrag.config import TrainOptions
 from embedrag.contract import Contract
+from embedrag.data.holdout import held_out_set, hold_out
+from embedrag.data.retrieval_dataset import RetrievalSet, load_set
+from embedrag.data.sampler import MixedOrder, RowOrder
+from embedrag.data.streaming import Slices, quotas
+from embedrag.data.text import identity
+from embedrag.data.token_store import TokenStore, cache_folder
+from embedrag.data.tokenization import Prompts, open_store
 from embedrag.errors import UserError
 from embedrag.faults import Rows, short_report
 from embedrag.logs import say
 from embedrag.options.field import Source
-from embedrag.order import MixedOrder, RowOrder
-from embedrag.retrieval import RetrievalSet, load_set
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.files import atomic_file
-from embedrag.slices import Slices, quotas
-from embedrag.split import held_out_set, hold_out
-from embedrag.texts import identity
 from embedrag.tokenizer import TextTokenizer
-from embedrag.tokens import TokenStore, cache_folder
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
 

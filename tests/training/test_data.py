@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 import embedrag.prepare
-from embedrag.build import open_store
 from embedrag.cli import main
+from embedrag.data.rows import endless_records
+from embedrag.data.streaming import Slices
+from embedrag.data.token_store import TokenStore
+from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
-from embedrag.records import endless_records
-from embedrag.slices import Slices
-from embedrag.tokens import TokenStore
+from tests.data.test_collator import letters, make_batch, read_batch
 from tests.test_resume import cut, losses, weights
-from tests.test_sampling import letters, make_batch, read_batch
 
 Rows = list[dict[str, Any]]
 FRUIT: Rows = [{"query": f"fruit {i}", "pos": [f"apple {i}"], "neg": [f"stone {i}"]} for i in range(6)]
@@ -175,7 +175,7 @@ def test_nothing_of_a_stream_stays_on_the_disk(two, tmp_path) -> None:
 
 
 def test_source_without_an_end_is_trained_on(two, run, tmp_path, monkeypatch) -> None:
-    import embedrag.readers
+    import embedrag.data.sources
 
     asked = []
 
@@ -186,7 +186,7 @@ def test_source_without_an_end_is_trained_on(two, run, tmp_path, monkeypatch) ->
             yield f"{source}:{number + 1}", {"query": f"question {number}", "pos": f"answer {number}"}
             number += 1
 
-    monkeypatch.setattr(embedrag.readers, "_hub_rows", endless)
+    monkeypatch.setattr(embedrag.data.sources, "_hub_rows", endless)
     assert run("out", "--train_dataset", "owner/endless", "--stream", "--steps_per_epoch", "4") == 0
     assert steps(tmp_path / "out") == 8
     assert max(asked) + 1 == 200  # the probes of a merge; training alone asked for 24

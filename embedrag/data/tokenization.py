@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from embedrag.data.rows import Record, read_records
+from embedrag.data.sources import hub_fingerprint, local_files
+from embedrag.data.text import identity
+from embedrag.data.token_store import PASSAGE, QUERY, TokenStore, load_store, record_texts
 from embedrag.errors import UserError
-from embedrag.readers import hub_fingerprint, local_files
-from embedrag.records import Record, read_records
-from embedrag.texts import identity
-from embedrag.tokens import PASSAGE, QUERY, TokenStore, load_store, record_texts
 
 FORMAT = 6
 TEXTS_PER_CALL = 2048

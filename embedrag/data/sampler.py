@@ -2,7 +2,7 @@
 
 An order is an endless stream of (visit, row), and a function of (seed, position) alone. A visit counts how often the
 rows of a data set have all come, so that a row's positives take turns and its negatives are drawn anew (see
-`embedrag.sampling.draw`).
+`embedrag.data.collator.draw`).
 
 Dimensions: N rows, P positions of a pass.
 """

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedrag.data.rows import MAX_ERRORS, Record, parse_row, read_records
+from embedrag.data.sources import RowError, local_files
 from embedrag.errors import UserError
-from embedrag.readers import RowError, local_files
-from embedrag.records import MAX_ERRORS, Record, parse_row, read_records
 
 Texts = tuple[str, tuple[str, ...], tuple[str, ...]]
 GOOD = '{"query": "q", "pos": ["p"], "neg": ["n"]}'

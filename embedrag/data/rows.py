@@ -1,7 +1,7 @@
 """Training rows as people write them <-> `Record(query, pos, neg)`.
 
-Five shapes are read by their keys, and may be mixed (`embedrag.readers` says from which files). Everything is checked
-before anything expensive happens, and an error names the file and the line.
+Five shapes are read by their keys, and may be mixed (`embedrag.data.sources` says from which files). Everything is
+checked before anything expensive happens, and an error names the file and the line.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from embedrag.data.sources import RowError, raw_rows
 from embedrag.errors import UserError, near_miss
-from embedrag.readers import RowError, raw_rows
 
 QUERY_KEYS = ("query", "anchor")
 POSITIVE_KEYS = ("pos", "positive", "pos_doc")

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from embedrag.build import Prompts, Tokenize, build_store
+from embedrag.data.rows import Record, endless_records
+from embedrag.data.token_store import TokenStore
+from embedrag.data.tokenization import Prompts, Tokenize, build_store
 from embedrag.errors import UserError
-from embedrag.records import Record, endless_records
-from embedrag.tokens import TokenStore
 
 
 class Slices:

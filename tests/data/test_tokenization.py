@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import embedrag.build
-from embedrag.build import open_store
+import embedrag.data.tokenization
+from embedrag.data.token_store import PASSAGE, QUERY, TokenBatch, TokenStore
+from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
-from embedrag.tokens import PASSAGE, QUERY, TokenBatch, TokenStore
 
 MARKS = {QUERY: 1, PASSAGE: 2}
 TWICE = [
@@ -76,7 +76,7 @@ def unusable(role: str, texts: Sequence[str]) -> list[list[int]]:
 
 @pytest.mark.parametrize("at_once", [1, 3, 2048])
 def test_every_row_comes_back_whatever_the_size_of_a_call(at_once, rows, make, monkeypatch) -> None:
-    monkeypatch.setattr(embedrag.build, "TEXTS_PER_CALL", at_once)
+    monkeypatch.setattr(embedrag.data.tokenization, "TEXTS_PER_CALL", at_once)
     store, found, tokenizer = make(rows)
     assert not found and len(store) == len(rows)
     assert [read_row(store, i) for i in range(len(store))] == rows
@@ -94,7 +94,7 @@ def test_ids_are_exactly_those_of_the_tokenizer(rows, make) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 2, 2048])
 def test_each_different_text_is_tokenised_once_for_each_role(at_once, make, monkeypatch) -> None:
-    monkeypatch.setattr(embedrag.build, "TEXTS_PER_CALL", at_once)
+    monkeypatch.setattr(embedrag.data.tokenization, "TEXTS_PER_CALL", at_once)
     store, _, tokenizer = make(TWICE * 5)
     asked = [(role, text) for role, texts in tokenizer.calls for text in texts]
     pairs = {(QUERY, row.get("query") or row.get("anchor")) for row in TWICE} | {
@@ -210,7 +210,7 @@ def test_further_file_in_the_folder_gives_a_new_store(rows, write_jsonl, tmp_pat
 def test_failure_while_tokenising_leaves_nothing(
     calls_before, failure, rows, make, write_jsonl, cache, monkeypatch
 ) -> None:
-    monkeypatch.setattr(embedrag.build, "TEXTS_PER_CALL", 4)
+    monkeypatch.setattr(embedrag.data.tokenization, "TEXTS_PER_CALL", 4)
     tokenizer = Tokenizer()
 
     def fail(role: str, texts: Sequence[str]) -> list[list[int]]:
@@ -235,7 +235,7 @@ def test_bad_row_at_the_end_is_told_before_anything_is_tokenised_or_written(rows
 def test_file_that_grows_or_shrinks_while_it_is_read_is_told_and_leaves_nothing(
     mode, found, write_jsonl, cache, monkeypatch
 ) -> None:
-    monkeypatch.setattr(embedrag.build, "TEXTS_PER_CALL", 1)
+    monkeypatch.setattr(embedrag.data.tokenization, "TEXTS_PER_CALL", 1)
     path = write_jsonl({"query": f"q{i}", "pos": "p" * 30_000} for i in range(40))
 
     def disturb(role: str, texts: Sequence[str]) -> list[list[int]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from embedrag.data.rows import Record, read_records, titled, whole_text
+from embedrag.data.sources import numbered_lines
 from embedrag.errors import UserError, flag_named
-from embedrag.readers import numbered_lines
-from embedrag.records import Record, read_records, titled, whole_text
 
 CORPUS = "corpus.jsonl"
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedrag.order import RowOrder, generator
-from embedrag.tokens import TokenBatch, TokenStore
+from embedrag.data.sampler import RowOrder, generator
+from embedrag.data.token_store import TokenBatch, TokenStore
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from embedrag.data.retrieval_dataset import RetrievalSet, gather_rows
+from embedrag.data.rows import read_records
+from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
-from embedrag.records import read_records
-from embedrag.retrieval import RetrievalSet, gather_rows
-from embedrag.tokens import TokenStore
 
 DISTRACTORS = 10_000  # rows of the training part whose passages are searched too
 

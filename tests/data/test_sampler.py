@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.order import MixedOrder, RowOrder
-from embedrag.slices import quotas
+from embedrag.data.sampler import MixedOrder, RowOrder
+from embedrag.data.streaming import quotas
 
 SETS = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.2, 0.5, 1, 1.7, 2, 3])), min_size=1, max_size=4)
 
