@@ -42,7 +42,9 @@ COMMANDS = {
         "compare two models on your documents in a browser",
     ),
     "mteb": Command(commands.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
-    "check": Command(commands.CheckOptions, "embedrag.check:run", "find what is wrong with training data, and mend it"),
+    "check": Command(
+        commands.CheckOptions, "embedrag.data.checks.report:run", "find what is wrong with training data, and mend it"
+    ),
     "mine": Command(commands.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
     "sweep": Command(commands.SweepOptions, "embedrag.sweep:run", "search for the best settings (needs optuna)"),
     "export": Command(serving.ExportOptions, "embedrag.export:run", "write a model as ONNX, checked (extra onnx)"),

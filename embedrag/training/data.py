@@ -11,6 +11,7 @@ import numpy as np
 
 from embedrag.config import TrainOptions
 from embedrag.contract import Contract
+from embedrag.data.checks.rules import Rows, short_report
 from embedrag.data.holdout import held_out_set, hold_out
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
 from embedrag.data.sampler import MixedOrder, RowOrder
@@ -19,7 +20,6 @@ from embedrag.data.text import identity
 from embedrag.data.token_store import TokenStore, cache_folder
 from embedrag.data.tokenization import Prompts, open_store
 from embedrag.errors import UserError
-from embedrag.faults import Rows, short_report
 from embedrag.logs import say
 from embedrag.options.field import Source
 from embedrag.runtime.distributed import Processes

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag import faults
 from embedrag.cli import main
+from embedrag.data.checks import rules as faults
+from embedrag.data.checks.rules import FAULT, KINDS, NOTE, Rows, compare
+from embedrag.data.checks.scan import survey
 from embedrag.data.rows import read_records
 from embedrag.data.sources import MAX_LINE
 from embedrag.data.text import SAMPLED_TEXTS, Sample, normalise, scripts_of
 from embedrag.errors import UserError
-from embedrag.faults import FAULT, KINDS, NOTE, Rows, compare
-from embedrag.survey import survey
 
 # One line of every kind of fault; the kinds each line has, in KINDS' names.
 LINES: list[tuple[str, set[str]]] = [
@@ -351,7 +351,7 @@ def test_targets_that_would_destroy_something_are_refused(rows, write_jsonl, tmp
 
 
 def test_data_that_changes_between_the_passes_is_noticed(rows, write_jsonl, tmp_path: Path) -> None:
-    from embedrag.mend import write_fixed
+    from embedrag.data.checks.fix import write_fixed
 
     path = write_jsonl(rows)
     found = survey([str(path)])

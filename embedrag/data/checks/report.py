@@ -1,7 +1,7 @@
 """`embedrag check`: what is in training data, what is wrong with it and where, and a file without the faults.
 
-One pass finds everything (`embedrag.survey`); `--fix` reads the rows a second time and writes those that stay
-(`embedrag.mend`). Of a model only the tokenizer is read.
+One pass finds everything (`embedrag.data.checks.scan`); `--fix` reads the rows a second time and writes those that stay
+(`embedrag.data.checks.fix`). Of a model only the tokenizer is read.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tabulate import tabulate
 from embedrag.commands import CheckOptions
 from embedrag.config import TrainOptions
 from embedrag.contract import describe_base, settle
+from embedrag.data.checks.fix import fixed_line, write_fixed
+from embedrag.data.checks.rules import FAULT, KINDS, NOTE
+from embedrag.data.checks.scan import SIDES, EvalTexts, Survey, expand, survey
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.errors import UserError, flag_named, near_miss
-from embedrag.faults import FAULT, KINDS, NOTE
 from embedrag.logs import say
-from embedrag.mend import fixed_line, write_fixed
 from embedrag.runtime.files import atomic_file, check_targets
-from embedrag.survey import SIDES, EvalTexts, Survey, expand, survey
 from embedrag.tokenizer import TextTokenizer, load_tokenizer
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}

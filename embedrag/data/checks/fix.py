@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from embedrag.data.checks.scan import EvalTexts, Survey, kept_of, read_row
 from embedrag.data.rows import Record, row_text
 from embedrag.data.sources import raw_rows
 from embedrag.data.text import digest
 from embedrag.errors import UserError, flag_named
 from embedrag.runtime.files import atomic_file
-from embedrag.survey import EvalTexts, Survey, kept_of, read_row
 
 # What a mended file has lost: why -> how it is said.
 LOSSES = {

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from embedrag.data.checks.rules import LISTED, Findings, Rows, compare
 from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.data.rows import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, Record, parse_row
 from embedrag.data.sources import RowError, local_files, raw_rows
 from embedrag.data.text import Sample, identity, scripts_of
 from embedrag.errors import UserError
-from embedrag.faults import LISTED, Findings, Rows, compare
 
 SIDES = ("query", "positive", "negative")
 SCRIPT_CHARACTERS = 200  # of each text that are looked at
@@ -99,7 +99,7 @@ class Survey:
         crossing_rows: rows whose query and positive are mainly in different scripts.
         leaked_queries: hashes of the evaluation queries that occur.
         shared_passages: different passages that are in the evaluation set too.
-        texts: hashes of the texts that are kept, row by row; see `embedrag.faults.Rows`.
+        texts: hashes of the texts that are kept, row by row; see `embedrag.data.checks.rules.Rows`.
         offsets: [N + 1] into `texts`.
         positives: [N] positives of each row.
         lines: [N] line of each row.
