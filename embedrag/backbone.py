@@ -21,10 +21,10 @@ from torch import nn
 
 from embedrag.config import TrainOptions
 from embedrag.contract import Base
-from embedrag.dropout import replace_dropout
 from embedrag.errors import UserError
 from embedrag.initial import PISSA, adapter_weights, begin_with_quantization_error
-from embedrag.lora import speed_up_adapters
+from embedrag.models.kernels.fast_dropout import replace_dropout
+from embedrag.models.kernels.fast_lora import speed_up_adapters
 
 
 def check_bitsandbytes() -> None:

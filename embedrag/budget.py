@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from embedrag.data.token_store import TokenBatch, TokenStore
-from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.runtime.distributed import Processes
 
 # A GPU is ours alone; beside a training on a CPU other programs live.

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedrag.attention import Packing, pack, packed_states
 from embedrag.cached import CachedVectors
 from embedrag.contract import Contract
 from embedrag.data.token_store import TokenBatch
-from embedrag.dropout import dropout_on
+from embedrag.models.kernels.fast_dropout import dropout_on
+from embedrag.models.kernels.packed_attention import Packing, pack, packed_states
 from embedrag.pooling import POOLING
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import is_sharded

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from embedrag.account import contract_options, figure, model_info, run_settings, say_model
-from embedrag.attention import PackingError
 from embedrag.backbone import (
     check_bitsandbytes,
     quiet,
@@ -36,6 +35,7 @@ from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import check_tracker, say
 from embedrag.losses.contrastive import Terms
+from embedrag.models.kernels.packed_attention import PackingError
 from embedrag.optim import check_optimizer
 from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
 from embedrag.runtime.device import bfloat16_multiplies_faster, fastest, pick_device, pick_dtype

@@ -1,6 +1,7 @@
 """Checks on the user's own model and data, in seconds, before anything is trained.
 
-Packing has a check of its own (`embedrag.attention`), and so has the gradient of the adapters (`embedrag.prepare`).
+Packing has a check of its own (`embedrag.models.kernels.packed_attention`), and so has the gradient of the adapters
+(`embedrag.prepare`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag.attention import TOLERANCE
 from embedrag.data.collator import make_batch
 from embedrag.data.token_store import TokenBatch, TokenStore
-from embedrag.dropout import dropout_on
 from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.models.kernels.fast_dropout import dropout_on
+from embedrag.models.kernels.packed_attention import TOLERANCE
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import own_part
 from embedrag.step import ContrastiveStep

@@ -17,9 +17,9 @@ from embedrag.config import TrainOptions
 from embedrag.contract import describe_base, settle
 from embedrag.data.collator import Batch
 from embedrag.data.token_store import TokenBatch
-from embedrag.dropout import FastDropout
 from embedrag.encoder import Encoder
 from embedrag.losses.contrastive import Pairs, Terms
+from embedrag.models.kernels.fast_dropout import FastDropout
 from embedrag.step import ContrastiveStep
 from embedrag.tokenizer import load_tokenizer
 from embedrag.views import views

@@ -14,10 +14,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag import attention
 from embedrag.backbone import product_dtype
 from embedrag.cli import main
 from embedrag.errors import UserError
+from embedrag.models.kernels import packed_attention as attention
 from embedrag.optimize import Optimization
 from embedrag.saved import load_encoder
 

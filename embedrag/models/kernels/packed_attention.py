@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedrag.dropout import attention_with_dropout, dropout_on
+from embedrag.models.kernels.fast_dropout import attention_with_dropout, dropout_on
 
 NAME = "embedrag_packed"
 HALF = (torch.float16, torch.bfloat16)

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from embedrag.dropout import FastDropout, attention_with_dropout, dropout_on, fast_dropout, random_keep, replace_dropout
+from embedrag.models.kernels.fast_dropout import (
+    FastDropout,
+    attention_with_dropout,
+    dropout_on,
+    fast_dropout,
+    random_keep,
+    replace_dropout,
+)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

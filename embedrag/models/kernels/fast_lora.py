@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedrag.dropout import dropout_mask
+from embedrag.models.kernels.fast_dropout import dropout_mask
 
 
 def speed_up_adapters(model: nn.Module) -> None:

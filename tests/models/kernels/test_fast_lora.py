@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from embedrag.backbone import trainable_backbone
 from embedrag.config import TrainOptions
 from embedrag.contract import describe_base
-from embedrag.dropout import FastDropout
-from embedrag.lora import add_adapter
+from embedrag.models.kernels.fast_dropout import FastDropout
+from embedrag.models.kernels.fast_lora import add_adapter
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from embedrag import attention
-from embedrag.attention import Packing, PackingError, _attend, pack, packed_states
+from embedrag.models.kernels import packed_attention as attention
+from embedrag.models.kernels.packed_attention import Packing, PackingError, _attend, pack, packed_states
 from tests.families import DECODER, FAMILIES, SIZES, WINDOWED
 from tests.reference import attention_loop
 
