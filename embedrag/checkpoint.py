@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from embedrag.backbone import quiet
-from embedrag.card import write_card
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
-from embedrag.initial import subtract_start
+from embedrag.models.backbone import quiet
+from embedrag.models.encoder import Encoder
+from embedrag.models.equivalence import PROBES
+from embedrag.models.load import SETTINGS
+from embedrag.models.lora_init import subtract_start
+from embedrag.models.model_card import write_card
 from embedrag.runtime.files import atomic_folder, remove_leftover, write_json
-from embedrag.saved import SETTINGS
 from embedrag.state import write_state
-from embedrag.verify import PROBES
 
 LEFTOVERS = (  # of a save or a removal that was killed
     ".final.tmp-*",

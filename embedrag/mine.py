@@ -24,12 +24,12 @@ from embedrag.data.rows import Record, read_records, row_text
 from embedrag.data.text import identity
 from embedrag.data.token_store import cache_folder
 from embedrag.encode import read_texts
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.logs import say
+from embedrag.models.encoder import Encoder
+from embedrag.models.load import load_encoder
 from embedrag.rerank import CrossEncoder
 from embedrag.runtime.files import atomic_file, check_targets
-from embedrag.saved import load_encoder
 from embedrag.search import TopK, best_of
 from embedrag.vectors import cached_vectors, unit
 

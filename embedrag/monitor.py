@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from embedrag.data.retrieval_dataset import RetrievalSet
-from embedrag.encoder import Encoder
 from embedrag.logs import now, say
+from embedrag.models.encoder import Encoder
 from embedrag.outcome import leave, lines, outcome, training_curve
 from embedrag.runtime.distributed import Processes
 from embedrag.scores import Scores, score

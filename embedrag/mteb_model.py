@@ -16,10 +16,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from embedrag.commands import MtebOptions
-from embedrag.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.errors import UserError, near_miss
 from embedrag.logs import say
-from embedrag.saved import load_encoder
+from embedrag.models.encoder import TEXTS_PER_BLOCK, Encoder
+from embedrag.models.load import load_encoder
 from embedrag.vectors import fingerprint
 
 INSTALL = 'pip install "mteb>=2.26,<3"'

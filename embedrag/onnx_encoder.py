@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from embedrag.contract import describe_base
 from embedrag.data.token_store import TokenBatch
-from embedrag.encoder import CHUNK_TOKENS, Embedder, plan_padded
 from embedrag.errors import UserError, need
-from embedrag.saved import read_json, saved_contract
-from embedrag.tokenizer import TextTokenizer, load_tokenizer
+from embedrag.models.embedding_config import describe_base
+from embedrag.models.encoder import CHUNK_TOKENS, Embedder, plan_padded
+from embedrag.models.load import read_json, saved_contract
+from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 
 FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 RECORD = "export_config.json"

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedrag.contract import check_local_path
 from embedrag.data.token_store import cache_folder
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError, flag_named, need
 from embedrag.figures import TEMPLATES
 from embedrag.listen import allowed_names, listen, url
 from embedrag.logs import say
 from embedrag.mine import read_corpus
-from embedrag.saved import adapter_file, load_encoder, trained_from
+from embedrag.models.embedding_config import check_local_path
+from embedrag.models.encoder import Encoder
+from embedrag.models.load import adapter_file, load_encoder, trained_from
 from embedrag.serving_commands import PlaygroundOptions
 from embedrag.vectors import cached_vectors, unit
 

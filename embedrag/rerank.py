@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from embedrag.backbone import quiet
 from embedrag.errors import RunError, UserError
+from embedrag.models.backbone import quiet
 from embedrag.runtime.device import pick_device
 
 BATCH = 32

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.config import TrainOptions
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.models.encoder import Encoder
 from embedrag.state import Checkpoint
 
 # A run that goes on with another one of these would be another run from its first step on.

@@ -12,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from embedrag.data.retrieval_dataset import RetrievalSet
-from embedrag.encoder import TEXTS_PER_BLOCK, Embedder
 from embedrag.metrics import METRICS
+from embedrag.models.embedding_format import View
+from embedrag.models.encoder import TEXTS_PER_BLOCK, Embedder
 from embedrag.runtime.distributed import Processes
 from embedrag.search import TopK, search_faiss
 from embedrag.vectors import unit
-from embedrag.views import View
 
 MAPPED = 150  # queries on the 2-D map
 SEED = 0

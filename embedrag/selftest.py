@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from embedrag.data.collator import make_batch
 from embedrag.data.token_store import TokenBatch, TokenStore
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import TOLERANCE
 from embedrag.runtime.distributed import Processes

@@ -27,8 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedrag import __version__
 from embedrag.batching import Batcher
 from embedrag.connections import BACKLOG, KEEP_ALIVE_SECONDS, LINGER_SECONDS, READ_SECONDS, limited_connection
-from embedrag.encoder import Embedder
 from embedrag.errors import UserError
+from embedrag.models.encoder import Embedder
 from embedrag.openai_api import (
     ApiError,
     EmbeddingsRequest,

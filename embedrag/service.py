@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from embedrag.encoder import Embedder
 from embedrag.errors import UserError, near_miss
-from embedrag.views import View
+from embedrag.models.embedding_format import View
+from embedrag.models.encoder import Embedder
 
 MAX_TEXTS = 2048
 MAX_CHARACTERS = 1 << 20  # of one request

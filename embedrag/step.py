@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from embedrag.data.collator import Batch
-from embedrag.encoder import Encoder
 from embedrag.errors import is_out_of_memory
 from embedrag.losses.contrastive import Pairs, Terms, contrastive
+from embedrag.models.embedding_format import View
+from embedrag.models.encoder import Encoder
 from embedrag.runtime.distributed import Processes, share_out
 from embedrag.teacher import Teacher
-from embedrag.views import View
 
 
 class ContrastiveStep(nn.Module):

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from embedrag.data.rows import read_records
 from embedrag.data.token_store import PASSAGE, QUERY, TokenStore, record_texts
-from embedrag.encoder import Encoder
 from embedrag.errors import RunError
+from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.vectors import cached_vectors
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from embedrag.encoder import Encoder
 from embedrag.errors import RunError, UserError
+from embedrag.models.encoder import Encoder
 from embedrag.runtime.files import write_vectors
 
 BLOCK = 16_384  # vectors that are looked at together

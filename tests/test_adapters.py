@@ -12,12 +12,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from embedrag.backbone import trainable_backbone
 from embedrag.cli import main
 from embedrag.config import TrainOptions
-from embedrag.contract import describe_base
 from embedrag.errors import UserError
-from embedrag.initial import subtract_start
+from embedrag.models.backbone import trainable_backbone
+from embedrag.models.embedding_config import describe_base
+from embedrag.models.lora_init import subtract_start
 from embedrag.options.parsing import parse
 from tests.test_merge import cosine, distance, merge, train  # noqa: F401 - a fixture
 
@@ -166,7 +166,7 @@ def test_loftq_reads_a_pickled_base_too(tiny_bert: str, tmp_path: Path) -> None:
 
 
 def test_loftq_names_layers_that_the_files_do_not_have(tiny_bert: str, tmp_path: Path) -> None:
-    from embedrag.initial import begin_with_quantization_error
+    from embedrag.models.lora_init import begin_with_quantization_error
 
     model = backbone(tiny_bert, "qlora")
     weights = load_file(Path(tiny_bert) / "model.safetensors")

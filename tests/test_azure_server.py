@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedrag.saved import load_encoder
+from embedrag.models.load import load_encoder
 
 httpx = pytest.importorskip("httpx")
 yaml = pytest.importorskip("yaml")

@@ -221,10 +221,10 @@ def test_memory_that_runs_out_is_told_in_words(
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ):
-        monkeypatch.setattr("embedrag.encoder.Encoder.forward", lambda *_, error=error: throw(error))
+        monkeypatch.setattr("embedrag.models.encoder.Encoder.forward", lambda *_, error=error: throw(error))
         assert main(["encode", *words]) == 1
         assert "memory ran out; on a GPU try --dtype bfloat16" in capsys.readouterr().err
-    monkeypatch.setattr("embedrag.encoder.Encoder.forward", lambda *_: throw(RuntimeError("a fault of ours")))
+    monkeypatch.setattr("embedrag.models.encoder.Encoder.forward", lambda *_: throw(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main(["encode", *words])
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedrag.backbone import trainable_backbone
 from embedrag.cached import CachedVectors
 from embedrag.config import TrainOptions
-from embedrag.contract import describe_base, settle
 from embedrag.data.collator import Batch
 from embedrag.data.token_store import TokenBatch
-from embedrag.encoder import Encoder
 from embedrag.losses.contrastive import Pairs, Terms
+from embedrag.models.backbone import trainable_backbone
+from embedrag.models.embedding_config import describe_base, settle
+from embedrag.models.embedding_format import views
+from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import FastDropout
+from embedrag.models.tokenizer import load_tokenizer
 from embedrag.step import ContrastiveStep
-from embedrag.tokenizer import load_tokenizer
-from embedrag.views import views
 from tests.reference import contrastive_loop, info_nce_loop
 
 LENGTHS = (5, 30, 12, 12, 3, 41, 30, 8, 19, 12, 2)

@@ -12,8 +12,8 @@ import pytest
 from embedrag.cli import main
 from embedrag.data.retrieval_dataset import RetrievalSet, fewer_passages, load_beir, load_rows, load_set
 from embedrag.errors import RunError, UserError
+from embedrag.models.load import load_encoder
 from embedrag.outcome import winners
-from embedrag.saved import load_encoder
 from embedrag.scores import score
 from embedrag.verdict import comparison, difference, p_value, verdict
 

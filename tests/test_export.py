@@ -17,14 +17,14 @@ from onnx import numpy_helper
 
 from embedrag import export, onnx_encoder, onnx_graph
 from embedrag.cli import main
-from embedrag.contract import Contract
 from embedrag.data.token_store import TokenBatch
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.models.embedding_config import Contract
+from embedrag.models.encoder import Encoder
+from embedrag.models.equivalence import PROBES, closeness
+from embedrag.models.load import load_encoder
+from embedrag.models.pooling import POOLING
 from embedrag.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
-from embedrag.pooling import POOLING
-from embedrag.saved import load_encoder
-from embedrag.verify import PROBES, closeness
 from tests.families import FAMILIES, TEXTS, WINDOWED
 
 
@@ -190,7 +190,7 @@ def test_model_that_torch_cant_export_is_told(
 def test_wrong_flags_are_told_before_the_model_is_loaded(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("embedrag.saved.load_backbone", None)
+    monkeypatch.setattr("embedrag.models.load.load_backbone", None)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "full").mkdir()

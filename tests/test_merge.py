@@ -18,8 +18,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from embedrag.cli import main
-from embedrag.saved import load_encoder
-from embedrag.verify import choose_probes
+from embedrag.models.equivalence import choose_probes
+from embedrag.models.load import load_encoder
 
 TEXTS = ["what is a diode", "a diode lets current flow one way only " * 4, "다이오드"]
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}

@@ -18,7 +18,7 @@ from embedrag.data.rows import read_records
 from embedrag.data.text import identity
 from embedrag.errors import RunError, UserError
 from embedrag.mine import Corpus, ceiling, read_corpus
-from embedrag.saved import load_encoder
+from embedrag.models.load import load_encoder
 from embedrag.vectors import cached_vectors, unit
 
 TOPICS = ["battery", "diode", "fuse", "relay", "coil", "lens", "valve", "motor"]

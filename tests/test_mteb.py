@@ -16,12 +16,12 @@ import pytest
 
 from embedrag.cli import main
 from embedrag.commands import MtebOptions
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.metrics import ndcg
+from embedrag.models.encoder import Encoder
+from embedrag.models.load import load_encoder
 from embedrag.mteb_model import MtebModel, find_tasks, fingerprint, mteb_name, score, table
 from embedrag.options.parsing import parse
-from embedrag.saved import load_encoder
 
 QUERIES, PASSAGES, PROMPT = 20, 60, "Instruct: find the page about it\nQuery: "
 NAMES = "frog heron reed pond stone rain sun reel lamp diode".split()

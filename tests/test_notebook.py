@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from embedrag.errors import UserError
-from embedrag.saved import trained_from
+from embedrag.models.load import trained_from
 from embedrag.tools.demo import _write_eval
 from embedrag.tools.docstrings import collect
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from embedrag.cli import main
+from embedrag.models.load import load_encoder
 from embedrag.playground import compare
-from embedrag.saved import load_encoder
 from embedrag.vectors import unit
 
 httpx = pytest.importorskip("httpx")

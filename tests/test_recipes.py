@@ -86,9 +86,9 @@ def test_everything_at_once_goes_on_bit_for_bit_and_its_forms_are_scored(
 
 def test_form_is_scored_as_its_stored_vectors_would_be(tiny_bert: str, data: Path, tmp_path: Path) -> None:
     from embedrag.data.retrieval_dataset import load_set
-    from embedrag.saved import load_encoder
+    from embedrag.models.embedding_format import View
+    from embedrag.models.load import load_encoder
     from embedrag.scores import score
-    from embedrag.views import View
 
     encoder, rows = load_encoder(tiny_bert, "cpu"), load_set(str(data))
     form = View(16, "binary")
@@ -231,10 +231,10 @@ def states(output: Any) -> Any:
 
 
 def encoder_of_top(model: str, layers: int) -> Any:
-    from embedrag.backbone import trainable_backbone
-    from embedrag.contract import describe_base, settle
-    from embedrag.encoder import Encoder
-    from embedrag.tokenizer import load_tokenizer
+    from embedrag.models.backbone import trainable_backbone
+    from embedrag.models.embedding_config import describe_base, settle
+    from embedrag.models.encoder import Encoder
+    from embedrag.models.tokenizer import load_tokenizer
 
     base = describe_base(model)
     options = TrainOptions(output_dir="x", batch_size=2, finetune_type="lora", lora_top_layers=layers).resolved()

@@ -11,7 +11,7 @@ import torch
 
 from embedrag.cli import main
 from embedrag.data.token_store import TokenBatch
-from embedrag.encoder import Encoder
+from embedrag.models.encoder import Encoder
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_vectors_that_depend_on_the_batch_stop_the_run_and_the_switch_lets_it_go
 def test_lost_end_token_is_found_where_it_matters(
     tiny_qwen3: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from embedrag.tokenizer import TextTokenizer
+    from embedrag.models.tokenizer import TextTokenizer
 
     whole = TextTokenizer.__call__
     monkeypatch.setattr(

@@ -25,12 +25,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from embedrag import server as server_module
 from embedrag.cli import main
-from embedrag.contract import Contract
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
 from embedrag.listen import allowed_names, listen
+from embedrag.models.embedding_config import Contract
+from embedrag.models.encoder import Encoder
+from embedrag.models.load import load_encoder
 from embedrag.openai_api import EmbeddingsRequest, answer_bytes, embeddings_body
-from embedrag.saved import load_encoder
 from embedrag.server import MAX_BYTES, Room, Service, make_app
 from embedrag.service import MAX_CHARACTERS, MAX_TEXTS
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from embedrag.errors import UserError
+from embedrag.models.load import load_encoder
 from embedrag.openai_api import EmbeddingsRequest
-from embedrag.saved import load_encoder
 from embedrag.service import MAX_CHARACTERS, MAX_TEXTS, Request, check_request, find_model
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ import torch
 from embedrag.data.collator import make_batch
 from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import Terms
-from embedrag.saved import load_encoder
+from embedrag.models.load import load_encoder
 from embedrag.step import ContrastiveStep
 from embedrag.teacher import Teacher, ask_teacher, procrustes
 from tests.test_recipes import SCORED, data, train  # noqa: F401 - a fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from embedrag.cli import main
-from embedrag.saved import load_encoder
+from embedrag.models.load import load_encoder
 
 KINDS = {
     "full": ["--finetune_type", "full", "--lr", "1e-3"],
@@ -291,7 +291,7 @@ def with_pooler(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A base whose pooler is loaded although the vectors do not use it."""
     from transformers import AutoModel, AutoTokenizer
 
-    monkeypatch.setattr("embedrag.backbone.takes_pooling_argument", lambda config: False)
+    monkeypatch.setattr("embedrag.models.backbone.takes_pooling_argument", lambda config: False)
     torch.manual_seed(0)
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "pooler")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "pooler")

@@ -18,11 +18,11 @@ from embedrag.config import TrainOptions
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.errors import UserError
 from embedrag.logs import say
+from embedrag.models.load import load_encoder
 from embedrag.options.field import Source
 from embedrag.outcome import leave, outcome, training_curve
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.files import write_atomic, write_lines
-from embedrag.saved import load_encoder
 from embedrag.scores import score
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.train import train

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from embedrag.bm25 import Bm25
-from embedrag.saved import load_encoder
+from embedrag.models.load import load_encoder
 from embedrag.search import TopK, best_of
 from embedrag.tools.tables import bare
 from embedrag.vectors import unit

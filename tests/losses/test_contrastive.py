@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag.losses.contrastive import TILE_SCORES, Pairs, Terms, contrastive
-from embedrag.views import View, views
+from embedrag.models.embedding_format import View, views
 from tests.reference import contrastive_loop, info_nce_loop
 
 NONE = torch.empty(0, 2, dtype=torch.long)

@@ -18,7 +18,6 @@ from tabulate import tabulate
 
 from embedrag.commands import CheckOptions
 from embedrag.config import TrainOptions
-from embedrag.contract import describe_base, settle
 from embedrag.data.checks.fix import fixed_line, write_fixed
 from embedrag.data.checks.rules import FAULT, KINDS, NOTE
 from embedrag.data.checks.scan import SIDES, EvalTexts, Survey, expand, survey
@@ -26,8 +25,9 @@ from embedrag.data.retrieval_dataset import load_set
 from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.errors import UserError, flag_named, near_miss
 from embedrag.logs import say
+from embedrag.models.embedding_config import describe_base, settle
+from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.files import atomic_file, check_targets
-from embedrag.tokenizer import TextTokenizer, load_tokenizer
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured

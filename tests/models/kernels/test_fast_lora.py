@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedrag.backbone import trainable_backbone
 from embedrag.config import TrainOptions
-from embedrag.contract import describe_base
+from embedrag.models.backbone import trainable_backbone
+from embedrag.models.embedding_config import describe_base
 from embedrag.models.kernels.fast_dropout import FastDropout
 from embedrag.models.kernels.fast_lora import add_adapter
 

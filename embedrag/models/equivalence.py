@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from embedrag.data.token_store import PASSAGE, QUERY
-from embedrag.encoder import Embedder
 from embedrag.errors import RunError, UserError
-from embedrag.saved import load_encoder
+from embedrag.models.encoder import Embedder
+from embedrag.models.load import load_encoder
 
 PROBES = "probe_texts.json"
 # Lowest cosine to the trained model that still counts as the same model.

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedrag.cached import CachedVectors
-from embedrag.contract import Contract
 from embedrag.data.token_store import TokenBatch
+from embedrag.models.embedding_config import Contract
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import Packing, pack, packed_states
-from embedrag.pooling import POOLING
+from embedrag.models.pooling import POOLING
+from embedrag.models.tokenizer import TextTokenizer
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import is_sharded
-from embedrag.tokenizer import TextTokenizer
 
 CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}  # larger ones leave the caches of a CPU; a GPU wants few launches
 MAX_WASTE = 0.1
@@ -149,7 +149,7 @@ class Encoder(nn.Module, Embedder):
         """Put the parts together; texts are padded until `pack` was called.
 
         Args:
-            backbone: from `embedrag.backbone`.
+            backbone: from `embedrag.models.backbone`.
             tokenizer: texts -> ids.
             contract: pooling and normalisation.
             dtype: of the computation (autocast).

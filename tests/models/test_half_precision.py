@@ -14,12 +14,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag.backbone import product_dtype
 from embedrag.cli import main
 from embedrag.errors import UserError
+from embedrag.models.backbone import product_dtype
 from embedrag.models.kernels import packed_attention as attention
+from embedrag.models.load import load_encoder
 from embedrag.optimize import Optimization
-from embedrag.saved import load_encoder
 
 KINDS = [["full"], ["lora"], ["qlora", "--quantization_bits", "4"], ["qlora", "--quantization_bits", "8"]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.config import TrainOptions
-from embedrag.contract import Base, Contract
 from embedrag.errors import UserError
+from embedrag.models.embedding_config import Base, Contract
 
 
 class TextTokenizer:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedrag.backbone import takes_pooling_argument
-from embedrag.contract import Base
 from embedrag.errors import UserError
+from embedrag.models.backbone import takes_pooling_argument
+from embedrag.models.embedding_config import Base
 from embedrag.weights.name_matching import match_names
 
 

@@ -10,9 +10,9 @@ import pytest
 import transformers
 
 from embedrag.config import TrainOptions
-from embedrag.contract import Contract, describe_base, settle
 from embedrag.errors import UserError
-from embedrag.tokenizer import load_tokenizer
+from embedrag.models.embedding_config import Contract, describe_base, settle
+from embedrag.models.tokenizer import load_tokenizer
 
 
 def options(**changes: object) -> TrainOptions:
@@ -89,7 +89,7 @@ def test_weights_in_a_subfolder_are_found(tiny_bert: str, tmp_path: Path) -> Non
     modules[0]["path"] = "0_Transformer"
     (target / "modules.json").write_text(json.dumps(modules))
     (target / "sentence_bert_config.json").rename(target / "0_Transformer" / "sentence_bert_config.json")
-    from embedrag.saved import load_encoder
+    from embedrag.models.load import load_encoder
 
     assert describe_base(str(target)).subfolder == "0_Transformer"
     assert load_encoder(str(target), "cpu").encode(["x"], "query").shape == (1, 64)

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import torch
 
-from embedrag.backbone import load_backbone, quantization_config, quiet
-from embedrag.contract import Base, Contract, describe_base, read_contract
-from embedrag.encoder import Encoder
 from embedrag.errors import UserError
+from embedrag.models.backbone import load_backbone, quantization_config, quiet
+from embedrag.models.embedding_config import Base, Contract, describe_base, read_contract
+from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
+from embedrag.models.tokenizer import load_tokenizer
 from embedrag.runtime.device import pick_device, pick_dtype
-from embedrag.tokenizer import load_tokenizer
 from embedrag.weights.adapter_file import CONFIG, WEIGHTS, plain_name, read_adapter
 from embedrag.weights.name_matching import match_names
 from embedrag.weights.safetensors_io import TensorFile

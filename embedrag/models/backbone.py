@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from embedrag.config import TrainOptions
-from embedrag.contract import Base
 from embedrag.errors import UserError
-from embedrag.initial import PISSA, adapter_weights, begin_with_quantization_error
+from embedrag.models.embedding_config import Base
 from embedrag.models.kernels.fast_dropout import replace_dropout
 from embedrag.models.kernels.fast_lora import speed_up_adapters
+from embedrag.models.lora_init import PISSA, adapter_weights, begin_with_quantization_error
 
 
 def check_bitsandbytes() -> None:

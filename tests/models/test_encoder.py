@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from embedrag.data.token_store import TokenBatch
-from embedrag.encoder import Encoder, plan_packed, plan_padded
-from embedrag.pooling import POOLING
-from embedrag.saved import load_encoder
+from embedrag.models.encoder import Encoder, plan_packed, plan_padded
+from embedrag.models.load import load_encoder
+from embedrag.models.pooling import POOLING
 from tests.families import TEXTS
 from tests.reference import cosine_distance, pool_loop
 
