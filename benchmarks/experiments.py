@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from embedrag.bm25 import Bm25
 from embedrag.cli import main as embedrag
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
 from embedrag.metrics import METRICS
 from embedrag.models.load import load_encoder
+from embedrag.retrieval.bm25 import Bm25
+from embedrag.retrieval.topk import best_of
 from embedrag.scores import score
-from embedrag.search import best_of
 from embedrag.verdict import comparison, table
 
 CUTOFFS = [10, 100]

@@ -45,7 +45,7 @@ COMMANDS = {
     "check": Command(
         commands.CheckOptions, "embedrag.data.checks.report:run", "find what is wrong with training data, and mend it"
     ),
-    "mine": Command(commands.MineOptions, "embedrag.mine:run", "find hard negatives for training rows"),
+    "mine": Command(commands.MineOptions, "embedrag.retrieval.mining:run", "find hard negatives for training rows"),
     "sweep": Command(commands.SweepOptions, "embedrag.sweep:run", "search for the best settings (needs optuna)"),
     "export": Command(serving.ExportOptions, "embedrag.export:run", "write a model as ONNX, checked (extra onnx)"),
     "serve": Command(serving.ServeOptions, "embedrag.serve:run", "answer OpenAI's embeddings requests (extra serve)"),

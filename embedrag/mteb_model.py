@@ -20,7 +20,7 @@ from embedrag.errors import UserError, near_miss
 from embedrag.logs import say
 from embedrag.models.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.models.load import load_encoder
-from embedrag.vectors import fingerprint
+from embedrag.retrieval.vector_cache import fingerprint
 
 INSTALL = 'pip install "mteb>=2.26,<3"'
 

@@ -20,12 +20,12 @@ from embedrag.errors import UserError, flag_named, need
 from embedrag.figures import TEMPLATES
 from embedrag.listen import allowed_names, listen, url
 from embedrag.logs import say
-from embedrag.mine import read_corpus
 from embedrag.models.embedding_config import check_local_path
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import adapter_file, load_encoder, trained_from
+from embedrag.retrieval.mining import read_corpus
+from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.serving_commands import PlaygroundOptions
-from embedrag.vectors import cached_vectors, unit
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -15,9 +15,9 @@ from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.metrics import METRICS
 from embedrag.models.embedding_format import View
 from embedrag.models.encoder import TEXTS_PER_BLOCK, Embedder
+from embedrag.retrieval.topk import TopK, search_faiss
+from embedrag.retrieval.vector_cache import unit
 from embedrag.runtime.distributed import Processes
-from embedrag.search import TopK, search_faiss
-from embedrag.vectors import unit
 
 MAPPED = 150  # queries on the 2-D map
 SEED = 0

@@ -24,7 +24,7 @@ from embedrag.data.token_store import PASSAGE, QUERY, TokenStore, record_texts
 from embedrag.errors import RunError
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
-from embedrag.vectors import cached_vectors
+from embedrag.retrieval.vector_cache import cached_vectors
 
 ALIGNED_TEXTS = 4096
 

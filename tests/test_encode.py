@@ -9,7 +9,7 @@ import pytest
 
 from embedrag.encode import read_texts
 from embedrag.errors import UserError
-from embedrag.mine import read_corpus
+from embedrag.retrieval.mining import read_corpus
 
 TABLE = 'id,text\n1,"a frog, green"\n\n2,["b"]\n3,\n'
 

@@ -22,7 +22,7 @@ import pytest
 from embedrag.cli import main
 from embedrag.models.load import load_encoder
 from embedrag.playground import compare
-from embedrag.vectors import unit
+from embedrag.retrieval.vector_cache import unit
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")

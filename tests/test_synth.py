@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from embedrag.bm25 import words
 from embedrag.cli import main
 from embedrag.data.rows import read_records
 from embedrag.data.text import identity
+from embedrag.retrieval.bm25 import words
 from embedrag.tools.items import groups_of, read_items
 from embedrag.tools.particles import with_particle
 from embedrag.tools.synth import Side

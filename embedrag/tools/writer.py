@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from embedrag.bm25 import words
 from embedrag.errors import RunError, UserError
+from embedrag.retrieval.bm25 import words
 from embedrag.tools.tables import plain
 
 KEY = "OPENAI_API_KEY"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedrag.errors import UserError
-from embedrag.search import TopK, search, search_faiss
+from embedrag.retrieval.topk import TopK, search, search_faiss
 
 
 def slowly(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from embedrag.bm25 import Bm25
 from embedrag.commands import MineOptions
 from embedrag.data.retrieval_dataset import CORPUS
 from embedrag.data.rows import Record, read_records, row_text
@@ -28,10 +27,11 @@ from embedrag.errors import UserError
 from embedrag.logs import say
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_encoder
-from embedrag.rerank import CrossEncoder
+from embedrag.retrieval.bm25 import Bm25
+from embedrag.retrieval.cross_encoder import CrossEncoder
+from embedrag.retrieval.topk import TopK, best_of
+from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.files import atomic_file, check_targets
-from embedrag.search import TopK, best_of
-from embedrag.vectors import cached_vectors, unit
 
 ROWS = 4096  # that are mined at once
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 import transformers
 
-from embedrag.bm25 import Bm25, words
 from embedrag.cli import main
 from embedrag.data.rows import read_records
 from embedrag.data.text import identity
 from embedrag.errors import RunError, UserError
-from embedrag.mine import Corpus, ceiling, read_corpus
 from embedrag.models.load import load_encoder
-from embedrag.vectors import cached_vectors, unit
+from embedrag.retrieval.bm25 import Bm25, words
+from embedrag.retrieval.mining import Corpus, ceiling, read_corpus
+from embedrag.retrieval.vector_cache import cached_vectors, unit
 
 TOPICS = ["battery", "diode", "fuse", "relay", "coil", "lens", "valve", "motor"]
 
