@@ -22,10 +22,10 @@ from tabulate import tabulate
 
 from benchmarks.experiments import TRAINING, run, train
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
+from embedrag.evaluation.evaluator import Scores, score
+from embedrag.evaluation.significance import comparison
 from embedrag.models.embedding_format import View
 from embedrag.models.load import load_encoder
-from embedrag.scores import Scores, score
-from embedrag.verdict import comparison
 
 METRIC = "ndcg@10"
 LENGTHS = {"query_max_len": 48, "passage_max_len": 64}  # short: every way is trained once a seed

@@ -20,12 +20,12 @@ import numpy as np
 
 from embedrag.cli import main as embedrag
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
-from embedrag.metrics import METRICS
+from embedrag.evaluation.evaluator import score
+from embedrag.evaluation.metrics import METRICS
+from embedrag.evaluation.significance import comparison, table
 from embedrag.models.load import load_encoder
 from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.topk import best_of
-from embedrag.scores import score
-from embedrag.verdict import comparison, table
 
 CUTOFFS = [10, 100]
 SHOWN = ("ndcg@10", "recall@100")

@@ -41,7 +41,9 @@ COMMANDS = {
         "embedrag.playground:run",
         "compare two models on your documents in a browser",
     ),
-    "mteb": Command(commands.MtebOptions, "embedrag.mteb_model:run", "score a model on tasks of MTEB (needs mteb)"),
+    "mteb": Command(
+        commands.MtebOptions, "embedrag.evaluation.mteb_adapter:run", "score a model on tasks of MTEB (needs mteb)"
+    ),
     "check": Command(
         commands.CheckOptions, "embedrag.data.checks.report:run", "find what is wrong with training data, and mend it"
     ),

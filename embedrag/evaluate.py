@@ -9,15 +9,15 @@ from typing import Any
 from embedrag.commands import EvaluateOptions
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.errors import UserError, flag_named
+from embedrag.evaluation.evaluator import score
+from embedrag.evaluation.metrics import METRICS
+from embedrag.evaluation.report.html import write_html
+from embedrag.evaluation.result import forgetting, lines, outcome, training_curve
 from embedrag.logs import say
-from embedrag.metrics import METRICS
 from embedrag.models.embedding_config import check_local_path
 from embedrag.models.embedding_format import View
 from embedrag.models.load import adapter_file, load_encoder, model_settings
-from embedrag.outcome import forgetting, lines, outcome, training_curve
-from embedrag.report import write_html
 from embedrag.runtime.files import check_targets, write_atomic
-from embedrag.scores import score
 
 
 def run(options: EvaluateOptions) -> int:

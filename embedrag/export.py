@@ -17,17 +17,17 @@ from embedrag import __version__
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
 from embedrag.data.token_store import TokenBatch
 from embedrag.errors import RunError, UserError, flag_named, need
+from embedrag.evaluation.evaluator import score
+from embedrag.evaluation.result import sentence
+from embedrag.evaluation.significance import comparison
 from embedrag.logs import now, say
 from embedrag.models.encoder import Embedder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import adapter_file, load_encoder
 from embedrag.onnx_encoder import FILES, LENGTHS, RECORD, OnnxEncoder
 from embedrag.onnx_graph import write_graph, write_int8
-from embedrag.outcome import sentence
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
-from embedrag.scores import score
 from embedrag.serving_commands import ExportOptions
-from embedrag.verdict import comparison
 
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # one rectangle of all probes must fit in memory, attention matrices included

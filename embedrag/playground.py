@@ -17,7 +17,7 @@ import numpy as np
 
 from embedrag.data.token_store import cache_folder
 from embedrag.errors import UserError, flag_named, need
-from embedrag.figures import TEMPLATES
+from embedrag.evaluation.report.plots import TEMPLATES
 from embedrag.listen import allowed_names, listen, url
 from embedrag.logs import say
 from embedrag.models.embedding_config import check_local_path

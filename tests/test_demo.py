@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from embedrag.cli import main
-from embedrag.metrics import METRICS
+from embedrag.evaluation.metrics import METRICS
 
 
 def test_demo_leaves_a_table_a_merged_model_and_a_data_set_that_evaluate_reads(

@@ -33,6 +33,7 @@ UNTIL_THE_SPLIT: set[tuple[str, str]] = {
     ("embedrag.data.checks.report", "embedrag.commands"),
     ("embedrag.data.checks.report", "embedrag.models.embedding_config"),
     ("embedrag.data.checks.report", "embedrag.models.tokenizer"),
+    ("embedrag.evaluation.mteb_adapter", "embedrag.commands"),
     ("embedrag.retrieval.mining", "embedrag.commands"),
 }
 

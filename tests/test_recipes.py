@@ -86,9 +86,9 @@ def test_everything_at_once_goes_on_bit_for_bit_and_its_forms_are_scored(
 
 def test_form_is_scored_as_its_stored_vectors_would_be(tiny_bert: str, data: Path, tmp_path: Path) -> None:
     from embedrag.data.retrieval_dataset import load_set
+    from embedrag.evaluation.evaluator import score
     from embedrag.models.embedding_format import View
     from embedrag.models.load import load_encoder
-    from embedrag.scores import score
 
     encoder, rows = load_encoder(tiny_bert, "cpu"), load_set(str(data))
     form = View(16, "binary")

@@ -17,16 +17,16 @@ from embedrag.commands import DemoOptions
 from embedrag.config import TrainOptions
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.errors import UserError
+from embedrag.evaluation.evaluator import score
+from embedrag.evaluation.result import leave, outcome, training_curve
+from embedrag.evaluation.significance import table
 from embedrag.logs import say
 from embedrag.models.load import load_encoder
 from embedrag.options.field import Source
-from embedrag.outcome import leave, outcome, training_curve
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.files import write_atomic, write_lines
-from embedrag.scores import score
 from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.train import train
-from embedrag.verdict import table
 
 PAIRS = 3000
 HELD_OUT = 0.12

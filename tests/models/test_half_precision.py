@@ -111,7 +111,7 @@ def test_float16_goes_on_after_a_skipped_step_and_tells_one_that_overflowed(fuse
 def test_commands_compute_in_the_precision_asked_for(
     command: str, tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("embedrag.mteb_model" if command == "mteb" else f"embedrag.{command}")
+    module = importlib.import_module("embedrag.evaluation.mteb_adapter" if command == "mteb" else f"embedrag.{command}")
     real, seen = module.load_encoder, []
 
     def spy(*arguments: Any, **keywords: Any) -> Any:

@@ -15,9 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from embedrag.figures import TEMPLATES, figures
-from embedrag.runtime.files import write_atomic
-from embedrag.wording import (
+from embedrag.evaluation.report.formatting import (
     Row,
     chance,
     comparison_rows,
@@ -30,6 +28,8 @@ from embedrag.wording import (
     signed,
     untested,
 )
+from embedrag.evaluation.report.plots import TEMPLATES, figures
+from embedrag.runtime.files import write_atomic
 
 TEXT_COLUMNS = 120
 WORDS = {

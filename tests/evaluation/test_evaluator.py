@@ -12,10 +12,10 @@ import pytest
 from embedrag.cli import main
 from embedrag.data.retrieval_dataset import RetrievalSet, fewer_passages, load_beir, load_rows, load_set
 from embedrag.errors import RunError, UserError
+from embedrag.evaluation.evaluator import score
+from embedrag.evaluation.result import winners
+from embedrag.evaluation.significance import comparison, difference, p_value, verdict
 from embedrag.models.load import load_encoder
-from embedrag.outcome import winners
-from embedrag.scores import score
-from embedrag.verdict import comparison, difference, p_value, verdict
 
 
 class Fixed:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.metrics import METRICS, mrr, ndcg, recall
+from embedrag.evaluation.metrics import METRICS, mrr, ndcg, recall
 
 
 def dcg_slowly(gains: list[float], k: int) -> float:

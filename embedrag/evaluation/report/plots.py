@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from embedrag.wording import (
+from embedrag.evaluation.report.formatting import (
     Row,
     comparison_rows,
     cut,

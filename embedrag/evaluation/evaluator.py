@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from embedrag.data.retrieval_dataset import RetrievalSet
-from embedrag.metrics import METRICS
+from embedrag.evaluation.metrics import METRICS
 from embedrag.models.embedding_format import View
 from embedrag.models.encoder import TEXTS_PER_BLOCK, Embedder
 from embedrag.retrieval.topk import TopK, search_faiss

@@ -17,10 +17,10 @@ import pytest
 from embedrag.cli import main
 from embedrag.commands import MtebOptions
 from embedrag.errors import UserError
-from embedrag.metrics import ndcg
+from embedrag.evaluation.metrics import ndcg
+from embedrag.evaluation.mteb_adapter import MtebModel, find_tasks, fingerprint, mteb_name, score, table
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_encoder
-from embedrag.mteb_model import MtebModel, find_tasks, fingerprint, mteb_name, score, table
 from embedrag.options.parsing import parse
 
 QUERIES, PASSAGES, PROMPT = 20, 60, "Instruct: find the page about it\nQuery: "
@@ -158,7 +158,7 @@ def encoder_of(folder: str) -> Encoder:
 
 @cache
 def by_hand(folder: str) -> float:
-    """nDCG@10 by numpy and embedrag.metrics."""
+    """nDCG@10 by numpy and embedrag.evaluation.metrics."""
     encoder = encoder_of(folder)
     queries = encoder.encode([text(1000 + i) for i in range(QUERIES)], "query")
     passages = encoder.encode([text(i) for i in range(PASSAGES)], "passage")

@@ -14,10 +14,10 @@ from tabulate import tabulate
 
 from embedrag import __version__
 from embedrag.data.retrieval_dataset import RetrievalSet
-from embedrag.report import write_html
+from embedrag.evaluation.evaluator import Scores
+from embedrag.evaluation.report.html import write_html
+from embedrag.evaluation.significance import comparison, table
 from embedrag.runtime.files import write_atomic
-from embedrag.scores import Scores
-from embedrag.verdict import comparison, table
 
 SHOWN = 10  # queries that won most, and that lost most
 EDGES = np.linspace(-1, 1, 81)

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from embedrag.errors import RunError
-from embedrag.figures import drawings
-from embedrag.report import forgetting, headline, render, write_html
-from embedrag.wording import cut
+from embedrag.evaluation.report.formatting import cut
+from embedrag.evaluation.report.html import forgetting, headline, render, write_html
+from embedrag.evaluation.report.plots import drawings
 
 EVIL = (
     '</script><script>document.title="hacked"</script><img src=x onerror="document.title=\'hacked\'">'
@@ -336,7 +336,9 @@ def test_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 
 def test_importing_the_module_loads_neither_plotly_nor_jinja() -> None:
-    code = "import sys, embedrag.report; print(sorted({'plotly', 'jinja2', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, embedrag.evaluation.report.html; print(sorted({'plotly', 'jinja2', 'numpy'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
