@@ -27,7 +27,7 @@ OURS = (
     "main(['merge', '--base_model_path', {base!r}, '--lora_adapter_path', {adapter!r}, '--output_path', {output!r},"
     " '--no_verify'])"
 )
-OURS_IMPORTS = "import embedrag.merge, transformers.models.qwen3.modeling_qwen3"
+OURS_IMPORTS = "import embedrag.merging.merge, transformers.models.qwen3.modeling_qwen3"
 PEFT_IMPORTS = "import peft, transformers, torch, transformers.models.qwen3.modeling_qwen3"
 PEFT = (
     "from peft import PeftModel\nfrom transformers import AutoModel\nimport torch\n"

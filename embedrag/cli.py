@@ -33,7 +33,7 @@ class Command:
 
 COMMANDS = {
     "train": Command(config.TrainOptions, "embedrag.train:train", "fine-tune an embedding model", config_file=True),
-    "merge": Command(commands.MergeOptions, "embedrag.merge:run", "merge an adapter into its base, with proof"),
+    "merge": Command(commands.MergeOptions, "embedrag.merging.merge:run", "merge an adapter into its base, with proof"),
     "encode": Command(commands.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
     "evaluate": Command(commands.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
     "playground": Command(

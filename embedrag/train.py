@@ -92,7 +92,7 @@ def _bring_best(checkpoint: Checkpoint, output_dir: Path) -> None:
 
 
 def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
-    from embedrag.merge import run
+    from embedrag.merging.merge import run
 
     run(
         MergeOptions(

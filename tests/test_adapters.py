@@ -19,7 +19,7 @@ from embedrag.models.backbone import trainable_backbone
 from embedrag.models.embedding_config import describe_base
 from embedrag.models.lora_init import subtract_start
 from embedrag.options.parsing import parse
-from tests.test_merge import cosine, distance, merge, train  # noqa: F401 - a fixture
+from tests.merging.test_merge import cosine, distance, merge, train  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 3]])

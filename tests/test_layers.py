@@ -34,6 +34,7 @@ UNTIL_THE_SPLIT: set[tuple[str, str]] = {
     ("embedrag.data.checks.report", "embedrag.models.embedding_config"),
     ("embedrag.data.checks.report", "embedrag.models.tokenizer"),
     ("embedrag.evaluation.mteb_adapter", "embedrag.commands"),
+    ("embedrag.merging.merge", "embedrag.commands"),
     ("embedrag.retrieval.mining", "embedrag.commands"),
 }
 

@@ -371,7 +371,7 @@ def test_full_disk_leaves_no_output(tiny_bert: str, train, tmp_path: Path) -> No
 def test_kill_while_writing_leaves_no_output_folder(tiny_bert: str, train, tmp_path: Path) -> None:
     adapter = train(tiny_bert)
     code = (
-        "import sys, time, embedrag.merge as m; from embedrag.cli import main\n"
+        "import sys, time, embedrag.merging.merge as m; from embedrag.cli import main\n"
         "real = m.write_tensors\n"
         "def slow(*a):\n"
         "    real(*a); print('written', flush=True); time.sleep(60)\n"
