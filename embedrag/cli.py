@@ -52,16 +52,24 @@ COMMANDS = {
     "export": Command(serving.ExportOptions, "embedrag.export:run", "write a model as ONNX, checked (extra onnx)"),
     "serve": Command(serving.ServeOptions, "embedrag.serve:run", "answer OpenAI's embeddings requests (extra serve)"),
     "docstrings": Command(
-        commands.DocstringsOptions, "embedrag.tools.docstrings:run", "make training rows from documentation of packages"
+        commands.DocstringsOptions,
+        "embedrag.datagen.docstrings:run",
+        "make training rows from documentation of packages",
     ),
     "compose": Command(
-        commands.ComposeOptions, "embedrag.tools.compose:run", "make training rows with hard negatives from a glossary"
+        commands.ComposeOptions,
+        "embedrag.datagen.glossary.compose:run",
+        "make training rows with hard negatives from a glossary",
     ),
     "synth": Command(
-        commands.SynthOptions, "embedrag.tools.synth:run", "make training and test rows from terms and acronyms"
+        commands.SynthOptions,
+        "embedrag.datagen.glossary.synth:run",
+        "make training and test rows from terms and acronyms",
     ),
     "crawl": Command(
-        commands.CrawlOptions, "embedrag.tools.crawl:run", "make training rows from glossaries in the web (extra crawl)"
+        commands.CrawlOptions,
+        "embedrag.datagen.crawl.crawl:run",
+        "make training rows from glossaries in the web (extra crawl)",
     ),
     "demo": Command(commands.DemoOptions, "embedrag.tools.demo:run", "score, train and score again on packaged data"),
 }

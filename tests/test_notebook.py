@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from embedrag.datagen.docstrings import collect
 from embedrag.errors import UserError
 from embedrag.models.load import trained_from
 from embedrag.tools.demo import _write_eval
-from embedrag.tools.docstrings import collect
 
 NOTEBOOK = Path(__file__).parent.parent / "evaluation.ipynb"
 NAMES = ("EMBEDRAG_MODEL", "EMBEDRAG_BASE", "EMBEDRAG_DATA_SET", "PLOTLY_RENDERER")

@@ -16,6 +16,7 @@ from typing import Any
 from embedrag.commands import DemoOptions
 from embedrag.config import TrainOptions
 from embedrag.data.retrieval_dataset import load_set
+from embedrag.datagen.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.errors import UserError
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import leave, outcome, training_curve
@@ -25,7 +26,6 @@ from embedrag.models.load import load_encoder
 from embedrag.options.field import Source
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.files import write_atomic, write_lines
-from embedrag.tools.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.train import train
 
 PAIRS = 3000

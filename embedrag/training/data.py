@@ -156,7 +156,7 @@ def default_dataset(options: TrainOptions) -> list[Source]:
         if Path(name).is_file():
             say(f"data: no --train_dataset named; {name} is used")
             return [Source(path=name)]
-    from embedrag.tools.docstrings import collect, to_rows
+    from embedrag.datagen.docstrings import collect, to_rows
 
     cache = cache_folder(options.cache_dir)
     path = cache / "demo_pairs.jsonl"

@@ -16,14 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 from embedrag.commands import CrawlOptions
+from embedrag.datagen.crawl import wikipedia
+from embedrag.datagen.crawl.bounded_gzip import unzip
+from embedrag.datagen.crawl.charset import decode
+from embedrag.datagen.crawl.extract import Pair, extract, pair_key
+from embedrag.datagen.crawl.fetch import HTML, XML, Fetcher
+from embedrag.datagen.crawl.politeness import PageError, check_url
+from embedrag.datagen.crawl.state import State
 from embedrag.logs import now
-from embedrag.tools import wikipedia
-from embedrag.tools.charset import decode
-from embedrag.tools.crawl_state import State
-from embedrag.tools.extract import Pair, extract, pair_key
-from embedrag.tools.fetch import HTML, XML, Fetcher
-from embedrag.tools.manners import PageError, check_url
-from embedrag.tools.packed import unzip
 
 SITEMAP_DEPTH = 3
 SITEMAP_PAGES = 1000

@@ -13,9 +13,9 @@ import torch
 from embedrag.cli import main
 from embedrag.data.rows import read_records
 from embedrag.data.text import identity
-from embedrag.tools.tables import DELIMITERS, detect, read_table
+from embedrag.datagen.glossary.tables import DELIMITERS, detect, read_table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 KOREAN = [
     ("저항기", "전류를 제한하거나, 전압을 나누는 데 쓰는 수동 부품이다."),
     ("축전기", "두 전극 사이에 전하를 모아 두는 부품이다; 직류는 막는다."),
@@ -270,7 +270,7 @@ class Letters:
 
 
 def test_negatives_of_a_model_follow_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedrag.tools.nearest.load_encoder", lambda *_, **__: Letters())
+    monkeypatch.setattr("embedrag.datagen.glossary.negatives.load_encoder", lambda *_, **__: Letters())
     rows = [("stone", "a stone"), ("toner", "one toner"), ("STONE", "the stone"), ("fig", "zig"), ("jig", "quick")]
     found = compose(write(tmp_path / "t.csv", [("term", "definition"), *rows]), "--model", "x", "--hard_k", "2")
     assert [len(row["neg"]) for row in found] == [2, 2, 2, 2]

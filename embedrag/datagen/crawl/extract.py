@@ -14,9 +14,9 @@ from itertools import groupby
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from embedrag.tools.glossary_words import NO_TERM, NOTE, REFERENCE_ONLY, WEAK, columns_of
-from embedrag.tools.manners import PageError
-from embedrag.tools.tables import bare
+from embedrag.datagen.crawl.politeness import PageError
+from embedrag.datagen.glossary.column_names import NO_TERM, NOTE, REFERENCE_ONLY, WEAK, columns_of
+from embedrag.datagen.glossary.tables import bare
 
 Pair = tuple[str, str]
 

@@ -17,14 +17,14 @@ import pytest
 from embedrag.cli import main
 from embedrag.data.rows import read_records
 from embedrag.data.text import identity
+from embedrag.datagen.glossary.korean_particles import with_particle
+from embedrag.datagen.glossary.llm_writer import parse_list, useful
+from embedrag.datagen.glossary.synth import Side
+from embedrag.datagen.glossary.templates import load, shipped
+from embedrag.datagen.glossary.terms import groups_of, read_items
 from embedrag.retrieval.bm25 import words
-from embedrag.tools.items import groups_of, read_items
-from embedrag.tools.particles import with_particle
-from embedrag.tools.synth import Side
-from embedrag.tools.templates import load, shipped
-from embedrag.tools.writer import parse_list, useful
 
-DATA = Path(__file__).parent.parent / "datasets"
+DATA = Path(__file__).parents[3] / "datasets"
 DOMAINS = {"electronics_ko": (150, 40), "logistics_zh": (60, 15)}
 SIDES = ("train", "test")
 
@@ -493,7 +493,7 @@ def test_a_busy_server_is_asked_again_and_a_useless_answer_counts(
 def test_a_dead_or_slow_server_is_a_clear_error(
     small: Path, tmp_path: Path, server: Stub, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr("embedrag.tools.writer.RETRIES", 0)
+    monkeypatch.setattr("embedrag.datagen.glossary.llm_writer.RETRIES", 0)
     flags = ["--llm_base_url", "http://127.0.0.1:1", "--llm_model", "x"]
     synth(tmp_path / "out", "--terms", str(small), *flags, code=1)
     assert "http://127.0.0.1:1/v1: can't be reached" in capsys.readouterr().err

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from embedrag.datagen.glossary.tables import plain
 from embedrag.errors import RunError, UserError
 from embedrag.retrieval.bm25 import words
-from embedrag.tools.tables import plain
 
 KEY = "OPENAI_API_KEY"
 RETRIES = 3

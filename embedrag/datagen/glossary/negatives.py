@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from embedrag.datagen.glossary.tables import bare
 from embedrag.models.load import load_encoder
 from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.topk import TopK, best_of
 from embedrag.retrieval.vector_cache import unit
-from embedrag.tools.tables import bare
 
 
 def by_words(queries: Sequence[str], passages: Sequence[str], depth: int) -> Iterator[np.ndarray]:

@@ -16,9 +16,9 @@ from itertools import zip_longest
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from embedrag.datagen.crawl.fetch import ATTEMPTS, LONGEST_WAIT, Fetcher, Page
+from embedrag.datagen.crawl.politeness import PageError
 from embedrag.errors import UserError, near_miss
-from embedrag.tools.fetch import ATTEMPTS, LONGEST_WAIT, Fetcher, Page
-from embedrag.tools.manners import PageError
 
 BASE = "https://{language}.wikipedia.org"
 TITLES_PER_REQUEST = 50
@@ -32,7 +32,7 @@ def check_languages(languages: Sequence[str]) -> dict[str, list[str]]:
         UserError: there is no such language in the list.
     """
     known: dict[str, list[str]] = json.loads(
-        (files("embedrag.tools") / "data" / "wikipedia_glossaries.json").read_text(encoding="utf-8")
+        (files("embedrag.datagen.crawl") / "data" / "wikipedia_glossaries.json").read_text(encoding="utf-8")
     )
     for language in languages:
         if language not in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from embedrag.tools.manners import PageError
+from embedrag.datagen.crawl.politeness import PageError
 
 
 def unpack(unpacker: zlib._Decompress, piece: bytes, most: int) -> bytes:

@@ -24,16 +24,16 @@ pytest.importorskip("selectolax")
 from embedrag.cli import main
 from embedrag.commands import CrawlOptions
 from embedrag.data.rows import parse_row
+from embedrag.datagen.crawl import crawl as crawl_module
+from embedrag.datagen.crawl.charset import decode
+from embedrag.datagen.crawl.crawl import crawl
+from embedrag.datagen.crawl.extract import extract
+from embedrag.datagen.crawl.fetch import Fetcher
+from embedrag.datagen.crawl.politeness import PageError
 from embedrag.errors import UserError
 from embedrag.options.parsing import parse
-from embedrag.tools import crawl as crawl_module
-from embedrag.tools.charset import decode
-from embedrag.tools.crawl import crawl
-from embedrag.tools.extract import extract
-from embedrag.tools.fetch import Fetcher
-from embedrag.tools.manners import PageError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 PAGE = "<dl><dt>volt</dt><dd>The unit of electric potential, named after a physicist.</dd></dl>"
 PAIR = [("volt", "The unit of electric potential, named after a physicist.")]
 SENTENCES = {
@@ -375,7 +375,7 @@ def test_private_address_is_refused(host: str, clock: Clock, monkeypatch: pytest
 
 def test_redirect_to_a_private_address_is_refused(site: Site, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first host counts as public here, the one behind the redirect does not."""
-    from embedrag.tools import manners
+    from embedrag.datagen.crawl import politeness as manners
 
     monkeypatch.delenv("EMBEDRAG_CRAWL_ALLOW_PRIVATE")
     monkeypatch.setattr(manners, "is_public", lambda address: address == "127.0.0.1")

@@ -16,8 +16,8 @@ from typing import Any
 
 from embedrag.data.rows import MAX_ERRORS
 from embedrag.data.sources import numbered_lines
+from embedrag.datagen.glossary.tables import Table, bare, plain, read_table
 from embedrag.errors import UserError, near_miss
-from embedrag.tools.tables import Table, bare, plain, read_table
 
 JSON = (".jsonl", ".ndjson", ".json")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.commands import ComposeOptions
+from embedrag.datagen.glossary.negatives import by_model, by_words, different
+from embedrag.datagen.glossary.tables import Pair, bare, read_table
+from embedrag.datagen.glossary.terms import Item, groups_of
 from embedrag.errors import flag_named
 from embedrag.logs import say
 from embedrag.runtime.files import check_targets, write_lines
-from embedrag.tools.items import Item, groups_of
-from embedrag.tools.nearest import by_model, by_words, different
-from embedrag.tools.tables import Pair, bare, read_table
 
 
 def run(options: ComposeOptions) -> int:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from embedrag.datagen.glossary.column_names import columns_of
 from embedrag.errors import UserError, near_miss
-from embedrag.tools.glossary_words import columns_of
 
 NATIONAL = ("cp949", "gb18030", "big5")
 # Lead and trail bytes of each one's everyday characters: all Hangul syllables in use, and the first level of hanzi.

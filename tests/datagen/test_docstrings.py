@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from embedrag.datagen.docstrings import DocPair, collect, split_by_module, split_docstring, to_rows
 from embedrag.errors import UserError
-from embedrag.tools.docstrings import DocPair, collect, split_by_module, split_docstring, to_rows
 
 LONG = "It goes on for a while, so that the passage is long enough to be worth finding, which is what matters here."
 

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embedrag.commands import SynthOptions
+from embedrag.datagen.glossary.llm_writer import Writer
+from embedrag.datagen.glossary.negatives import by_words
+from embedrag.datagen.glossary.tables import bare
+from embedrag.datagen.glossary.templates import Kind, fill, language_of, load, shipped
+from embedrag.datagen.glossary.terms import Item, groups_of, read_items, split
 from embedrag.errors import UserError
 from embedrag.logs import say
 from embedrag.runtime.files import check_targets, write_lines
-from embedrag.tools.items import Item, groups_of, read_items, split
-from embedrag.tools.nearest import by_words
-from embedrag.tools.tables import bare
-from embedrag.tools.templates import Kind, fill, language_of, load, shipped
-from embedrag.tools.writer import Writer
 
 NEAR = 5  # nearest things that the negatives of an item rotate through
 CANDIDATES = 50  # near things that are looked at, and as many others of each sort where they do not suffice

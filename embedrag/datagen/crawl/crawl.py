@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from embedrag.commands import CrawlOptions
+from embedrag.datagen.crawl.state import NAME, State
 from embedrag.errors import UserError, need
 from embedrag.logs import now, say
 from embedrag.runtime.files import atomic_file, check_targets, write_lines
-from embedrag.tools.crawl_state import NAME, State
 
 if TYPE_CHECKING:
-    from embedrag.tools.fetch import Fetcher
+    from embedrag.datagen.crawl.fetch import Fetcher
 
 PACKAGES = ("httpx", "tenacity", "selectolax", "protego", "charset_normalizer")
 OUTPUTS = ("glossary.csv", "pairs.jsonl")
@@ -37,18 +37,18 @@ def run(options: CrawlOptions) -> int:
     need("crawl", *PACKAGES)
     if options.dry_run:
         return dry_run(options)
-    from embedrag.tools.fetch import Fetcher
+    from embedrag.datagen.crawl.fetch import Fetcher
 
     return crawl(options, Fetcher(options.contact, options.delay, options.timeout, round(options.max_mb * 1e6)))
 
 
 def dry_run(options: CrawlOptions) -> int:
     """Read the packaged page instead of the network; writes only into a folder that was named."""
-    from embedrag.tools.extract import extract
+    from embedrag.datagen.crawl.extract import extract
 
-    page = files("embedrag.tools") / "data" / "glossary_page.html"
+    page = files("embedrag.datagen.crawl") / "data" / "glossary_page.html"
     pairs = extract(page.read_text(encoding="utf-8"))[: options.limit_per_source]
-    rows = [(term, text, "embedrag/tools/data/glossary_page.html", now()) for term, text in pairs]
+    rows = [(term, text, "embedrag/datagen/crawl/data/glossary_page.html", now()) for term, text in pairs]
     say(tabulate([row[:2] for row in rows], ["term", "definition"], disable_numparse=True, maxcolwidths=[24, 80]))
     if options.output_dir:
         folder = Path(options.output_dir).expanduser()
@@ -72,8 +72,8 @@ def crawl(options: CrawlOptions, fetcher: Fetcher, wiki: str | None = None) -> i
     Raises:
         UserError: the folder holds something else, or a language is unknown.
     """
-    from embedrag.tools import wikipedia
-    from embedrag.tools.crawl_pages import Crawl
+    from embedrag.datagen.crawl import wikipedia
+    from embedrag.datagen.crawl.pages import Crawl
 
     wikipedia.check_languages(options.languages)
     folder = Path(options.output_dir or FOLDER).expanduser()

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedrag.datagen.glossary.korean_particles import NAMES, with_particle
 from embedrag.errors import UserError, near_miss
-from embedrag.tools.particles import NAMES, with_particle
 
 FOLDER = Path(__file__).with_name("data")
 FIELDS = ("term", "definition", "category", "acronym", "full")

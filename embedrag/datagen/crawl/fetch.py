@@ -21,8 +21,17 @@ import tenacity
 from protego import Protego
 
 from embedrag import __version__
-from embedrag.tools.manners import AGENT, LONGEST_DELAY, BusyError, Pace, PageError, StatusError, check_url, resolve
-from embedrag.tools.packed import unpack
+from embedrag.datagen.crawl.bounded_gzip import unpack
+from embedrag.datagen.crawl.politeness import (
+    AGENT,
+    LONGEST_DELAY,
+    BusyError,
+    Pace,
+    PageError,
+    StatusError,
+    check_url,
+    resolve,
+)
 
 HTML = ("text/html", "application/xhtml+xml")
 XML = ("application/xml", "text/xml", "application/gzip", "application/x-gzip")
