@@ -49,7 +49,9 @@ COMMANDS = {
     ),
     "mine": Command(commands.MineOptions, "embedrag.retrieval.mining:run", "find hard negatives for training rows"),
     "sweep": Command(commands.SweepOptions, "embedrag.sweep:run", "search for the best settings (needs optuna)"),
-    "export": Command(serving.ExportOptions, "embedrag.export:run", "write a model as ONNX, checked (extra onnx)"),
+    "export": Command(
+        serving.ExportOptions, "embedrag.export.export:run", "write a model as ONNX, checked (extra onnx)"
+    ),
     "serve": Command(serving.ServeOptions, "embedrag.serve:run", "answer OpenAI's embeddings requests (extra serve)"),
     "docstrings": Command(
         commands.DocstringsOptions,

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 from embedrag.errors import UserError, flag_named, need
+from embedrag.export.onnx_encoder import RECORD, load_onnx_encoder, onnx_file
 from embedrag.listen import allowed_names, is_loopback, listen, url
 from embedrag.logs import say
 from embedrag.models.embedding_config import check_local_path
 from embedrag.models.encoder import CHUNK_TOKENS, Embedder
 from embedrag.models.load import adapter_file, load_encoder
-from embedrag.onnx_encoder import RECORD, load_onnx_encoder, onnx_file
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.serving_commands import ServeOptions
 

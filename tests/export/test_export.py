@@ -15,16 +15,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from embedrag import export, onnx_encoder, onnx_graph
 from embedrag.cli import main
 from embedrag.data.token_store import TokenBatch
 from embedrag.errors import UserError
+from embedrag.export import export, onnx_encoder, onnx_graph
+from embedrag.export.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
 from embedrag.models.embedding_config import Contract
 from embedrag.models.encoder import Encoder
 from embedrag.models.equivalence import PROBES, closeness
 from embedrag.models.load import load_encoder
 from embedrag.models.pooling import POOLING
-from embedrag.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
 from tests.families import FAMILIES, TEXTS, WINDOWED
 
 

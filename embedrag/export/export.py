@@ -20,12 +20,12 @@ from embedrag.errors import RunError, UserError, flag_named, need
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import sentence
 from embedrag.evaluation.significance import comparison
+from embedrag.export.onnx_encoder import FILES, LENGTHS, RECORD, OnnxEncoder
+from embedrag.export.onnx_graph import write_graph, write_int8
 from embedrag.logs import now, say
 from embedrag.models.encoder import Embedder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import adapter_file, load_encoder
-from embedrag.onnx_encoder import FILES, LENGTHS, RECORD, OnnxEncoder
-from embedrag.onnx_graph import write_graph, write_int8
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.serving_commands import ExportOptions
 
