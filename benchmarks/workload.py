@@ -114,9 +114,9 @@ def make_model(name: str, scratch: Path) -> Model:
 def initial_adapter(model: Model, rows: Path, lora: dict[str, Any], scratch: Path) -> Path:
     """The weights of fresh adapters as EmbedRAG initialises them, in a file for all contestants."""
     from benchmarks.contestants.common import adapter_name
-    from embedrag.config import TrainOptions
     from embedrag.options.field import Source
-    from embedrag.prepare import prepare
+    from embedrag.training.config.options import TrainOptions
+    from embedrag.training.setup import prepare
 
     options = TrainOptions(
         model_name_or_path=str(model.folder_no_dropout),

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedrag import __version__, commands, config
+from embedrag import __version__, commands
 from embedrag import serving_commands as serving
 from embedrag.errors import LAUNCHED, LostContactError, UserError, is_out_of_memory, near_miss
 from embedrag.options import field as fields
 from embedrag.options.parsing import parse
+from embedrag.training.config import options as config
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command(config.TrainOptions, "embedrag.train:train", "fine-tune an embedding model", config_file=True),
+    "train": Command(
+        config.TrainOptions, "embedrag.training.run:train", "fine-tune an embedding model", config_file=True
+    ),
     "merge": Command(commands.MergeOptions, "embedrag.merging.merge:run", "merge an adapter into its base, with proof"),
     "encode": Command(commands.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
     "evaluate": Command(commands.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
@@ -48,7 +51,9 @@ COMMANDS = {
         commands.CheckOptions, "embedrag.data.checks.report:run", "find what is wrong with training data, and mend it"
     ),
     "mine": Command(commands.MineOptions, "embedrag.retrieval.mining:run", "find hard negatives for training rows"),
-    "sweep": Command(commands.SweepOptions, "embedrag.sweep:run", "search for the best settings (needs optuna)"),
+    "sweep": Command(
+        commands.SweepOptions, "embedrag.training.sweep:run", "search for the best settings (needs optuna)"
+    ),
     "export": Command(
         serving.ExportOptions, "embedrag.export.export:run", "write a model as ONNX, checked (extra onnx)"
     ),

@@ -1,4 +1,4 @@
-"""The options of the other commands, as those of the training are in `embedrag.config`."""
+"""The options of the other commands, as those of the training are in `embedrag.training.config.options`."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ from embedrag.commands import EncodeOptions
 from embedrag.data.rows import titled, whole_text
 from embedrag.data.sources import TABLE_SUFFIXES, RowError, numbered_lines, table_rows
 from embedrag.errors import UserError
-from embedrag.logs import say
 from embedrag.models.embedding_format import DTYPES, View
 from embedrag.models.encoder import TEXTS_PER_BLOCK
 from embedrag.models.load import load_encoder
 from embedrag.runtime.files import check_targets, write_vectors
+from embedrag.training.state.run_log import say
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 

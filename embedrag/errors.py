@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 # Of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate by themselves (torch has a class for its own).
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of processes whose end `embedrag.launch` explains
+LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of processes whose end `embedrag.training.launcher` explains
 
 
 class UserError(Exception):

@@ -18,12 +18,12 @@ from types import FrameType
 from embedrag.errors import UserError, flag_named, need
 from embedrag.export.onnx_encoder import RECORD, load_onnx_encoder, onnx_file
 from embedrag.listen import allowed_names, is_loopback, listen, url
-from embedrag.logs import say
 from embedrag.models.embedding_config import check_local_path
 from embedrag.models.encoder import CHUNK_TOKENS, Embedder
 from embedrag.models.load import adapter_file, load_encoder
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.serving_commands import ServeOptions
+from embedrag.training.state.run_log import say
 
 KEY = "EMBEDRAG_API_KEY"
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from embedrag.cli import COMMANDS
-from embedrag.config import TrainOptions
 from embedrag.options.parsing import parse
 from embedrag.service import read_request
+from embedrag.training.config.options import TrainOptions
 
 pytest.importorskip("azure.ai.ml", reason="azure-ai-ml is not installed (extra azure)")
 

@@ -22,7 +22,7 @@ def run(tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     def forbidden(*arguments: object, **keywords: object) -> None:
         raise AssertionError("weights were loaded before the input was checked")
 
-    monkeypatch.setattr("embedrag.prepare.trainable_backbone", forbidden)
+    monkeypatch.setattr("embedrag.training.setup.trainable_backbone", forbidden)
 
     def call(*words: str, rows: object = None, text: bytes | None = None, code: int = 2) -> str:
         data = tmp_path / "rows.jsonl"
@@ -201,7 +201,7 @@ def test_base_whose_weights_are_incomplete_is_refused(
 
 
 def test_unexpected_failure_is_not_swallowed(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedrag.prepare.describe_base", lambda *a: builtins.exec("1/0"))
+    monkeypatch.setattr("embedrag.training.setup.describe_base", lambda *a: builtins.exec("1/0"))
     with pytest.raises(ZeroDivisionError):
         run()
 

@@ -6,10 +6,10 @@ import json
 import sys
 
 from benchmarks.contestants.common import Meter, Task, load_adapter
-from embedrag.config import TrainOptions
-from embedrag.loop import Trainer
-from embedrag.prepare import prepare
 from embedrag.runtime.stop_signals import StopSignals
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.setup import prepare
+from embedrag.training.trainer import Trainer
 
 
 def main(task_path: str, result_path: str) -> None:

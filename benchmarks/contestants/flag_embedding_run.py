@@ -23,7 +23,7 @@ from FlagEmbedding.finetune.embedder.encoder_only.base import (  # type: ignore[
 from peft import get_peft_model
 
 from benchmarks.contestants.common import Meter, Task, load_adapter
-from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
+from embedrag.training.optimizer import build_optimizer, cosine_schedule, warmup_steps
 
 
 class RecordingTrainer(EncoderOnlyEmbedderTrainer):  # type: ignore[misc, unused-ignore]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, set_seed
 
 from benchmarks.contestants.common import Meter, Task, load_adapter
-from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
+from embedrag.training.optimizer import build_optimizer, cosine_schedule, warmup_steps
 
 
 def main(task_path: str, result_path: str) -> None:

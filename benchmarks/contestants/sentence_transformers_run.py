@@ -26,7 +26,7 @@ from torch.utils.data import SequentialSampler
 
 from benchmarks.contestants.common import Meter, Task, load_adapter
 from datasets import Dataset
-from embedrag.optim import build_optimizer, cosine_schedule, warmup_steps
+from embedrag.training.optimizer import build_optimizer, cosine_schedule, warmup_steps
 
 CACHED = ("mini_batch_size", "mini_batch_num_tokens")
 

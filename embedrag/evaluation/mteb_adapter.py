@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from embedrag.commands import MtebOptions
 from embedrag.errors import UserError, near_miss
-from embedrag.logs import say
 from embedrag.models.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.models.load import load_encoder
 from embedrag.retrieval.vector_cache import fingerprint
+from embedrag.training.state.run_log import say
 
 INSTALL = 'pip install "mteb>=2.26,<3"'
 

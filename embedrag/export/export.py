@@ -22,12 +22,12 @@ from embedrag.evaluation.result import sentence
 from embedrag.evaluation.significance import comparison
 from embedrag.export.onnx_encoder import FILES, LENGTHS, RECORD, OnnxEncoder
 from embedrag.export.onnx_graph import write_graph, write_int8
-from embedrag.logs import now, say
 from embedrag.models.encoder import Embedder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import adapter_file, load_encoder
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.serving_commands import ExportOptions
+from embedrag.training.state.run_log import now, say
 
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # one rectangle of all probes must fit in memory, attention matrices included

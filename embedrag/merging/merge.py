@@ -24,7 +24,6 @@ from torch import Tensor
 from embedrag import __version__
 from embedrag.commands import MergeOptions
 from embedrag.errors import UserError
-from embedrag.logs import now, say
 from embedrag.models.embedding_config import Base, describe_base
 from embedrag.models.equivalence import Closeness, check, closeness, embed_merged, embed_trained, read_probes
 from embedrag.models.load import MERGE, SETTINGS, model_settings, saved_contract
@@ -32,6 +31,7 @@ from embedrag.models.model_card import training_section, write_card
 from embedrag.models.quantization import QuantizedLayers, quantized_layers
 from embedrag.models.tokenizer import load_tokenizer
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
+from embedrag.training.state.run_log import now, say
 from embedrag.weights.adapter_file import Adapter, read_adapter, targets
 from embedrag.weights.safetensors_io import WeightFile, blocks, weight_files, write_tensors
 

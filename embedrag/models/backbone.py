@@ -19,12 +19,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.models.embedding_config import Base
 from embedrag.models.kernels.fast_dropout import replace_dropout
 from embedrag.models.kernels.fast_lora import speed_up_adapters
 from embedrag.models.lora_init import PISSA, adapter_weights, begin_with_quantization_error
+from embedrag.training.config.options import TrainOptions
 
 
 def check_bitsandbytes() -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.runtime.files import write_json
+from embedrag.training.config.options import TrainOptions
 
 POOLING_NAMES = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
 PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")

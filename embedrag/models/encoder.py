@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedrag.cached import CachedVectors
 from embedrag.data.token_store import TokenBatch
 from embedrag.models.embedding_config import Contract
 from embedrag.models.kernels.fast_dropout import dropout_on
@@ -29,6 +28,7 @@ from embedrag.models.pooling import POOLING
 from embedrag.models.tokenizer import TextTokenizer
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import is_sharded
+from embedrag.training.grad_cache import CachedVectors
 
 CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}  # larger ones leave the caches of a CPU; a GPU wants few launches
 MAX_WASTE = 0.1

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.models.embedding_config import Base, Contract
+from embedrag.training.config.options import TrainOptions
 
 
 class TextTokenizer:

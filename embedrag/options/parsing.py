@@ -215,7 +215,7 @@ def markdown_table(cls: type[Options], meanings: Mapping[str, str] | None = None
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:
-    """The group, nested key and aliases that `embedrag.config.option` attached to a field."""
+    """The group, nested key and aliases that `embedrag.training.config.options.option` attached to a field."""
     return typing.cast("dict[str, Any]", field.json_schema_extra)
 
 

@@ -24,7 +24,6 @@ from embedrag.data.text import identity
 from embedrag.data.token_store import cache_folder
 from embedrag.encode import read_texts
 from embedrag.errors import UserError
-from embedrag.logs import say
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_encoder
 from embedrag.retrieval.bm25 import Bm25
@@ -32,6 +31,7 @@ from embedrag.retrieval.cross_encoder import CrossEncoder
 from embedrag.retrieval.topk import TopK, best_of
 from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.files import atomic_file, check_targets
+from embedrag.training.state.run_log import say
 
 ROWS = 4096  # that are mined at once
 

@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.commands import DemoOptions
-from embedrag.config import TrainOptions
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.datagen.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.errors import UserError
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import leave, outcome, training_curve
 from embedrag.evaluation.significance import table
-from embedrag.logs import say
 from embedrag.models.load import load_encoder
 from embedrag.options.field import Source
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.files import write_atomic, write_lines
-from embedrag.train import train
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.run import train
+from embedrag.training.state.run_log import say
 
 PAIRS = 3000
 HELD_OUT = 0.12

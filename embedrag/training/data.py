@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from embedrag.config import TrainOptions
 from embedrag.data.checks.rules import Rows, short_report
 from embedrag.data.holdout import held_out_set, hold_out
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
@@ -19,12 +18,13 @@ from embedrag.data.text import identity
 from embedrag.data.token_store import TokenStore, cache_folder
 from embedrag.data.tokenization import Prompts, open_store
 from embedrag.errors import UserError
-from embedrag.logs import say
 from embedrag.models.embedding_config import Contract
 from embedrag.models.tokenizer import TextTokenizer
 from embedrag.options.field import Source
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.files import atomic_file
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.state.run_log import say
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.models.backbone import lora_targets, parameter_counts, trainable_backbone, without_gradient
 from embedrag.models.embedding_config import Base, describe_base
+from embedrag.training.config.options import TrainOptions
 from tests.families import FAMILIES
 
 DECODERS = {"qwen2", "qwen3", "llama", "mistral", "gemma"}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import transformers
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.models.embedding_config import Contract, describe_base, settle
 from embedrag.models.tokenizer import load_tokenizer
+from embedrag.training.config.options import TrainOptions
 
 
 def options(**changes: object) -> TrainOptions:

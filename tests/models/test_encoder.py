@@ -33,8 +33,8 @@ def test_pooling_equals_one_text_at_a_time(pooling: str) -> None:
 
 
 def test_pooling_choices_are_those_of_the_config() -> None:
-    from embedrag.config import TrainOptions
     from embedrag.options.parsing import _choices
+    from embedrag.training.config.options import TrainOptions
 
     assert set(_choices(TrainOptions.model_fields["pooling"])) == {"auto", *POOLING}
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from embedrag import cli
 from embedrag.commands import EvaluateOptions
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.options.field import Source
 from embedrag.options.parsing import build_parser, config_keys, extra, markdown_table, parse
+from embedrag.training.config.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 REQUIRED = ("--output_dir", "out", "--batch_size", "4")
@@ -482,7 +482,9 @@ def test_help_in_a_fresh_process_answers_without_torch() -> None:
         [sys.executable, "-X", "importtime", "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
-    assert {"pydantic", "embedrag.config", "embedrag.options.parsing"} <= imported, "the list of imports was not read"
+    assert {"pydantic", "embedrag.training.config.options", "embedrag.options.parsing"} <= imported, (
+        "the list of imports was not read"
+    )
     assert not imported & {"torch", "transformers", "numpy", "accelerate", "datasets"}
     assert "usage: python train.py" in done.stdout
     assert [name for name in TrainOptions.model_fields if f"--{name}" not in done.stdout] == []

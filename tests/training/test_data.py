@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import embedrag.prepare
+import embedrag.training.setup
 from embedrag.cli import main
 from embedrag.data.rows import endless_records
 from embedrag.data.streaming import Slices
@@ -17,7 +17,7 @@ from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
 from tests.data.test_collator import letters, make_batch, read_batch
-from tests.test_resume import cut, losses, weights
+from tests.training.state.test_resume import cut, losses, weights
 
 Rows = list[dict[str, Any]]
 FRUIT: Rows = [{"query": f"fruit {i}", "pos": [f"apple {i}"], "neg": [f"stone {i}"]} for i in range(6)]
@@ -115,11 +115,11 @@ def test_prompt_of_a_data_set_changes_what_is_learnt(two, run, tmp_path) -> None
 
 
 def test_batch_holds_rows_of_one_data_set(two, run, tmp_path, monkeypatch) -> None:
-    import embedrag.loop
+    import embedrag.training.trainer
 
     fruit, metal = two
     seen: list[set[int]] = []
-    batches = embedrag.loop.Batches
+    batches = embedrag.training.trainer.Batches
 
     class Spy(batches):
         def __getitem__(self, index: int):
@@ -127,7 +127,7 @@ def test_batch_holds_rows_of_one_data_set(two, run, tmp_path, monkeypatch) -> No
             seen.append(set(self.store.row_sets[batch.rows.numpy()].tolist()))
             return batch
 
-    monkeypatch.setattr(embedrag.loop, "Batches", Spy)
+    monkeypatch.setattr(embedrag.training.trainer, "Batches", Spy)
     assert run("mixed", "--train_dataset", str(fruit), str(metal)) == 0
     assert {0, 1} in seen
     seen.clear()
@@ -219,7 +219,7 @@ def test_bad_row_of_a_stream_stops_at_its_place(two, tmp_path, run, capsys, monk
     assert run("out", *words) == 2  # the first rows are read at the start, as probes of a merge
     assert "fruit.jsonl:7" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(embedrag.prepare, "PROBED_ROWS", 5)
+    monkeypatch.setattr(embedrag.training.setup, "PROBED_ROWS", 5)
     assert run("out", *words) == 2
     assert "fruit.jsonl:7" in capsys.readouterr().err
     assert (tmp_path / "out" / "checkpoint-epoch-1").is_dir()  # what was learnt before is there

@@ -17,17 +17,17 @@ import numpy as np
 from tabulate import tabulate
 
 from embedrag.commands import CheckOptions
-from embedrag.config import TrainOptions
 from embedrag.data.checks.fix import fixed_line, write_fixed
 from embedrag.data.checks.rules import FAULT, KINDS, NOTE
 from embedrag.data.checks.scan import SIDES, EvalTexts, Survey, expand, survey
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.errors import UserError, flag_named, near_miss
-from embedrag.logs import say
 from embedrag.models.embedding_config import describe_base, settle
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.files import atomic_file, check_targets
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.state.run_log import say
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured

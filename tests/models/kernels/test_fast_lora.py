@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedrag.config import TrainOptions
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.embedding_config import describe_base
 from embedrag.models.kernels.fast_dropout import FastDropout
 from embedrag.models.kernels.fast_lora import add_adapter
+from embedrag.training.config.options import TrainOptions
 
 CPU = torch.device("cpu")
 

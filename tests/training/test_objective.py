@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from embedrag.cli import main
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.options.parsing import parse
-from embedrag.recipes import RECIPES as RECIPE_SETTINGS
-from tests.test_resume import losses
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.config.presets import RECIPES as RECIPE_SETTINGS
+from tests.training.state.test_resume import losses
 
 SCORED: list[dict[str, Any]] = [
     {
@@ -195,7 +195,7 @@ def test_recipe_fills_what_nobody_named(tmp_path: Path) -> None:
 def test_every_recipe_is_accepted_and_documented(name: str) -> None:
     options = TrainOptions(output_dir="o", batch_size=2, recipe=name)
     assert {key: getattr(options, key) for key in RECIPE_SETTINGS[name]} == RECIPE_SETTINGS[name]
-    text = (Path(__file__).parent.parent / "docs" / "losses.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
     assert f"| `{name}` |" in text
 
 
@@ -213,7 +213,7 @@ def test_adapter_variants_train_merge_and_prove_themselves(words, base: str, dat
 
 @pytest.mark.parametrize(("model", "bottom_name"), [("tiny_bert", "layer.0"), ("tiny_qwen3", "layers.0")])
 def test_frozen_layers_below_have_no_graph(model: str, bottom_name: str, request: pytest.FixtureRequest) -> None:
-    from tests.test_cached import batch_of_5
+    from tests.training.test_grad_cache import batch_of_5
 
     seen = {}
     for count in (1, 2):
@@ -255,15 +255,15 @@ def test_more_layers_than_there_are_and_adapters_of_a_full_fine_tune_are_refused
 def test_temperature_goes_to_its_end_by_equal_factors(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import embedrag.step
+    import embedrag.training.objective
 
-    real, seen = embedrag.step.contrastive, []
+    real, seen = embedrag.training.objective.contrastive, []
 
     def watched(query: Any, passage: Any, pairs: Any, terms: Any, rows: Any) -> Any:
         seen.append(terms.temperature)
         return real(query, passage, pairs, terms, rows)
 
-    monkeypatch.setattr(embedrag.step, "contrastive", watched)
+    monkeypatch.setattr(embedrag.training.objective, "contrastive", watched)
     assert train(tiny_bert, data, tmp_path / "out", "--temperature_end", "0.0125") == 0
     assert seen == pytest.approx([0.1 * (1 / 8) ** (step / 5) for step in range(6)])
     seen.clear()

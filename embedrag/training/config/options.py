@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
-from embedrag.contradictions import contradictions
 from embedrag.options.field import Device, Dtype, Options, SourceList, as_list, lower, option, whole_number
-from embedrag.recipes import RECIPES
+from embedrag.training.config.presets import RECIPES
+from embedrag.training.config.rules import contradictions
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.models.encoder import Encoder
-from embedrag.state import Checkpoint
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.state.checkpoint import Checkpoint
 
 # A run that goes on with another one of these would be another run from its first step on.
 FIXED = (

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
-from embedrag.launch import wanted_processes
-from embedrag.prepare import with_engine
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.launcher import wanted_processes
+from embedrag.training.setup import with_engine
 
-SCRIPTS = Path(__file__).parent.parent / "configs" / "launch"
+SCRIPTS = Path(__file__).parents[2] / "configs" / "launch"
 
 
 def options(**more: object) -> TrainOptions:

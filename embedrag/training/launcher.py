@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from embedrag.config import TrainOptions
 from embedrag.errors import LAUNCHED, LostContactError, UserError
 from embedrag.runtime.distributed import world_size
 from embedrag.runtime.stop_signals import SIGNALS
+from embedrag.training.config.options import TrainOptions
 
 GRACE = 10.0  # seconds in which processes may end by themselves after one has failed
 SHOWN = 15  # last lines of a process that failed without a message of its own

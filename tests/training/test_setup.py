@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 
-from embedrag import prepare
 from embedrag.cli import main
 from embedrag.runtime.device import bfloat16_multiplies_faster, fastest
+from embedrag.training import setup as prepare
 from tests.families import SIZES
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import embedrag.sweep
+import embedrag.training.sweep
 from embedrag.cli import main
 from embedrag.errors import UserError
-from embedrag.sweep import BEST, check, read_base, read_space
+from embedrag.training.sweep import BEST, check, read_base, read_space
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def start(base: str, space: str, folder: Path, trials: int) -> int:
 def test_sweep_finds_the_better_rate_and_goes_on(base, write, tmp_path, capsys, monkeypatch) -> None:
     config, space, folder = write("base.json", base), write("space.json", SPACE), tmp_path / "sweep"
     trained: list[dict[str, Any]] = []
-    real = embedrag.sweep.train
+    real = embedrag.training.sweep.train
 
     def watched(settings: dict[str, Any], *rest: Any) -> float | None:
         trained.append(settings)
@@ -55,7 +55,7 @@ def test_sweep_finds_the_better_rate_and_goes_on(base, write, tmp_path, capsys, 
             raise KeyboardInterrupt  # the sweep is stopped in its second trial
         return real(settings, *rest)
 
-    monkeypatch.setattr(embedrag.sweep, "train", watched)
+    monkeypatch.setattr(embedrag.training.sweep, "train", watched)
     assert start(config, space, folder, 3) == 130
     assert start(config, space, folder, 3) == 0
     assert trained[2]["lr"] == trained[1]["lr"]  # the trial that was under way comes again
@@ -79,11 +79,11 @@ def results(folder: Path) -> list[tuple[float, float]]:
 
 def test_hopeless_training_is_ended_and_a_failed_one_says_why(base, tmp_path) -> None:
     settings = base | {"epochs": 30, "lr": 1e-3}
-    assert embedrag.sweep.train(settings, tmp_path / "trial-a", "mrr@10", lambda step, value: True) is None
+    assert embedrag.training.sweep.train(settings, tmp_path / "trial-a", "mrr@10", lambda step, value: True) is None
     assert not (tmp_path / "trial-a" / "final").exists()
     missing = settings | {"train_dataset": ["missing.jsonl"]}
-    with pytest.raises(embedrag.sweep.RunError, match="no such file"):
-        embedrag.sweep.train(missing, tmp_path / "b", "mrr@10", lambda *_: False)
+    with pytest.raises(embedrag.training.sweep.RunError, match="no such file"):
+        embedrag.training.sweep.train(missing, tmp_path / "b", "mrr@10", lambda *_: False)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ from embedrag.errors import UserError, is_out_of_memory
 from embedrag.losses.contrastive import Terms
 from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError, share_out
 from embedrag.runtime.fsdp import shard, whole
-from embedrag.selftest import processes_distance
-from embedrag.state import checkpoints
-from embedrag.step import ContrastiveStep
-from tests.test_cached import FORMS, RICH, batch_of_5, encoder_of, error
-from tests.test_resume import cut
+from embedrag.training.objective import ContrastiveStep
+from embedrag.training.self_test import processes_distance
+from embedrag.training.state.checkpoint import checkpoints
+from tests.training.state.test_resume import cut
+from tests.training.test_grad_cache import FORMS, RICH, batch_of_5, encoder_of, error
 
 WEIGHT = torch.arange(1.0, 6)
 
@@ -133,7 +133,7 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
     store = open_store([str(data)], tokenizer, tokenizer.key, data.parent / "cache")[0]
     for factor, message in ((1.0, None), (0.5, "is not that of one")):
         # The whole batch is this process's share, so the sum over both is what it has itself.
-        monkeypatch.setattr("embedrag.step.share_out", lambda costs, size: [list(range(len(costs))), []])
+        monkeypatch.setattr("embedrag.training.objective.share_out", lambda costs, size: [list(range(len(costs))), []])
         monkeypatch.setattr(Processes, "sum_", lambda self, tensor: tensor)
         monkeypatch.setattr(
             Processes,

@@ -5,19 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from embedrag.checkpoint import clear_leftovers, clear_output_dir
 from embedrag.commands import MergeOptions
-from embedrag.config import TrainOptions
 from embedrag.errors import RunError, UserError, is_out_of_memory
-from embedrag.launch import launch, wanted_processes
-from embedrag.logs import say
-from embedrag.loop import Trainer
-from embedrag.prepare import Run, prepare
-from embedrag.resume import is_complete
 from embedrag.runtime.distributed import leave
 from embedrag.runtime.files import atomic_folder
 from embedrag.runtime.stop_signals import StopSignals
-from embedrag.state import BEST, Checkpoint, forget_later
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.launcher import launch, wanted_processes
+from embedrag.training.setup import Run, prepare
+from embedrag.training.state.checkpoint import BEST, Checkpoint, forget_later
+from embedrag.training.state.resume import is_complete
+from embedrag.training.state.run_folder import clear_leftovers, clear_output_dir
+from embedrag.training.state.run_log import say
+from embedrag.training.trainer import Trainer
 
 
 def train(options: TrainOptions) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from embedrag.logs import RunLog, say
+from embedrag.training.state.run_log import RunLog, say
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 ARGS = {"lr": 1e-4, "train_dataset": ["개구리.jsonl"], "output_dir": Path("out")}
 INFO = {"finetune_type": "lora", "lora_config": {"r": 8}}
 DETAILS = "detailed_training_logs.json"
@@ -128,7 +128,7 @@ def test_second_run_in_the_folder_leaves_nothing_of_the_first(log, tmp_path) -> 
 
 def test_killed_process_leaves_every_line_so_far(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, pathlib; from embedrag.logs import RunLog\n"
+        "import os, signal, sys, pathlib; from embedrag.training.state.run_log import RunLog\n"
         "log = RunLog(pathlib.Path(sys.argv[1]), {}, {})\n"
         "for n in range(7): log.step({'loss': n})\n"
         "log.epoch({'epoch': 1, 'avg_loss': 3.0}); log.step({'loss': 7})\n"

@@ -20,20 +20,20 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from embedrag.cached import random_state, set_random_state
-from embedrag.checkpoint import save_model
-from embedrag.config import TrainOptions
 from embedrag.data.collator import Batch, Batches, steps_of_epoch
 from embedrag.errors import StoppedError
-from embedrag.logs import RunLog, now, say
-from embedrag.monitor import Monitor
-from embedrag.optimize import Optimization
-from embedrag.prepare import Run
-from embedrag.resume import engine_state
 from embedrag.runtime.files import atomic_folder, write_atomic
 from embedrag.runtime.fsdp import whole
 from embedrag.runtime.stop_signals import StopSignals
-from embedrag.state import BEST, Checkpoint, prune, read_tensors, restore_weights
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.grad_cache import random_state, set_random_state
+from embedrag.training.setup import Run
+from embedrag.training.state.checkpoint import BEST, Checkpoint, prune, read_tensors, restore_weights
+from embedrag.training.state.resume import engine_state
+from embedrag.training.state.run_folder import save_model
+from embedrag.training.state.run_log import RunLog, now, say
+from embedrag.training.train_step import Optimization
+from embedrag.training.validation import Monitor
 
 
 class Trainer:

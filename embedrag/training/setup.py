@@ -15,17 +15,12 @@ from typing import Any
 
 import torch
 
-from embedrag.account import contract_options, figure, model_info, run_settings, say_model
-from embedrag.budget import longest_texts, settle_budget
-from embedrag.checkpoint import check_output_dir, check_sources
-from embedrag.config import TrainOptions
 from embedrag.data.collator import make_batch
 from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.data.rows import endless_records, read_records
 from embedrag.data.sources import local_files
 from embedrag.data.token_store import TokenBatch, TokenStore, cache_folder, record_texts
 from embedrag.errors import UserError
-from embedrag.logs import check_tracker, say
 from embedrag.losses.contrastive import Terms
 from embedrag.models.backbone import (
     check_bitsandbytes,
@@ -40,16 +35,21 @@ from embedrag.models.equivalence import choose_probes
 from embedrag.models.kernels.packed_attention import PackingError
 from embedrag.models.load import load_encoder
 from embedrag.models.tokenizer import load_tokenizer
-from embedrag.optim import check_optimizer
-from embedrag.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
 from embedrag.runtime.device import bfloat16_multiplies_faster, fastest, pick_device, pick_dtype
 from embedrag.runtime.distributed import Processes, join, wants_sharding
 from embedrag.runtime.fsdp import shard
-from embedrag.selftest import left_padding_distance, processes_distance, self_test
-from embedrag.state import Checkpoint, open_checkpoint
-from embedrag.step import ContrastiveStep
-from embedrag.teacher import Teacher, ask_teacher
+from embedrag.training.config.options import TrainOptions
 from embedrag.training.data import TrainingData, default_dataset, open_data
+from embedrag.training.embedding_teacher import Teacher, ask_teacher
+from embedrag.training.memory import longest_texts, settle_budget
+from embedrag.training.objective import ContrastiveStep
+from embedrag.training.optimizer import check_optimizer
+from embedrag.training.self_test import left_padding_distance, processes_distance, self_test
+from embedrag.training.state.checkpoint import Checkpoint, open_checkpoint
+from embedrag.training.state.resume import check_data, check_processes, compare_settings, engine_options, restore_budget
+from embedrag.training.state.run_folder import check_output_dir, check_sources
+from embedrag.training.state.run_log import check_tracker, say
+from embedrag.training.state.run_record import contract_options, figure, model_info, run_settings, say_model
 
 CALIBRATION_TOKENS = 1024
 PROBED_ROWS = 200

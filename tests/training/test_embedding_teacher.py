@@ -13,10 +13,10 @@ from embedrag.data.collator import make_batch
 from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import Terms
 from embedrag.models.load import load_encoder
-from embedrag.step import ContrastiveStep
-from embedrag.teacher import Teacher, ask_teacher, procrustes
-from tests.test_recipes import SCORED, data, train  # noqa: F401 - a fixture
-from tests.test_resume import losses
+from embedrag.training.embedding_teacher import Teacher, ask_teacher, procrustes
+from embedrag.training.objective import ContrastiveStep
+from tests.training.state.test_resume import losses
+from tests.training.test_objective import SCORED, data, train  # noqa: F401 - a fixture
 
 
 @pytest.mark.parametrize("size", [3, 5, 9])

@@ -17,7 +17,7 @@ from embedrag.models.load import SETTINGS
 from embedrag.models.lora_init import subtract_start
 from embedrag.models.model_card import write_card
 from embedrag.runtime.files import atomic_folder, remove_leftover, write_json
-from embedrag.state import write_state
+from embedrag.training.state.checkpoint import write_state
 
 LEFTOVERS = (  # of a save or a removal that was killed
     ".final.tmp-*",

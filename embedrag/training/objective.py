@@ -14,7 +14,7 @@ from embedrag.losses.contrastive import Pairs, Terms, contrastive
 from embedrag.models.embedding_format import View
 from embedrag.models.encoder import Encoder
 from embedrag.runtime.distributed import Processes, share_out
-from embedrag.teacher import Teacher
+from embedrag.training.embedding_teacher import Teacher
 
 
 class ContrastiveStep(nn.Module):

@@ -18,10 +18,10 @@ from embedrag.data.rows import read_records
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
-from embedrag.loop import Trainer
-from embedrag.state import BEST, checkpoints
-from tests.test_processes import run as run_process
-from tests.test_resume import cut
+from embedrag.training.state.checkpoint import BEST, checkpoints
+from embedrag.training.trainer import Trainer
+from tests.training.state.test_resume import cut
+from tests.training.test_distributed import run as run_process
 
 ROWS = [
     {

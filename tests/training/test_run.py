@@ -224,9 +224,9 @@ def test_bfloat16_trains_on_this_device(tiny_bert: str, data: Path, tmp_path: Pa
 def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoint(
     tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import embedrag.step
+    import embedrag.training.objective
 
-    real = embedrag.step.contrastive
+    real = embedrag.training.objective.contrastive
     calls = []
 
     def spoiled(*arguments: object, **keywords: object):
@@ -234,7 +234,7 @@ def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoi
         loss, correct = real(*arguments, **keywords)
         return (loss * float("nan") if len(calls) == 3 else loss), correct
 
-    monkeypatch.setattr(embedrag.step, "contrastive", spoiled)
+    monkeypatch.setattr(embedrag.training.objective, "contrastive", spoiled)
     assert train(tiny_bert, data, tmp_path / "out", "--finetune_type", "lora", "--epochs", "3") == 1
     message = capsys.readouterr().err
     assert "loss is not finite in step 3" in message

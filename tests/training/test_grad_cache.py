@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedrag.cached import CachedVectors
-from embedrag.config import TrainOptions
 from embedrag.data.collator import Batch
 from embedrag.data.token_store import TokenBatch
 from embedrag.losses.contrastive import Pairs, Terms
@@ -22,7 +20,9 @@ from embedrag.models.embedding_format import views
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import FastDropout
 from embedrag.models.tokenizer import load_tokenizer
-from embedrag.step import ContrastiveStep
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.grad_cache import CachedVectors
+from embedrag.training.objective import ContrastiveStep
 from tests.reference import contrastive_loop, info_nce_loop
 
 LENGTHS = (5, 30, 12, 12, 3, 41, 30, 8, 19, 12, 2)
@@ -206,7 +206,7 @@ def test_without_replay_of_the_random_state_the_gradient_is_wrong(
     encoder.chunk_tokens = 41
     expected = loss_and_gradients(encoder)[1]
     encoder.token_budget = 41
-    monkeypatch.setattr("embedrag.cached.set_random_state", lambda state, device: None)
+    monkeypatch.setattr("embedrag.training.grad_cache.set_random_state", lambda state, device: None)
     assert error(loss_and_gradients(encoder)[1], expected) > 1e-2
 
 

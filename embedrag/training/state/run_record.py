@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from embedrag import __version__
-from embedrag.config import TrainOptions
-from embedrag.logs import say
 from embedrag.models.backbone import parameter_counts, product_dtype, stored_dtype, unquantized_layers
 from embedrag.models.embedding_config import Base, Contract
 from embedrag.models.encoder import Encoder
 from embedrag.runtime.device import describe
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.state.run_log import say
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 

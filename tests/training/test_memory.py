@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedrag import budget
-from embedrag.budget import free_memory, graph_bytes, halve_budget, longest_texts, settle_budget
 from embedrag.cli import main
 from embedrag.data.token_store import TokenBatch
 from embedrag.errors import is_out_of_memory
 from embedrag.models.encoder import Encoder
-from tests.test_cached import encoder_of
+from embedrag.training import memory as budget
+from embedrag.training.memory import free_memory, graph_bytes, halve_budget, longest_texts, settle_budget
+from tests.training.test_grad_cache import encoder_of
 
 CPU = torch.device("cpu")
 

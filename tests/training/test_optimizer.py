@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
-from embedrag.optim import (
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.optimizer import (
     BITSANDBYTES,
     TORCH,
     build_optimizer,
@@ -141,7 +141,7 @@ def test_warmup_of_a_whole_number_of_steps_is_that_number() -> None:
 
 
 def test_adapters_b_has_its_own_rate_under_the_same_schedule() -> None:
-    from embedrag.optim import build_optimizer, cosine_schedule
+    from embedrag.training.optimizer import build_optimizer, cosine_schedule
 
     model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3) for name in ("lora_A", "lora_B", "head")})
     optimizer = build_optimizer("adamw", model, 0.1, 0.01, lora_plus_ratio=16)

@@ -14,9 +14,9 @@ from torch import Tensor
 from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.evaluation.evaluator import Scores, score
 from embedrag.evaluation.result import leave, lines, outcome, training_curve
-from embedrag.logs import now, say
 from embedrag.models.encoder import Encoder
 from embedrag.runtime.distributed import Processes
+from embedrag.training.state.run_log import now, say
 
 CUTOFFS = (1, 5, 10, 100)
 

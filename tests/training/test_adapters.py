@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from embedrag.cli import main
-from embedrag.config import TrainOptions
 from embedrag.errors import UserError
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.embedding_config import describe_base
 from embedrag.models.lora_init import subtract_start
 from embedrag.options.parsing import parse
+from embedrag.training.config.options import TrainOptions
 from tests.merging.test_merge import cosine, distance, merge, train  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")

@@ -18,11 +18,11 @@ from embedrag.data.sources import RowError
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import TILE_SCORES, Pairs, Terms, contrastive
-from embedrag.step import ContrastiveStep
+from embedrag.training.objective import ContrastiveStep
 from tests.reference import contrastive_loop
-from tests.test_cached import encoder_of
-from tests.test_recipes import train
-from tests.test_resume import losses
+from tests.training.state.test_resume import losses
+from tests.training.test_grad_cache import encoder_of
+from tests.training.test_objective import train
 
 ROWS = [
     {"query": "a", "pos": ["b", "c", "d"], "neg": ["e", "f"], "grades": [1, 3, 1]},

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from embedrag.cli import main
-from embedrag.state import checkpoints, damage
+from embedrag.training.state.checkpoint import checkpoints, damage
 
 KINDS = {
     "full": ["--finetune_type", "full", "--lr", "1e-3"],
@@ -117,7 +117,7 @@ def test_without_the_random_state_the_continued_run_differs(
     settings = [*KINDS["full"], "--save_steps", "1", "--save_total_limit", "99"]
     assert train(tiny_bert, data, tmp_path / "whole", *settings) == 0
     part = cut(tmp_path / "whole", tmp_path / "part", 3)
-    monkeypatch.setattr("embedrag.loop.set_random_state", lambda state, device: None)
+    monkeypatch.setattr("embedrag.training.trainer.set_random_state", lambda state, device: None)
     assert train(tiny_bert, data, part, *settings, "--resume", "auto") == 0
     with pytest.raises(AssertionError):
         assert_same_run(part, tmp_path / "whole")
@@ -281,7 +281,7 @@ def test_states_behind_the_one_that_is_gone_on_from_are_forgotten_and_foreign_fi
 def test_step_that_is_not_finite_is_skipped_and_counted_on_request(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from embedrag.step import ContrastiveStep
+    from embedrag.training.objective import ContrastiveStep
 
     whole, calls = ContrastiveStep.loss, []
 
@@ -336,7 +336,7 @@ def test_full_disk_is_an_error_and_the_earlier_checkpoint_is_whole(tiny_bert: st
     output = tmp_path / "out"
     assert train(tiny_bert, data, output, *KINDS["full"], "--save_steps", "2") == 0
     code = (
-        "import resource, sys; from embedrag.cli import main; import embedrag.loop as loop\n"
+        "import resource, sys; from embedrag.cli import main; import embedrag.training.trainer as loop\n"
         "first = loop.Trainer._save\n"
         "def save(self, *rest):\n"
         "    if self.global_step > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"

@@ -1,7 +1,7 @@
 """Checks on the user's own model and data, in seconds, before anything is trained.
 
 Packing has a check of its own (`embedrag.models.kernels.packed_attention`), and so has the gradient of the adapters
-(`embedrag.prepare`).
+(`embedrag.training.setup`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import TOLERANCE
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import own_part
-from embedrag.step import ContrastiveStep
+from embedrag.training.objective import ContrastiveStep
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 LONGEST = 512
