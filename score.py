@@ -14,7 +14,7 @@ from typing import Any
 
 from embedrag.errors import UserError
 from embedrag.models.load import load_encoder
-from embedrag.service import embed, find_model, read_request
+from embedrag.serving.request import embed, find_model, read_request
 
 encoder: Any = None
 

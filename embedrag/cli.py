@@ -41,7 +41,7 @@ COMMANDS = {
     "evaluate": Command(commands.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
     "playground": Command(
         serving.PlaygroundOptions,
-        "embedrag.playground:run",
+        "embedrag.serving.playground:run",
         "compare two models on your documents in a browser",
     ),
     "mteb": Command(
@@ -57,7 +57,9 @@ COMMANDS = {
     "export": Command(
         serving.ExportOptions, "embedrag.export.export:run", "write a model as ONNX, checked (extra onnx)"
     ),
-    "serve": Command(serving.ServeOptions, "embedrag.serve:run", "answer OpenAI's embeddings requests (extra serve)"),
+    "serve": Command(
+        serving.ServeOptions, "embedrag.serving.run:run", "answer OpenAI's embeddings requests (extra serve)"
+    ),
     "docstrings": Command(
         commands.DocstringsOptions,
         "embedrag.datagen.docstrings:run",

@@ -14,7 +14,7 @@ import pytest
 
 from embedrag.cli import COMMANDS
 from embedrag.options.parsing import parse
-from embedrag.service import read_request
+from embedrag.serving.request import read_request
 from embedrag.training.config.options import TrainOptions
 
 pytest.importorskip("azure.ai.ml", reason="azure-ai-ml is not installed (extra azure)")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from embedrag.batching import Batcher
+from embedrag.serving.batcher import Batcher
 
 POISON, NAN = 13, 17
 

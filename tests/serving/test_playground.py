@@ -21,8 +21,8 @@ import pytest
 
 from embedrag.cli import main
 from embedrag.models.load import load_encoder
-from embedrag.playground import compare
 from embedrag.retrieval.vector_cache import unit
+from embedrag.serving.playground import compare
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
@@ -156,8 +156,8 @@ def test_page_is_there_under_the_address_of_ipv6_too(
         pytest.skip("no IPv6 on this machine")
     apps: list[Any] = []
     loaded: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("embedrag.playground.load_encoder", lambda *words: loaded.append(words))
-    monkeypatch.setattr("embedrag.playground.Ranker", lambda name, *_: SimpleNamespace(name=name))
+    monkeypatch.setattr("embedrag.serving.playground.load_encoder", lambda *words: loaded.append(words))
+    monkeypatch.setattr("embedrag.serving.playground.Ranker", lambda name, *_: SimpleNamespace(name=name))
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: apps.append(self.config.app))
     (tmp_path / "texts.txt").write_text("a frog\n")
     words = ["--model", minilm, "--baseline", minilm, "--data", str(tmp_path / "texts.txt"), "--host", "::1"]
@@ -177,7 +177,7 @@ def test_page_is_there_under_the_address_of_ipv6_too(
 def test_mistakes_are_named_before_a_model_is_loaded(
     minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedrag.playground.load_encoder", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("embedrag.serving.playground.load_encoder", lambda *_, **__: pytest.fail("a model was loaded"))
     texts = tmp_path / "texts.txt"
     texts.write_text("a frog\n")
     (tmp_path / "blank.txt").write_text("\n \n")
@@ -206,7 +206,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(
 def test_both_models_are_loaded_before_the_documents_are_embedded(
     minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedrag.playground.Ranker", lambda *_: pytest.fail("documents were embedded"))
+    monkeypatch.setattr("embedrag.serving.playground.Ranker", lambda *_: pytest.fail("documents were embedded"))
     (tmp_path / "texts.txt").write_text("a frog\n")
     broken = tmp_path / "broken"
     shutil.copytree(minilm, broken)

@@ -14,10 +14,10 @@ import pytest
 
 from embedrag.errors import UserError
 from embedrag.models.load import load_encoder
-from embedrag.openai_api import EmbeddingsRequest
-from embedrag.service import MAX_CHARACTERS, MAX_TEXTS, Request, check_request, find_model
+from embedrag.serving.openai_protocol import EmbeddingsRequest
+from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS, Request, check_request, find_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

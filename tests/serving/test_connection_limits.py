@@ -18,9 +18,9 @@ import pytest
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
-from embedrag import connections  # noqa: E402
-from embedrag.connections import MAX_CONNECTIONS, OWN_FILES, Connection, limited_connection  # noqa: E402
-from embedrag.server import Service, make_app, make_server  # noqa: E402
+from embedrag.serving import connection_limits as connections  # noqa: E402
+from embedrag.serving.app import Service, make_app, make_server  # noqa: E402
+from embedrag.serving.connection_limits import MAX_CONNECTIONS, OWN_FILES, Connection, limited_connection  # noqa: E402
 
 DIMENSION = 16_384  # 64 answers do not fit into the buffers of a socket
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -169,7 +169,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
     class Two(Connection):
         most = 2
 
-    monkeypatch.setattr("embedrag.server.limited_connection", lambda: Two)
+    monkeypatch.setattr("embedrag.serving.app.limited_connection", lambda: Two)
 
 
 def test_connections_above_the_limit_are_ended_until_another_leaves(

@@ -17,11 +17,11 @@ from types import FrameType
 
 from embedrag.errors import UserError, flag_named, need
 from embedrag.export.onnx_encoder import RECORD, load_onnx_encoder, onnx_file
-from embedrag.listen import allowed_names, is_loopback, listen, url
 from embedrag.models.embedding_config import check_local_path
 from embedrag.models.encoder import CHUNK_TOKENS, Embedder
 from embedrag.models.load import adapter_file, load_encoder
 from embedrag.runtime.stop_signals import SIGNALS
+from embedrag.serving.listener import allowed_names, is_loopback, listen, url
 from embedrag.serving_commands import ServeOptions
 from embedrag.training.state.run_log import say
 
@@ -48,7 +48,7 @@ def run(options: ServeOptions) -> int:
 
 
 async def _serve(options: ServeOptions, key: str | None, listener: socket.socket) -> int:
-    from embedrag.server import Service, make_app, make_server
+    from embedrag.serving.app import Service, make_app, make_server
 
     path = Path(options.model).expanduser()
     name = options.served_name or (path.resolve().name if path.exists() else options.model)

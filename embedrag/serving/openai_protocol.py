@@ -1,6 +1,6 @@
 """OpenAI's protocol for embeddings: what a request says, and the bodies of answers and errors. Nothing here knows HTTP.
 
-Beside OpenAI's fields a request may have two of ours, `prompt_name` and `normalize` (see `embedrag.service`).
+Beside OpenAI's fields a request may have two of ours, `prompt_name` and `normalize` (see `embedrag.serving.request`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BeforeValidator, FailFast, Field
 
 from embedrag.errors import UserError
-from embedrag.service import ROLES, Request, check_request, read_object
+from embedrag.serving.request import ROLES, Request, check_request, read_object
 
 SHOWN = 1000  # characters of a message
 

@@ -17,19 +17,19 @@ import numpy as np
 
 from embedrag.data.token_store import cache_folder
 from embedrag.errors import UserError, flag_named, need
-from embedrag.evaluation.report.plots import TEMPLATES
-from embedrag.listen import allowed_names, listen, url
 from embedrag.models.embedding_config import check_local_path
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import adapter_file, load_encoder, trained_from
 from embedrag.retrieval.mining import read_corpus
 from embedrag.retrieval.vector_cache import cached_vectors, unit
+from embedrag.serving.listener import allowed_names, listen, url
 from embedrag.serving_commands import PlaygroundOptions
 from embedrag.training.state.run_log import say
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 10  # documents of a ranking
 BLOCK = 16_384  # documents that are compared at once
 

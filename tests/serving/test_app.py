@@ -23,16 +23,16 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from embedrag import server as server_module
 from embedrag.cli import main
 from embedrag.errors import UserError
-from embedrag.listen import allowed_names, listen
 from embedrag.models.embedding_config import Contract
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_encoder
-from embedrag.openai_api import EmbeddingsRequest, answer_bytes, embeddings_body
-from embedrag.server import MAX_BYTES, Room, Service, make_app
-from embedrag.service import MAX_CHARACTERS, MAX_TEXTS
+from embedrag.serving import app as server_module
+from embedrag.serving.app import MAX_BYTES, Room, Service, make_app
+from embedrag.serving.listener import allowed_names, listen
+from embedrag.serving.openai_protocol import EmbeddingsRequest, answer_bytes, embeddings_body
+from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS
 
 KEY = "a-key-of-the-tests"
 TEXTS = ["a frog", "저항의 단위는 옴이다", "a much longer text about frogs and ponds " * 20, "x"]
@@ -497,7 +497,7 @@ def test_room_is_given_back_and_never_exceeded() -> None:
 def test_wrong_flag_is_told_before_the_model_is_loaded(
     words: list[str], key: str | None, part: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("embedrag.serve.load_encoder", None)
+    monkeypatch.setattr("embedrag.serving.run.load_encoder", None)
     monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("EMBEDRAG_API_KEY", key)

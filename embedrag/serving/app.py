@@ -1,9 +1,9 @@
 """The HTTP side of `embedrag serve`: routes, limits, and what happens to requests that can't be answered.
 
 The event loop reads and admits; one helper thread tokenises and writes answers; one thread has the model
-(`embedrag.batching`). All counts are of the event loop alone, so there are no locks. What a client can make the server
-hold is bounded: texts and bytes have a room of fixed size, and who finds it full is told to come again (429). A request
-keeps its bytes until its answer has left, for a client may be slow to read.
+(`embedrag.serving.batcher`). All counts are of the event loop alone, so there are no locks. What a client can make
+the server hold is bounded: texts and bytes have a room of fixed size, and who finds it full is told to come again
+(429). A request keeps its bytes until its answer has left, for a client may be slow to read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedrag import __version__
-from embedrag.batching import Batcher
-from embedrag.connections import BACKLOG, KEEP_ALIVE_SECONDS, LINGER_SECONDS, READ_SECONDS, limited_connection
 from embedrag.errors import UserError
 from embedrag.models.encoder import Embedder
-from embedrag.openai_api import (
+from embedrag.runtime.device import give_memory_back
+from embedrag.serving.batcher import Batcher
+from embedrag.serving.connection_limits import (
+    BACKLOG,
+    KEEP_ALIVE_SECONDS,
+    LINGER_SECONDS,
+    READ_SECONDS,
+    limited_connection,
+)
+from embedrag.serving.openai_protocol import (
     ApiError,
     EmbeddingsRequest,
     answer_bytes,
@@ -40,9 +47,8 @@ from embedrag.openai_api import (
     no_such_model,
     read_embeddings_request,
 )
-from embedrag.runtime.device import give_memory_back
-from embedrag.service import MAX_CHARACTERS, TooLargeError
-from embedrag.telemetry import Telemetry
+from embedrag.serving.prometheus import Telemetry
+from embedrag.serving.request import MAX_CHARACTERS, TooLargeError
 
 MAX_BYTES = 8 * MAX_CHARACTERS  # of one request; an escaped character takes six
 MAX_HELD_BYTES = 16 * MAX_BYTES
