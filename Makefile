@@ -39,7 +39,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 readme: $(VENV)/.installed
-	$(BIN)/python tests/test_readme.py
+	$(BIN)/python tests/repository/test_readme.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-FOLDER = Path(__file__).parent / "fixtures" / "before_wings"
+FOLDER = Path(__file__).parents[1] / "fixtures" / "before_wings"
 FLAGS = (
     "--train_dataset rows.jsonl --output_dir run --batch_size 4 --epochs 2 --finetune_type lora --lora_r 2 "
     "--save_steps 2 --save_total_limit 9 --hardness 0.5 --hardness_of own --further_directions passage_query "

@@ -15,7 +15,7 @@ import pytest
 from embedrag.cli import COMMANDS
 from embedrag.options.parsing import parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed (extra docs)"
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # Imports every module; optional libraries are all here, so nothing may fail.
 IMPORT_ALL = """

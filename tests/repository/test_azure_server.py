@@ -22,7 +22,7 @@ from embedrag.models.load import load_encoder
 
 httpx = pytest.importorskip("httpx")
 yaml = pytest.importorskip("yaml")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("azureml_inference_server_http") is None,

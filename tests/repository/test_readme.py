@@ -22,7 +22,7 @@ import pytest
 from embedrag.cli import COMMANDS, main
 from embedrag.options.parsing import TableWords, markdown_table, parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 TRANSLATIONS = ROOT / "docs" / "translations"
 LANGUAGES = sorted(path.stem for path in TRANSLATIONS.glob("*.json"))

@@ -28,7 +28,7 @@ from azure.ai.ml import (
 from azure.ai.ml._utils._asset_utils import get_ignore_file, get_upload_files_from_folder
 from marshmallow import ValidationError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 AZURE = ROOT / "azureml"
 JOBS = ("job.yml", "job-distributed.yml")
 LOADERS: dict[str, Callable[..., Any]] = {

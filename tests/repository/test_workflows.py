@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 yaml = pytest.importorskip("yaml")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 

@@ -37,7 +37,7 @@ def test_other_tokens_get_none() -> None:
     assert "other tokens were trained: no ratio" in document(results(difference=1e-6, same_tokens=False))
 
 
-PROGRAMS = sorted(path.stem for path in (Path(__file__).parent.parent / "benchmarks").glob("*.py"))
+PROGRAMS = sorted(path.stem for path in (Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in ("__init__", "report", "workload")])

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pytest
 from markdown_it import MarkdownIt
 
-from tests import test_readme
-from tests.test_readme import (
+from tests.repository import test_readme
+from tests.repository.test_readme import (
     LANGUAGES,
     README,
     ROOT,

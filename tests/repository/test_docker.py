@@ -14,7 +14,7 @@ import pytest
 from embedrag.cli import COMMANDS
 
 parse_dockerfile = pytest.importorskip("dockerfile_parse", reason="dockerfile-parse is not installed").DockerfileParser
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 LINTED = [*FILES, ROOT / "azureml" / "environment" / "Dockerfile"]
 

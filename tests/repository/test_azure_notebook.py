@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 nbformat = pytest.importorskip("nbformat")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = ("AZURE_SUBSCRIPTION_ID", "AZURE_RESOURCE_GROUP", "AZUREML_WORKSPACE_NAME", "AZUREML_COMPUTE_NAME")
 
 
