@@ -35,7 +35,7 @@ BUDGET = 2048
 def make_batch(rows: int, short: bool = False) -> Any:
     """Rows of a query of 8-20 tokens, a positive and a negative of 40-290 (mean about 130; short: 8-24)."""
     from embedrag.data.collator import Batch
-    from embedrag.data.token_store import TokenBatch
+    from embedrag.data.token_batch import TokenBatch
 
     draw = random.Random(rows)
     lengths = [draw.randint(8, 20) for _ in range(rows)]
@@ -59,7 +59,7 @@ def make_step(kind: str, **further: Any) -> Any:
 
     from embedrag.losses.contrastive import Terms
     from embedrag.models.backbone import trainable_backbone
-    from embedrag.models.embedding_config import describe_base, settle
+    from embedrag.models.base_model import describe_base, settle
     from embedrag.models.encoder import Encoder
     from embedrag.models.tokenizer import load_tokenizer
     from embedrag.training.config.options import TrainOptions

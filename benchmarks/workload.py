@@ -86,7 +86,7 @@ def make_model(name: str, scratch: Path) -> Model:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    from embedrag.models.backbone import lora_targets
+    from embedrag.models.lora import lora_targets
 
     logging.disable_progress_bar()
     folder, bare = scratch / name, scratch / f"{name}-no-dropout"

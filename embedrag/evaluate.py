@@ -13,11 +13,11 @@ from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.metrics import METRICS
 from embedrag.evaluation.report.html import write_html
 from embedrag.evaluation.result import forgetting, lines, outcome, training_curve
-from embedrag.models.embedding_config import check_local_path
+from embedrag.models.base_model import check_local_path
 from embedrag.models.embedding_format import View
 from embedrag.models.load import adapter_file, load_encoder, model_settings
+from embedrag.runtime.console import say
 from embedrag.runtime.files import check_targets, write_atomic
-from embedrag.training.state.run_log import say
 
 
 def run(options: EvaluateOptions) -> int:

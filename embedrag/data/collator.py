@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedrag.data.sampler import RowOrder, generator
-from embedrag.data.token_store import TokenBatch, TokenStore
+from embedrag.data.sampler import RowOrder
+from embedrag.data.token_batch import TokenBatch
+from embedrag.data.token_store import TokenStore
+from embedrag.runtime.random_state import generator
 
 
 @dataclass(frozen=True)

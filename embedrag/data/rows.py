@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from embedrag.data.sources import RowError, raw_rows
+from embedrag.data.token_batch import PASSAGE, QUERY
 from embedrag.errors import UserError, near_miss
 
 QUERY_KEYS = ("query", "anchor")
@@ -263,3 +264,10 @@ def _kind(value: Any) -> str:
         type(None): "null",
     }
     return names.get(type(value), type(value).__name__)
+
+
+def record_texts(record: Record) -> Iterator[tuple[str, str]]:
+    """(role, text) of a row: query, positives, negatives."""
+    yield QUERY, record.query
+    for text in (*record.pos, *record.neg):
+        yield PASSAGE, text

@@ -13,10 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-
-def generator(seed: int, *place: int) -> np.random.Generator:
-    """A generator of its own for each place; the same one wherever and whenever it is asked for."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *place])))
+from embedrag.runtime.random_state import generator
 
 
 class RowOrder:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import unicodedata
 from collections import Counter
 from functools import cache
-
-SAMPLED_TEXTS = 10_000
 
 
 def digest(text: str) -> int:
@@ -51,23 +48,6 @@ def scripts_of(text: str) -> Counter[str]:
     if 10 * found["Kana"] > found["Han"] > 0:
         found["Kana"] += found.pop("Han")
     return +found
-
-
-class Sample:
-    """Up to `SAMPLED_TEXTS` of the texts that were added, each with the same chance to be among them."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.seen = 0
-        self._random = random.Random(0)
-
-    def add(self, text: str) -> None:
-        """See a text, and perhaps keep it."""
-        self.seen += 1
-        if len(self.texts) < SAMPLED_TEXTS:
-            self.texts.append(text)
-        elif (place := int(self._random.random() * self.seen)) < SAMPLED_TEXTS:
-            self.texts[place] = text
 
 
 @cache

@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from embedrag.data.rows import Record, read_records
+from embedrag.data.rows import Record, read_records, record_texts
 from embedrag.data.sources import hub_fingerprint, local_files
 from embedrag.data.text import identity
-from embedrag.data.token_store import PASSAGE, QUERY, TokenStore, load_store, record_texts
+from embedrag.data.token_batch import PASSAGE, QUERY
+from embedrag.data.token_store import TokenStore, load_store
 from embedrag.errors import UserError
 
 FORMAT = 6

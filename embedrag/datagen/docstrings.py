@@ -26,8 +26,8 @@ from typing import Any
 
 from embedrag.commands import DocstringsOptions
 from embedrag.errors import UserError
+from embedrag.runtime.console import say
 from embedrag.runtime.files import write_lines
-from embedrag.training.state.run_log import say
 
 QUERY_CHARACTERS = (20, 200)
 PASSAGE_CHARACTERS = 80

@@ -20,7 +20,7 @@ from embedrag.errors import UserError, near_miss
 from embedrag.models.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.models.load import load_encoder
 from embedrag.retrieval.vector_cache import fingerprint
-from embedrag.training.state.run_log import say
+from embedrag.runtime.console import say
 
 INSTALL = 'pip install "mteb>=2.26,<3"'
 

@@ -15,19 +15,20 @@ import numpy as np
 
 from embedrag import __version__
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
-from embedrag.data.token_store import TokenBatch
+from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import RunError, UserError, flag_named, need
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import sentence
 from embedrag.evaluation.significance import comparison
-from embedrag.export.onnx_encoder import FILES, LENGTHS, RECORD, OnnxEncoder
+from embedrag.export.onnx_encoder import LENGTHS, OnnxEncoder
 from embedrag.export.onnx_graph import write_graph, write_int8
+from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
 from embedrag.models.encoder import Embedder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import adapter_file, load_encoder
+from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.serving_commands import ExportOptions
-from embedrag.training.state.run_log import now, say
 
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # one rectangle of all probes must fit in memory, attention matrices included
@@ -43,7 +44,7 @@ def run(options: ExportOptions) -> int:
     """
     need("onnx", "onnx", "onnxruntime", "onnxscript")
     output, source = Path(options.output).expanduser(), Path(options.model).expanduser()
-    check_folder("--output", output, options.overwrite, RECORD, "exports")
+    check_folder("--output", output, options.overwrite, EXPORT_CONFIG, "exports")
     if adapter_file(source):
         raise UserError(f"--model {options.model}: an adapter; merge it first (python merge.py), and export the result")
     if source.is_dir() and overlap(output, source):
@@ -61,7 +62,7 @@ def run(options: ExportOptions) -> int:
     with atomic_folder(output) as folder:
         (folder / "onnx").mkdir()
         _write_surroundings(encoder, source, folder)
-        plain, int8 = (folder / FILES[name] for name in ("onnx", "onnx_int8"))
+        plain, int8 = (folder / ONNX_FILES[name] for name in ("onnx", "onnx_int8"))
         with flag_named(f"--model {options.model}", "--model"):
             write_graph(encoder, plain)
         if options.int8:
@@ -73,7 +74,7 @@ def run(options: ExportOptions) -> int:
         record["environment"] = {"embedrag": __version__} | {
             name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")
         }
-        write_json(folder / RECORD, record)
+        write_json(folder / EXPORT_CONFIG, record)
     say(f"done: {output}")
     return 0
 
@@ -113,7 +114,7 @@ def _compare(
     company = closeness(alone, together)  # of 8 bits: a scale of the activations is that of all texts of a batch
     size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
     say(f"{file.name}: {size / 1e6:,.1f} MB; to the model: {found}; alone to in company: {company}")
-    if file.name == Path(FILES["onnx"]).name:
+    if file.name == Path(ONNX_FILES["onnx"]).name:
         check(found, expected)
     entry: dict[str, Any] = {"bytes": size, "to_model": vars(found), "alone_to_in_company": vars(company)}
     if data is not None and ndcg is not None:

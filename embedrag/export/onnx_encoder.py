@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from embedrag.data.token_store import TokenBatch
+from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import UserError, need
-from embedrag.models.embedding_config import describe_base
-from embedrag.models.encoder import CHUNK_TOKENS, Embedder, plan_padded
+from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
+from embedrag.models.base_model import describe_base
+from embedrag.models.chunking import CHUNK_TOKENS, plan_padded
+from embedrag.models.encoder import Embedder
 from embedrag.models.load import read_json, saved_contract
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 
-FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
-RECORD = "export_config.json"
 LENGTHS = ("query_max_len", "passage_max_len")  # that it keeps
 SHRINK_SECONDS = 5  # after which memory of larger batches is given back, with the next one
 OUTPUT = "sentence_embedding"
@@ -120,7 +120,7 @@ def load_onnx_encoder(
     need("onnx", "onnxruntime")
     file = onnx_file(name, backend)
     base = describe_base(name, trust_remote_code)
-    path = Path(base.name) / RECORD
+    path = Path(base.name) / EXPORT_CONFIG
     lengths = read_json(path).get("lengths")
     if not isinstance(lengths, dict) or set(lengths) != set(LENGTHS):
         raise UserError(f"{path}: no lengths in it; the export is damaged")
@@ -132,10 +132,12 @@ def onnx_file(name: str, backend: str) -> Path:
     """The file of a backend in a folder; UserError when there is none."""
     need("onnx", "onnxruntime")
     folder = Path(name).expanduser()
-    file = folder / FILES[backend]
-    if not file.is_file() or not (folder / RECORD).is_file():
+    file = folder / ONNX_FILES[backend]
+    if not file.is_file() or not (folder / EXPORT_CONFIG).is_file():
         how = "embedrag export" + (" --int8" if backend == "onnx_int8" else "")
-        raise UserError(f"--model {name}: no export with {FILES[backend]}; write it with {how}, or use --backend torch")
+        raise UserError(
+            f"--model {name}: no export with {ONNX_FILES[backend]}; write it with {how}, or use --backend torch"
+        )
     return file
 
 

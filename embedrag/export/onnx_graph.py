@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from embedrag.errors import UserError
 from embedrag.export.onnx_encoder import OUTPUT
-from embedrag.models.backbone import quiet
 from embedrag.models.encoder import Encoder
+from embedrag.runtime.console import quiet
 
 LARGEST_FILE = 1 << 31  # bytes that a protobuf can have; weights beyond it go to a file of their own
 INPUTS = ["input_ids", "attention_mask"]

@@ -24,14 +24,15 @@ from torch import Tensor
 from embedrag import __version__
 from embedrag.commands import MergeOptions
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import Base, describe_base
+from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
+from embedrag.models.base_model import Base, describe_base
 from embedrag.models.equivalence import Closeness, check, closeness, embed_merged, embed_trained, read_probes
-from embedrag.models.load import MERGE, SETTINGS, model_settings, saved_contract
+from embedrag.models.load import model_settings, saved_contract
 from embedrag.models.model_card import training_section, write_card
 from embedrag.models.quantization import QuantizedLayers, quantized_layers
 from embedrag.models.tokenizer import load_tokenizer
+from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
-from embedrag.training.state.run_log import now, say
 from embedrag.weights.adapter_file import Adapter, read_adapter, targets
 from embedrag.weights.safetensors_io import WeightFile, blocks, weight_files, write_tensors
 
@@ -86,7 +87,7 @@ def run(options: MergeOptions) -> int:
         RunError: the merged model is not the trained one, or the disk refused; no output folder is left.
     """
     output = Path(options.output_path)
-    check_folder("--output_path", output, options.overwrite, MERGE, "merged models")
+    check_folder("--output_path", output, options.overwrite, MERGE_CONFIG, "merged models")
     adapter = read_adapter(options.lora_adapter_path, options.lora_alpha)
     name = options.base_model_path or adapter.config.get("base_model_name_or_path")
     if not name:
@@ -108,7 +109,7 @@ def run(options: MergeOptions) -> int:
             record["verification"] = "skipped (--no_verify)"
         else:
             record["verification"] = _prove(plan, base, root, folder, onto, quantization, options)
-        write_json(folder / MERGE, record)
+        write_json(folder / MERGE_CONFIG, record)
         write_card(folder, base.name, settings, record, results=training_section(adapter.file.parent))
     say(f"done: {output}" + (" (not verified: --no_verify)" if options.no_verify else ""))
     return 0
@@ -148,8 +149,8 @@ def _write_model(plan: Plan, base: Base, root: Path, folder: Path) -> None:
     tokenizer = load_tokenizer(replace(base, name=str(source), subfolder="") if own_tokenizer else base, contract)
     tokenizer.save(folder)
     contract.write(folder, int(base.config.hidden_size))
-    if (source / SETTINGS).is_file():
-        shutil.copy(source / SETTINGS, folder)
+    if (source / TRAINING_CONFIG).is_file():
+        shutil.copy(source / TRAINING_CONFIG, folder)
 
 
 def _write_weights(plan: Plan, folder: Path) -> None:

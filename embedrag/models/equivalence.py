@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedrag.data.token_store import PASSAGE, QUERY
+from embedrag.data.token_batch import PASSAGE, QUERY
 from embedrag.errors import RunError, UserError
+from embedrag.models.artifacts import PROBE_TEXTS
 from embedrag.models.encoder import Embedder
 from embedrag.models.load import load_encoder
 
-PROBES = "probe_texts.json"
 # Lowest cosine to the trained model that still counts as the same model.
 TOLERANCE = {torch.float32: 0.99999, torch.bfloat16: 0.999}
 QUANTIZED_TOLERANCE = 0.999
@@ -75,7 +75,7 @@ def choose_probes(texts: Sequence[tuple[str, str]], count: int = 16) -> list[tup
 
 def read_probes(folder: Path) -> list[tuple[str, str]]:
     """Probe texts kept with the run; a few of our own where there are none."""
-    path = folder / PROBES
+    path = folder / PROBE_TEXTS
     if not path.is_file():
         return FALLBACK
     try:

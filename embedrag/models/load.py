@@ -11,18 +11,19 @@ from typing import Any, cast
 import torch
 
 from embedrag.errors import UserError
-from embedrag.models.backbone import load_backbone, quantization_config, quiet
-from embedrag.models.embedding_config import Base, Contract, describe_base, read_contract
+from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
+from embedrag.models.backbone import load_backbone
+from embedrag.models.base_model import Base, describe_base
+from embedrag.models.embedding_config import Contract, read_contract
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
+from embedrag.models.quantization import quantization_config
 from embedrag.models.tokenizer import load_tokenizer
+from embedrag.runtime.console import quiet
 from embedrag.runtime.device import pick_device, pick_dtype
 from embedrag.weights.adapter_file import CONFIG, WEIGHTS, plain_name, read_adapter
 from embedrag.weights.name_matching import match_names
 from embedrag.weights.safetensors_io import TensorFile
-
-SETTINGS = "training_config.json"
-MERGE = "merge_config.json"
 
 
 def load_encoder(
@@ -94,7 +95,7 @@ def adapter_file(path: Path) -> Path | None:
 
 def model_settings(folder: Path) -> dict[str, Any]:
     """training_config.json of a folder that a run wrote; empty for any other model."""
-    return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return read_json(folder / TRAINING_CONFIG) if (folder / TRAINING_CONFIG).is_file() else {}
 
 
 def trained_from(name: str) -> str:
@@ -106,13 +107,13 @@ def trained_from(name: str) -> str:
     path = Path(name).expanduser()
     folder = path.parent if path.is_file() else path
     for file, key in (
-        (MERGE, "base_model_path"),
-        (SETTINGS, "model_name_or_path"),
+        (MERGE_CONFIG, "base_model_path"),
+        (TRAINING_CONFIG, "model_name_or_path"),
         (CONFIG, "base_model_name_or_path"),
     ):
         if (folder / file).is_file() and (base := read_json(folder / file).get(key)):
             return str(base)
-    raise UserError(f"{name}: no {MERGE} or {SETTINGS} tells what it was trained from")
+    raise UserError(f"{name}: no {MERGE_CONFIG} or {TRAINING_CONFIG} tells what it was trained from")
 
 
 def saved_contract(folder: Path, base: Base) -> Contract:

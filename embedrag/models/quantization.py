@@ -5,6 +5,7 @@ Merging onto the original weights instead gives another model (MiniLM at 4 bits:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from embedrag.errors import UserError
 from embedrag.models.backbone import takes_pooling_argument
-from embedrag.models.embedding_config import Base
+from embedrag.models.base_model import Base
 from embedrag.weights.name_matching import match_names
 
 
@@ -78,3 +79,40 @@ def quantized_layers(base: Base, quantization: dict[str, Any], tensors: list[str
         double=bool(quantization.get("double_quantization")),
         storage=getattr(torch, quantization.get("storage_dtype", "float32")),
     )
+
+
+def check_bitsandbytes() -> None:
+    """Raise UserError when QLoRA is asked for and its library is missing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--finetune_type qlora needs bitsandbytes: pip install bitsandbytes (or choose lora or full)")
+
+
+def quantization_config(bits: int, double: bool, dtype: torch.dtype) -> Any:
+    """The bitsandbytes settings of a QLoRA base (arXiv 2305.14314): nf4, or LLM.int8 (arXiv 2208.07339)."""
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def stored_dtype(finetune_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Type of the weights in memory: float32 where they are trained or float16 computes, else the computation's."""
+    return torch.float32 if finetune_type == "full" or dtype == torch.float16 else dtype
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of the products with 4-bit weights: the computation's, or bfloat16 where that is float32."""
+    return torch.bfloat16 if dtype == torch.float32 else dtype
+
+
+def unquantized_layers(model: nn.Module) -> list[str]:
+    """Linear layers of a quantised backbone that stayed as they were, by their path in the backbone."""
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    plain = [name for name, module in inner.named_modules() if type(module) is nn.Linear and "lora_" not in name]
+    return [name.removesuffix(".base_layer") for name in plain]

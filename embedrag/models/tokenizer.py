@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import Base, Contract
+from embedrag.models.base_model import Base
+from embedrag.models.embedding_config import Contract
 from embedrag.training.config.options import TrainOptions
 
 

@@ -11,8 +11,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,28 +26,6 @@ Model = TypeVar("Model", bound=Options)
 
 # Blocks of a saved training_config.json that describe the run and are no options.
 DESCRIPTIVE_KEYS = {"environment", "quantization"}
-
-
-@dataclass(frozen=True)
-class TableWords:
-    """What an options table says beside the texts of the options, in one language.
-
-    Attributes:
-        heading: the first line of the table.
-        required: stands for the default of an option that has none.
-        nested: how the nested key follows the meaning; `{}` is the key.
-        choices: how the accepted values follow it; `{}` is their list.
-        comma: between two of them.
-    """
-
-    heading: str
-    required: str
-    nested: str
-    choices: str
-    comma: str
-
-
-ENGLISH = TableWords("| flag | default | meaning |", "required", " ({})", "; one of {}", ", ")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -187,31 +164,6 @@ def config_keys(cls: type[Options]) -> dict[str, str]:
             if key:
                 keys[key] = name
     return keys
-
-
-def markdown_table(cls: type[Options], meanings: Mapping[str, str] | None = None, words: TableWords = ENGLISH) -> str:
-    """The options as a Markdown table, for the README.
-
-    Args:
-        cls: the options model.
-        meanings: option name -> its meaning in another language; where there is none, the help text stands.
-        words: the rest of the table in that language.
-
-    Returns:
-        A heading and a line for each option, in the order of the model.
-    """
-    rows = [words.heading, "|---|---|---|"]
-    for name, field in cls.model_fields.items():
-        meta = extra(field)
-        flags = ", ".join(f"`--{flag}`" for flag in (name, *meta["aliases"]))
-        default = words.required if field.is_required() else _default(field)
-        text = (meanings or {}).get(name, str(field.description))
-        if meta["nested"]:
-            text += words.nested.format(f"`{meta['nested']}`")
-        if choices := _choices(field):
-            text += words.choices.format(words.comma.join(f"`{choice}`" for choice in choices))
-        rows.append(f"| {flags} | {default} | {text} |")
-    return "\n".join(rows)
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:

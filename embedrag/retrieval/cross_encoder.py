@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from embedrag.errors import RunError, UserError
-from embedrag.models.backbone import quiet
+from embedrag.runtime.console import quiet
 from embedrag.runtime.device import pick_device
 
 BATCH = 32

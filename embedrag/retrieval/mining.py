@@ -18,11 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from embedrag.commands import MineOptions
-from embedrag.data.retrieval_dataset import CORPUS
 from embedrag.data.rows import Record, read_records, row_text
 from embedrag.data.text import identity
-from embedrag.data.token_store import cache_folder
-from embedrag.encode import read_texts
+from embedrag.data.text_files import read_corpus
 from embedrag.errors import UserError
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_encoder
@@ -30,8 +28,9 @@ from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.cross_encoder import CrossEncoder
 from embedrag.retrieval.topk import TopK, best_of
 from embedrag.retrieval.vector_cache import cached_vectors, unit
+from embedrag.runtime.console import say
 from embedrag.runtime.files import atomic_file, check_targets
-from embedrag.training.state.run_log import say
+from embedrag.runtime.paths import cache_folder
 
 ROWS = 4096  # that are mined at once
 
@@ -175,24 +174,6 @@ def ceiling(positives: np.ndarray, ratio: float) -> float:
     """
     weakest = float(np.min(positives))
     return weakest - (1 - ratio) * abs(weakest)
-
-
-def read_corpus(source: str, field: str, titles: bool = True) -> Iterator[str]:
-    """Passages of a file, or of corpus.jsonl in a folder.
-
-    Args:
-        source: the file or folder.
-        field: key or column of the text.
-        titles: in JSONL, a title stands before its text.
-
-    Raises:
-        UserError: naming file and line.
-    """
-    path = Path(source).expanduser()
-    path = path / CORPUS if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"--corpus {path}: no such file")
-    yield from read_texts(path, field, titles=titles and path.suffix.lower() == ".jsonl")
 
 
 def _corpus(options: MineOptions) -> Corpus:

@@ -8,7 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from embedrag.training.state.run_log import is_speaker
+from embedrag.runtime.console import is_speaker
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

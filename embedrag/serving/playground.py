@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedrag.data.token_store import cache_folder
+from embedrag.data.text_files import read_corpus
 from embedrag.errors import UserError, flag_named, need
-from embedrag.models.embedding_config import check_local_path
+from embedrag.models.base_model import check_local_path
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import adapter_file, load_encoder, trained_from
-from embedrag.retrieval.mining import read_corpus
 from embedrag.retrieval.vector_cache import cached_vectors, unit
+from embedrag.runtime.console import say
+from embedrag.runtime.paths import cache_folder
 from embedrag.serving.listener import allowed_names, listen, url
 from embedrag.serving_commands import PlaygroundOptions
-from embedrag.training.state.run_log import say
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from embedrag.errors import UserError, near_miss
+from embedrag.models.artifacts import MODEL_MARKERS
 from embedrag.models.embedding_format import View
 from embedrag.models.encoder import Embedder
 
@@ -22,7 +23,6 @@ MAX_TEXTS = 2048
 MAX_CHARACTERS = 1 << 20  # of one request
 ROLES = {"query": "query", "document": "passage", "passage": "passage"}
 SHOWN = 100  # characters of a key, in messages
-MODEL_FILES = ("modules.json", "adapter_config.json", "config.json")
 
 
 class TooLargeError(UserError):
@@ -166,13 +166,13 @@ def find_model(folder: Path) -> Path:
         UserError: when there is none, or several.
     """
     for depth in range(5):
-        found = sorted({path.parent for name in MODEL_FILES for path in folder.glob("*/" * depth + name)})
+        found = sorted({path.parent for name in MODEL_MARKERS for path in folder.glob("*/" * depth + name)})
         # Its parts (1_Pooling) lie one level below and have a config.json too.
         if len(found) == 1:
             return found[0]
         if found:
             raise UserError(f"{folder}: several models, {', '.join(map(str, found))}; name one of them")
-    raise UserError(f"{folder}: no model in it (no {', '.join(MODEL_FILES)})")
+    raise UserError(f"{folder}: no model in it (no {', '.join(MODEL_MARKERS)})")
 
 
 def _problem(detail: Any) -> str:

@@ -16,14 +16,16 @@ from pathlib import Path
 from types import FrameType
 
 from embedrag.errors import UserError, flag_named, need
-from embedrag.export.onnx_encoder import RECORD, load_onnx_encoder, onnx_file
-from embedrag.models.embedding_config import check_local_path
-from embedrag.models.encoder import CHUNK_TOKENS, Embedder
+from embedrag.export.onnx_encoder import load_onnx_encoder, onnx_file
+from embedrag.models.artifacts import EXPORT_CONFIG
+from embedrag.models.base_model import check_local_path
+from embedrag.models.chunking import CHUNK_TOKENS
+from embedrag.models.encoder import Embedder
 from embedrag.models.load import adapter_file, load_encoder
+from embedrag.runtime.console import say
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.serving.listener import allowed_names, is_loopback, listen, url
 from embedrag.serving_commands import ServeOptions
-from embedrag.training.state.run_log import say
 
 KEY = "EMBEDRAG_API_KEY"
 
@@ -39,7 +41,7 @@ def run(options: ServeOptions) -> int:
     with flag_named("--model", "--model_name_or_path"):
         if options.backend != "torch":
             onnx_file(options.model, options.backend)
-        elif Path(options.model, RECORD).expanduser().is_file():
+        elif Path(options.model, EXPORT_CONFIG).expanduser().is_file():
             raise UserError(f"--model {options.model}: an export; serve it with --backend onnx")
         elif not adapter_file(Path(options.model).expanduser()):
             check_local_path(options.model)

@@ -22,11 +22,11 @@ from embedrag.evaluation.result import leave, outcome, training_curve
 from embedrag.evaluation.significance import table
 from embedrag.models.load import load_encoder
 from embedrag.options.field import Source
+from embedrag.runtime.console import say
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.files import write_atomic, write_lines
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.run import train
-from embedrag.training.state.run_log import say
 
 PAIRS = 3000
 HELD_OUT = 0.12

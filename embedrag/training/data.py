@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,22 @@ import numpy as np
 from embedrag.data.checks.rules import Rows, short_report
 from embedrag.data.holdout import held_out_set, hold_out
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
+from embedrag.data.rows import endless_records, read_records, record_texts
 from embedrag.data.sampler import MixedOrder, RowOrder
 from embedrag.data.streaming import Slices, quotas
 from embedrag.data.text import identity
-from embedrag.data.token_store import TokenStore, cache_folder
+from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import Prompts, open_store
 from embedrag.errors import UserError
 from embedrag.models.embedding_config import Contract
+from embedrag.models.equivalence import choose_probes
 from embedrag.models.tokenizer import TextTokenizer
 from embedrag.options.field import Source
+from embedrag.runtime.console import say
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.files import atomic_file
+from embedrag.runtime.paths import cache_folder
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.state.run_log import say
 
 DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
 
@@ -227,3 +231,12 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
         yield "data: rows have grades, which count where several positives are scored at once (--pos_nums 2 or more)"
     if alone and without and options.batch_size == 1:
         yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"
+
+
+PROBED_ROWS = 200
+
+
+def _probes(options: TrainOptions) -> list[tuple[str, str]]:
+    paths = [source.path for source in options.train_dataset or []]
+    records = islice(endless_records(paths[0]) if options.stream else read_records(paths), PROBED_ROWS)
+    return choose_probes([pair for _, record in records for pair in record_texts(record)])

@@ -19,12 +19,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag.data.rows import read_records
-from embedrag.data.token_store import PASSAGE, QUERY, TokenStore, record_texts
-from embedrag.errors import RunError
+from embedrag.data.rows import read_records, record_texts
+from embedrag.data.token_batch import PASSAGE, QUERY
+from embedrag.data.token_store import TokenStore
+from embedrag.errors import RunError, UserError
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
+from embedrag.models.load import load_encoder
 from embedrag.retrieval.vector_cache import cached_vectors
+from embedrag.runtime.console import say
+from embedrag.runtime.distributed import Processes
+from embedrag.runtime.paths import cache_folder
+from embedrag.training.config.options import TrainOptions
 
 ALIGNED_TEXTS = 4096
 
@@ -120,3 +126,17 @@ def ask_teacher(encoder: Encoder, paths: Sequence[str], store: TokenStore, weigh
     places = np.full(len(seen), -1)
     places[[*numbers[QUERY], *numbers[PASSAGE]]] = np.arange(len(queries) + len(passages))
     return Teacher((queries, passages), places, torch.eye(encoder.dimension), weight)
+
+
+def _teacher(options: TrainOptions, store: TokenStore, processes: Processes) -> Teacher:
+    """The vectors of `--embedding_teacher`; the model itself is let go of."""
+    name = options.embedding_teacher or ""
+    try:
+        encoder = load_encoder(name, options.device, "auto", trust_remote_code=options.trust_remote_code)
+    except UserError as error:
+        raise UserError(f"--embedding_teacher: {error}") from None
+    paths = [source.path for source in options.train_dataset or []]
+    with processes.main_first():
+        teacher = ask_teacher(encoder, paths, store, options.embedding_teacher_weight, cache_folder(options.cache_dir))
+    say(f"teacher: {name}, {encoder.dimension} components, {len(teacher.place):,} texts")
+    return teacher

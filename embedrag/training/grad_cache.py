@@ -9,14 +9,14 @@ Dimensions: n texts, D components.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from embedrag.data.token_store import TokenBatch
+from embedrag.data.token_batch import TokenBatch
 from embedrag.runtime.device import give_memory_back
+from embedrag.runtime.random_state import random_state, replay
 
 TRIM_EVERY = 16  # recomputed chunks; at every chunk it would cost a fifth of the time
 
@@ -85,26 +85,3 @@ class CachedVectors:
         """Chunks differ in size, so what one leaves is rarely what the next can use."""
         if self._device.type == "cpu" and number % TRIM_EVERY == TRIM_EVERY - 1:
             give_memory_back()
-
-
-def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """State of the random generators of the CPU and of a device."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    """Go back to what `random_state` gave."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
-
-
-@contextlib.contextmanager
-def replay(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers again; afterwards the generators go on where they were."""
-    now = random_state(device)
-    set_random_state(state, device)
-    try:
-        yield
-    finally:
-        set_random_state(now, device)

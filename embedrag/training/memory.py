@@ -14,7 +14,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from embedrag.data.token_store import TokenBatch, TokenStore
+from embedrag.data.token_batch import TokenBatch
+from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from embedrag.data.collator import Batch
-from embedrag.errors import is_out_of_memory
+from embedrag.errors import UserError, is_out_of_memory
 from embedrag.losses.contrastive import Pairs, Terms, contrastive
-from embedrag.models.embedding_format import View
+from embedrag.models.embedding_format import View, views
 from embedrag.models.encoder import Encoder
 from embedrag.runtime.distributed import Processes, share_out
+from embedrag.training.config.options import TrainOptions
 from embedrag.training.embedding_teacher import Teacher
 
 
@@ -157,3 +158,21 @@ def _whole(part: Tensor, count: int, place: slice, processes: Processes) -> Tens
     whole = part.new_zeros(count)
     whole[place] = part
     return processes.sum_(whole)
+
+
+def _terms(options: TrainOptions) -> Terms:
+    """The terms of the loss; an option has the name of its term."""
+    named = {field.name: getattr(options, field.name) for field in fields(Terms) if field.name != "directions"}
+    return Terms(**named, directions=("query_passage", *options.further_directions))
+
+
+def _views(options: TrainOptions, encoder: Encoder) -> tuple[View, ...]:
+    """The forms of the vectors that are learnt.
+
+    Raises:
+        UserError: when the model has fewer components.
+    """
+    dims = options.matryoshka_dims or []
+    if dims and max(dims) > encoder.dimension:
+        raise UserError(f"--matryoshka_dims {max(dims)}: the model's vectors have {encoder.dimension} components")
+    return views(dims, options.matryoshka_weights or [], options.embedding_precisions or [])

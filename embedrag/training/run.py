@@ -7,16 +7,18 @@ from pathlib import Path
 
 from embedrag.commands import MergeOptions
 from embedrag.errors import RunError, UserError, is_out_of_memory
+from embedrag.models.artifacts import BEST_STEP
+from embedrag.runtime.console import say
 from embedrag.runtime.distributed import leave
 from embedrag.runtime.files import atomic_folder
 from embedrag.runtime.stop_signals import StopSignals
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.launcher import launch, wanted_processes
-from embedrag.training.setup import Run, prepare
-from embedrag.training.state.checkpoint import BEST, Checkpoint, forget_later
+from embedrag.training.run_context import Run
+from embedrag.training.setup import prepare
+from embedrag.training.state.checkpoint import Checkpoint, forget_later
 from embedrag.training.state.resume import is_complete
 from embedrag.training.state.run_folder import clear_leftovers, clear_output_dir
-from embedrag.training.state.run_log import say
 from embedrag.training.trainer import Trainer
 
 
@@ -79,7 +81,7 @@ def _make_room(run: Run) -> None:
 def _bring_best(checkpoint: Checkpoint, output_dir: Path) -> None:
     """The best state so far must be here when the run ends, for it may stay the best."""
     step = (checkpoint.state.get("monitor") or {}).get("best_step")
-    name, origin = f"{BEST}{step}", checkpoint.folder.parent
+    name, origin = f"{BEST_STEP}{step}", checkpoint.folder.parent
     if not step or (output_dir / name).is_dir():
         return
     if not (origin / name).is_dir():

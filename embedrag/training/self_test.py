@@ -14,13 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedrag.data.collator import make_batch
-from embedrag.data.token_store import TokenBatch, TokenStore
+from embedrag.data.token_batch import TokenBatch
+from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import TOLERANCE
+from embedrag.models.lora import without_gradient
+from embedrag.runtime.console import say
 from embedrag.runtime.distributed import Processes
 from embedrag.runtime.fsdp import own_part
+from embedrag.training.config.options import TrainOptions
 from embedrag.training.objective import ContrastiveStep
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -139,3 +143,27 @@ def _keeps_end(encoder: Encoder) -> bool:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return float((1 - F.cosine_similarity(a.double(), b.double(), dim=-1)).max())
+
+
+def _check_gradients(encoder: Encoder, store: TokenStore, options: TrainOptions) -> None:
+    """One tiny backward pass: every trainable parameter must get a gradient.
+
+    Adapters that get none are an error; other weights (a head that the vectors do not use) are frozen and named.
+    """
+    batch = make_batch(store, [(0, row) for row in range(min(2, len(store)))], 0, options.seed).tokens
+    texts = [batch.input_ids[a : a + 16].tolist() for a in batch.cu_seqlens[:-1]]
+    with torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []):
+        encoder.train()
+        encoder(TokenBatch.from_lists(texts)).sum().backward()
+    idle = without_gradient(encoder.backbone)
+    encoder.zero_grad(set_to_none=True)
+    if idle and options.finetune_type != "full":
+        raise UserError(
+            f"{len(idle)} adapter weights get no gradient, for example {idle[0]}; "
+            "name the layers that should be adapted with --lora_target_modules"
+        )
+    for name, parameter in encoder.backbone.named_parameters():
+        if name in idle:
+            parameter.requires_grad_(False)
+    if idle:
+        say(f"model: {len(idle)} weights that the vectors do not use are frozen: {', '.join(idle[:4])}")

@@ -24,9 +24,9 @@ from tabulate import tabulate
 from embedrag.commands import SweepOptions
 from embedrag.errors import RunError, UserError, near_miss, need
 from embedrag.options.parsing import read_config
+from embedrag.runtime.console import say
 from embedrag.runtime.files import write_atomic
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.state.run_log import say
 
 STUDY = "study.jsonl"
 BEST = "best_config.json"

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from embedrag.data.collator import Batch
 from embedrag.errors import RunError, is_out_of_memory
+from embedrag.runtime.console import now, say
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError
 from embedrag.runtime.fsdp import part_of, whole
-from embedrag.training.grad_cache import random_state, set_random_state
+from embedrag.runtime.random_state import random_state, set_random_state
 from embedrag.training.memory import halve_budget, longest_text
 from embedrag.training.optimizer import build_optimizer, cosine_schedule, warmup_steps
-from embedrag.training.setup import Run
+from embedrag.training.run_context import Run
 from embedrag.training.state.checkpoint import checkpoints
-from embedrag.training.state.run_log import now, say
 
 
 class Optimization:

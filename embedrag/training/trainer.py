@@ -22,16 +22,18 @@ from tqdm import tqdm
 
 from embedrag.data.collator import Batch, Batches, steps_of_epoch
 from embedrag.errors import StoppedError
+from embedrag.models.artifacts import BEST_STEP
+from embedrag.models.save import save_model
+from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, write_atomic
 from embedrag.runtime.fsdp import whole
+from embedrag.runtime.random_state import random_state, set_random_state
 from embedrag.runtime.stop_signals import StopSignals
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.grad_cache import random_state, set_random_state
-from embedrag.training.setup import Run
-from embedrag.training.state.checkpoint import BEST, Checkpoint, prune, read_tensors, restore_weights
+from embedrag.training.run_context import Run
+from embedrag.training.state.checkpoint import Checkpoint, prune, read_tensors, restore_weights
 from embedrag.training.state.resume import engine_state
-from embedrag.training.state.run_folder import save_model
-from embedrag.training.state.run_log import RunLog, now, say
+from embedrag.training.state.run_log import RunLog
 from embedrag.training.train_step import Optimization
 from embedrag.training.validation import Monitor
 
@@ -200,7 +202,7 @@ class Trainer:
         name = self.monitor.metric
         say(f"evaluation: step {self.global_step}, {name} {row[name]:.4f}{', the best so far' if best else ''}")
         if best:
-            self._save(f"{BEST}{self.global_step}")
+            self._save(f"{BEST_STEP}{self.global_step}")
 
     def _out_of_patience(self) -> bool:
         patience = self.options.early_stopping_patience
@@ -218,7 +220,7 @@ class Trainer:
         if self.processes.main:
             folder, options = self.run.output_dir, self.options
             with atomic_folder(folder / "final") as final:
-                shutil.copytree(folder / f"{BEST}{self.monitor.best_step}", final, dirs_exist_ok=True)
+                shutil.copytree(folder / f"{BEST_STEP}{self.monitor.best_step}", final, dirs_exist_ok=True)
             name = options.eval_dataset or f"{options.eval_split:.0%} of the rows, held out"
             self.monitor.conclude(folder, options.model_name_or_path, name)
         self.processes.barrier()

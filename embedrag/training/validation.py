@@ -15,8 +15,8 @@ from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.evaluation.evaluator import Scores, score
 from embedrag.evaluation.result import leave, lines, outcome, training_curve
 from embedrag.models.encoder import Encoder
+from embedrag.runtime.console import now, say
 from embedrag.runtime.distributed import Processes
-from embedrag.training.state.run_log import now, say
 
 CUTOFFS = (1, 5, 10, 100)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from embedrag.encode import read_texts
+from embedrag.data.text_files import read_corpus, read_texts
 from embedrag.errors import UserError
-from embedrag.retrieval.mining import read_corpus
 
 TABLE = 'id,text\n1,"a frog, green"\n\n2,["b"]\n3,\n'
 

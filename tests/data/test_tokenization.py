@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedrag.data.tokenization
-from embedrag.data.token_store import PASSAGE, QUERY, TokenBatch, TokenStore
+from embedrag.data.token_batch import PASSAGE, QUERY, TokenBatch
+from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
 

@@ -16,13 +16,14 @@ import torch
 from onnx import numpy_helper
 
 from embedrag.cli import main
-from embedrag.data.token_store import TokenBatch
+from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import UserError
 from embedrag.export import export, onnx_encoder, onnx_graph
 from embedrag.export.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
+from embedrag.models.artifacts import PROBE_TEXTS
 from embedrag.models.embedding_config import Contract
 from embedrag.models.encoder import Encoder
-from embedrag.models.equivalence import PROBES, closeness
+from embedrag.models.equivalence import closeness
 from embedrag.models.load import load_encoder
 from embedrag.models.pooling import POOLING
 from tests.families import FAMILIES, TEXTS, WINDOWED
@@ -240,6 +241,6 @@ def test_graph_that_falls_back_to_the_cpu_says_so(bert: tuple[str, str], monkeyp
 def test_damaged_probe_texts_are_named(bert: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(bert[0], tmp_path / "model")
     for text in ("{", "3", "[[1]]"):
-        (tmp_path / "model" / PROBES).write_text(text)
+        (tmp_path / "model" / PROBE_TEXTS).write_text(text)
         assert main(["export", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]) == 2
-        assert f"{PROBES}: can't be read" in capsys.readouterr().err
+        assert f"{PROBE_TEXTS}: can't be read" in capsys.readouterr().err

@@ -9,8 +9,9 @@ import torch
 import transformers
 
 from embedrag.errors import UserError
-from embedrag.models.backbone import lora_targets, parameter_counts, trainable_backbone, without_gradient
-from embedrag.models.embedding_config import Base, describe_base
+from embedrag.models.backbone import trainable_backbone
+from embedrag.models.base_model import Base, describe_base
+from embedrag.models.lora import lora_targets, parameter_counts, without_gradient
 from embedrag.training.config.options import TrainOptions
 from tests.families import FAMILIES
 

@@ -10,7 +10,8 @@ import pytest
 import transformers
 
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import Contract, describe_base, settle
+from embedrag.models.base_model import describe_base, settle
+from embedrag.models.embedding_config import Contract
 from embedrag.models.tokenizer import load_tokenizer
 from embedrag.training.config.options import TrainOptions
 

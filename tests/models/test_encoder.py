@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from embedrag.data.token_store import TokenBatch
-from embedrag.models.encoder import Encoder, plan_packed, plan_padded
+from embedrag.data.token_batch import TokenBatch
+from embedrag.models.chunking import plan_packed, plan_padded
+from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_encoder
 from embedrag.models.pooling import POOLING
 from tests.families import TEXTS

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from embedrag.cli import main
 from embedrag.errors import UserError
-from embedrag.models.backbone import product_dtype
 from embedrag.models.kernels import packed_attention as attention
 from embedrag.models.load import load_encoder
+from embedrag.models.quantization import product_dtype
 from embedrag.training.train_step import Optimization
 
 KINDS = [["full"], ["lora"], ["qlora", "--quantization_bits", "4"], ["qlora", "--quantization_bits", "8"]]

@@ -18,7 +18,8 @@ from embedrag import cli
 from embedrag.commands import EvaluateOptions
 from embedrag.errors import UserError
 from embedrag.options.field import Source
-from embedrag.options.parsing import build_parser, config_keys, extra, markdown_table, parse
+from embedrag.options.parsing import build_parser, config_keys, extra, parse
+from embedrag.options.reference import markdown_table
 from embedrag.training.config.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]

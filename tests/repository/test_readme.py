@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from embedrag.cli import COMMANDS, main
-from embedrag.options.parsing import TableWords, markdown_table, parse
+from embedrag.options.parsing import parse
+from embedrag.options.reference import TableWords, markdown_table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -15,10 +15,11 @@ import transformers
 from embedrag.cli import main
 from embedrag.data.rows import read_records
 from embedrag.data.text import identity
+from embedrag.data.text_files import read_corpus
 from embedrag.errors import RunError, UserError
 from embedrag.models.load import load_encoder
 from embedrag.retrieval.bm25 import Bm25, words
-from embedrag.retrieval.mining import Corpus, ceiling, read_corpus
+from embedrag.retrieval.mining import Corpus, ceiling
 from embedrag.retrieval.vector_cache import cached_vectors, unit
 
 TOPICS = ["battery", "diode", "fuse", "relay", "coil", "lens", "valve", "motor"]

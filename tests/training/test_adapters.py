@@ -15,7 +15,7 @@ from torch import nn
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.models.backbone import trainable_backbone
-from embedrag.models.embedding_config import describe_base
+from embedrag.models.base_model import describe_base
 from embedrag.models.lora_init import subtract_start
 from embedrag.options.parsing import parse
 from embedrag.training.config.options import TrainOptions

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from embedrag.data.collator import Batch
-from embedrag.data.token_store import TokenBatch
+from embedrag.data.token_batch import TokenBatch
 from embedrag.losses.contrastive import Pairs, Terms
 from embedrag.models.backbone import trainable_backbone
-from embedrag.models.embedding_config import describe_base, settle
+from embedrag.models.base_model import describe_base, settle
 from embedrag.models.embedding_format import views
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import FastDropout
@@ -206,7 +206,7 @@ def test_without_replay_of_the_random_state_the_gradient_is_wrong(
     encoder.chunk_tokens = 41
     expected = loss_and_gradients(encoder)[1]
     encoder.token_budget = 41
-    monkeypatch.setattr("embedrag.training.grad_cache.set_random_state", lambda state, device: None)
+    monkeypatch.setattr("embedrag.runtime.random_state.set_random_state", lambda state, device: None)
     assert error(loss_and_gradients(encoder)[1], expected) > 1e-2
 
 

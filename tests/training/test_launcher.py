@@ -14,7 +14,7 @@ import pytest
 from embedrag.errors import UserError
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.launcher import wanted_processes
-from embedrag.training.setup import with_engine
+from embedrag.training.preflight import with_engine
 
 SCRIPTS = Path(__file__).parents[2] / "configs" / "launch"
 

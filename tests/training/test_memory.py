@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from embedrag.cli import main
-from embedrag.data.token_store import TokenBatch
+from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import is_out_of_memory
 from embedrag.models.encoder import Encoder
 from embedrag.training import memory as budget

@@ -232,7 +232,7 @@ def states(output: Any) -> Any:
 
 def encoder_of_top(model: str, layers: int) -> Any:
     from embedrag.models.backbone import trainable_backbone
-    from embedrag.models.embedding_config import describe_base, settle
+    from embedrag.models.base_model import describe_base, settle
     from embedrag.models.encoder import Encoder
     from embedrag.models.tokenizer import load_tokenizer
 

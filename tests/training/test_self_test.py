@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embedrag.cli import main
-from embedrag.data.token_store import TokenBatch
+from embedrag.data.token_batch import TokenBatch
 from embedrag.models.encoder import Encoder
 
 

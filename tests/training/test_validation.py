@@ -18,7 +18,8 @@ from embedrag.data.rows import read_records
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
-from embedrag.training.state.checkpoint import BEST, checkpoints
+from embedrag.models.artifacts import BEST_STEP
+from embedrag.training.state.checkpoint import checkpoints
 from embedrag.training.trainer import Trainer
 from tests.training.state.test_resume import cut
 from tests.training.test_distributed import run as run_process
@@ -134,7 +135,7 @@ def test_base_is_scored_first_and_final_is_the_best_state(
     assert [row["global_step"] for row in rows] == [0, 2, 4, 6, 8] and rows[0]["epoch"] == 0
     best = max(rows[1:], key=lambda row: row["ndcg@10"])
     assert best["ndcg@10"] > rows[0]["ndcg@10"]
-    for file in (output / f"{BEST}{best['global_step']}").glob("*.*"):
+    for file in (output / f"{BEST_STEP}{best['global_step']}").glob("*.*"):
         assert (output / "final" / file.name).read_bytes() == file.read_bytes()
     result = json.loads((output / "evaluation.json").read_text())
     assert result["verdict"] == "better" and result["ndcg@10"] == best["ndcg@10"]
@@ -199,9 +200,9 @@ def test_best_state_comes_along_into_another_folder(
     checkpoint = str(first / "checkpoint-step-3")
     assert main(words(tiny_bert, data, second, *more, "--resume", checkpoint)) == 0
     file = "adapter_model.safetensors"
-    assert (second / "final" / file).read_bytes() == (first / f"{BEST}1" / file).read_bytes()
+    assert (second / "final" / file).read_bytes() == (first / f"{BEST_STEP}1" / file).read_bytes()
     assert main(words(tiny_bert, data, second, *more, "--epochs", "2", "--resume", "auto")) == 0  # merges once more
-    shutil.rmtree(first / f"{BEST}1")
+    shutil.rmtree(first / f"{BEST_STEP}1")
     assert main(words(tiny_bert, data, tmp_path / "third", *more, "--resume", checkpoint)) == 2
     assert "the best state so far, is missing" in capsys.readouterr().err
 

@@ -23,11 +23,11 @@ from embedrag.data.checks.scan import SIDES, EvalTexts, Survey, expand, survey
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.errors import UserError, flag_named, near_miss
-from embedrag.models.embedding_config import describe_base, settle
+from embedrag.models.base_model import describe_base, settle
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
+from embedrag.runtime.console import say
 from embedrag.runtime.files import atomic_file, check_targets
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.state.run_log import say
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured

@@ -6,6 +6,7 @@ and, for tokens, a place in a sample of bounded size. Every row is looked at, ho
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from embedrag.data.checks.rules import LISTED, Findings, Rows, compare
 from embedrag.data.retrieval_dataset import RetrievalSet
 from embedrag.data.rows import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, Record, parse_row
 from embedrag.data.sources import RowError, local_files, raw_rows
-from embedrag.data.text import Sample, identity, scripts_of
+from embedrag.data.text import identity, scripts_of
 from embedrag.errors import UserError
 
 SIDES = ("query", "positive", "negative")
@@ -344,3 +345,23 @@ def _first_of_row(found: np.ndarray) -> np.ndarray:
 
 def _quoted(text: str) -> str:
     return repr(text) if len(text) <= 50 else f"{text[:50]!r}…"
+
+
+SAMPLED_TEXTS = 10_000
+
+
+class Sample:
+    """Up to `SAMPLED_TEXTS` of the texts that were added, each with the same chance to be among them."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.seen = 0
+        self._random = random.Random(0)
+
+    def add(self, text: str) -> None:
+        """See a text, and perhaps keep it."""
+        self.seen += 1
+        if len(self.texts) < SAMPLED_TEXTS:
+            self.texts.append(text)
+        elif (place := int(self._random.random() * self.seen)) < SAMPLED_TEXTS:
+            self.texts[place] = text

@@ -20,8 +20,8 @@ from tabulate import tabulate
 from embedrag.commands import CrawlOptions
 from embedrag.datagen.crawl.state import NAME, State
 from embedrag.errors import UserError, need
+from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_file, check_targets, write_lines
-from embedrag.training.state.run_log import now, say
 
 if TYPE_CHECKING:
     from embedrag.datagen.crawl.fetch import Fetcher

@@ -23,7 +23,7 @@ from embedrag.datagen.crawl.extract import Pair, extract, pair_key
 from embedrag.datagen.crawl.fetch import HTML, XML, Fetcher
 from embedrag.datagen.crawl.politeness import PageError, check_url
 from embedrag.datagen.crawl.state import State
-from embedrag.training.state.run_log import now
+from embedrag.runtime.console import now
 
 SITEMAP_DEPTH = 3
 SITEMAP_PAGES = 1000

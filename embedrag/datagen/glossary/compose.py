@@ -17,8 +17,8 @@ from embedrag.datagen.glossary.negatives import by_model, by_words, different
 from embedrag.datagen.glossary.tables import Pair, bare, read_table
 from embedrag.datagen.glossary.terms import Item, groups_of
 from embedrag.errors import flag_named
+from embedrag.runtime.console import say
 from embedrag.runtime.files import check_targets, write_lines
-from embedrag.training.state.run_log import say
 
 
 def run(options: ComposeOptions) -> int:

@@ -19,8 +19,8 @@ from embedrag.datagen.glossary.tables import bare
 from embedrag.datagen.glossary.templates import Kind, fill, language_of, load, shipped
 from embedrag.datagen.glossary.terms import Item, groups_of, read_items, split
 from embedrag.errors import UserError
+from embedrag.runtime.console import say
 from embedrag.runtime.files import check_targets, write_lines
-from embedrag.training.state.run_log import say
 
 NEAR = 5  # nearest things that the negatives of an item rotate through
 CANDIDATES = 50  # near things that are looked at, and as many others of each sort where they do not suffice

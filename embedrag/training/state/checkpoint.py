@@ -22,14 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from embedrag.errors import UserError
+from embedrag.models.artifacts import BEST_STEP, STATE_CHECKSUMS, STATE_FOLDER, STATE_JSON, STATE_TENSORS
 from embedrag.runtime.files import write_json
 from embedrag.runtime.fsdp import part_of
 
-FOLDER = "training_state"
-STATE = f"{FOLDER}/state.json"
-TENSORS = f"{FOLDER}/state.safetensors"
-CHECKSUMS = f"{FOLDER}/checksums.json"
-BEST = "best-step-"
 FORMAT = 1
 BLOCK = 1 << 22
 
@@ -65,15 +61,15 @@ def write_state(folder: Path, model: nn.Module, state: dict[str, Any], whole: di
     weights = {name: parameter for name, parameter in trained.items() if name not in held}
     tensors: dict[str, Tensor] = {}
     tree = _without_tensors({**state, "format": FORMAT, "weights": weights}, "", tensors, {})
-    write_json(folder / STATE, tree)
-    save_file(tensors, folder / TENSORS)
+    write_json(folder / STATE_JSON, tree)
+    save_file(tensors, folder / STATE_TENSORS)
     sums = {str(path.relative_to(folder)): _fingerprint(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_json(folder / CHECKSUMS, sums)
+    write_json(folder / STATE_CHECKSUMS, sums)
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     """The state with its tensors."""
-    tree: dict[str, Any] = _with_tensors(checkpoint.state, load_file(checkpoint.folder / TENSORS))
+    tree: dict[str, Any] = _with_tensors(checkpoint.state, load_file(checkpoint.folder / STATE_TENSORS))
     return tree
 
 
@@ -123,7 +119,7 @@ def open_checkpoint(resume: str | None, output_dir: Path) -> tuple[Checkpoint | 
         return _open_named(Path(resume).expanduser()), []
     readable = checkpoints(output_dir)
     lost = set(_state_folders(output_dir)) - {candidate.folder for candidate in readable}
-    lines = [f"resume: {folder} is damaged ({STATE} can't be read); it is passed over" for folder in sorted(lost)]
+    lines = [f"resume: {folder} is damaged ({STATE_JSON} can't be read); it is passed over" for folder in sorted(lost)]
     for candidate in readable:
         problems = damage(candidate.folder)
         if not problems:
@@ -135,20 +131,20 @@ def open_checkpoint(resume: str | None, output_dir: Path) -> tuple[Checkpoint | 
 def damage(folder: Path) -> list[str]:
     """What of a checkpoint is not as it was written."""
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        sums = json.loads((folder / STATE_CHECKSUMS).read_text(encoding="utf-8"))
         sums = {str(name): (int(size), str(digest)) for name, (size, digest) in sums.items()}
         _read(folder)
     except (OSError, ValueError, TypeError, AttributeError, UserError) as error:
-        return [f"{CHECKSUMS} or {STATE}: {type(error).__name__}"]
+        return [f"{STATE_CHECKSUMS} or {STATE_JSON}: {type(error).__name__}"]
     problems = []
     for name, (size, digest) in sums.items():
         path = folder / name
         if not path.is_file():
-            problems.append(f"{name}, named in {CHECKSUMS}, is missing")
+            problems.append(f"{name}, named in {STATE_CHECKSUMS}, is missing")
         elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
         elif _fingerprint(path)[1] != digest:
-            problems.append(f"{name} has another checksum than {CHECKSUMS} says")
+            problems.append(f"{name} has another checksum than {STATE_CHECKSUMS} says")
     return problems
 
 
@@ -159,10 +155,10 @@ def prune(folder: Path, limit: int, best_step: int | None = None) -> None:
     """
     found = checkpoints(folder)
     for old in found[limit:]:
-        _remove(old.folder if old.folder.name.startswith("checkpoint-step-") else old.folder / FOLDER)
+        _remove(old.folder if old.folder.name.startswith("checkpoint-step-") else old.folder / STATE_FOLDER)
     steps = {(item.state.get("monitor") or {}).get("best_step") for item in found[:limit]} | {best_step}
-    for path in folder.glob(f"{BEST}*"):
-        if path.name not in {f"{BEST}{step}" for step in steps}:
+    for path in folder.glob(f"{BEST_STEP}*"):
+        if path.name not in {f"{BEST_STEP}{step}" for step in steps}:
             _remove(path)
 
 
@@ -174,15 +170,15 @@ def forget_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
     """
     later = [item.folder for item in checkpoints(folder) if item.step > checkpoint.step]
     for path in later:
-        _remove(path / FOLDER)
-    for path in folder.glob(f"{BEST}*"):
-        if int(path.name.removeprefix(BEST)) > checkpoint.step:
+        _remove(path / STATE_FOLDER)
+    for path in folder.glob(f"{BEST_STEP}*"):
+        if int(path.name.removeprefix(BEST_STEP)) > checkpoint.step:
             _remove(path)
     return [path.name for path in later]
 
 
 def _state_folders(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if (path / FOLDER).is_dir()]
+    return [path for path in folder.glob("checkpoint-*") if (path / STATE_FOLDER).is_dir()]
 
 
 def _remove(path: Path) -> None:
@@ -193,7 +189,7 @@ def _remove(path: Path) -> None:
 
 
 def _open_named(folder: Path) -> Checkpoint:
-    if not (folder / FOLDER).is_dir():
+    if not (folder / STATE_FOLDER).is_dir():
         near = [str(item.folder) for item in checkpoints(folder)] or [str(i.folder) for i in checkpoints(folder.parent)]
         hint = f"; there is {near[0]}" if near else "; name a checkpoint-… folder that holds training_state/"
         raise UserError(f"--resume {folder}: no checkpoint that a run can go on from{hint}")
@@ -207,9 +203,9 @@ def _open_named(folder: Path) -> Checkpoint:
 
 def _read(folder: Path) -> Checkpoint:
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--resume {folder}: {STATE} can't be read ({error})") from None
+        raise UserError(f"--resume {folder}: {STATE_JSON} can't be read ({error})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"--resume {folder}: was written by another version of EmbedRAG")
     return Checkpoint(folder, state)

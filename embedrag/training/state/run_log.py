@@ -10,33 +10,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
+from embedrag.runtime.console import now
 from embedrag.runtime.files import write_atomic
 
 NOT_FINITE = (float("inf"), float("-inf"))
-
-
-def is_speaker() -> bool:
-    """Whether this process is the one that speaks to the user: the first of several."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(line: str) -> None:
-    """A line for the user; what the terminal can't show is a question mark."""
-    if is_speaker():
-        encoding = sys.stdout.encoding or "utf-8"
-        print(line.encode(encoding, "replace").decode(encoding), flush=True)
-
-
-def now() -> str:
-    """The time, ISO 8601, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def check_tracker(name: str) -> None:

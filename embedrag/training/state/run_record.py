@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from embedrag import __version__
-from embedrag.models.backbone import parameter_counts, product_dtype, stored_dtype, unquantized_layers
-from embedrag.models.embedding_config import Base, Contract
+from embedrag.models.base_model import Base
+from embedrag.models.embedding_config import Contract
 from embedrag.models.encoder import Encoder
+from embedrag.models.lora import parameter_counts
+from embedrag.models.quantization import product_dtype, stored_dtype, unquantized_layers
+from embedrag.runtime.console import say
 from embedrag.runtime.device import describe
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.state.run_log import say
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 

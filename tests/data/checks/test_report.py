@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from embedrag.cli import main
 from embedrag.data.checks import rules as faults
 from embedrag.data.checks.rules import FAULT, KINDS, NOTE, Rows, compare
-from embedrag.data.checks.scan import survey
+from embedrag.data.checks.scan import SAMPLED_TEXTS, Sample, survey
 from embedrag.data.rows import read_records
 from embedrag.data.sources import MAX_LINE
-from embedrag.data.text import SAMPLED_TEXTS, Sample, normalise, scripts_of
+from embedrag.data.text import normalise, scripts_of
 from embedrag.errors import UserError
 
 # One line of every kind of fault; the kinds each line has, in KINDS' names.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from embedrag.models.backbone import trainable_backbone
-from embedrag.models.embedding_config import describe_base
+from embedrag.models.base_model import describe_base
 from embedrag.models.kernels.fast_dropout import FastDropout
 from embedrag.models.kernels.fast_lora import add_adapter
 from embedrag.training.config.options import TrainOptions

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from embedrag.training.state.run_log import RunLog, say
+from embedrag.runtime.console import say
+from embedrag.training.state.run_log import RunLog
 
 ROOT = Path(__file__).parents[3]
 ARGS = {"lr": 1e-4, "train_dataset": ["개구리.jsonl"], "output_dir": Path("out")}

@@ -1,0 +1,74 @@
+"""Token ids of several texts, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+QUERY, PASSAGE = "query", "passage"
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts as flat token ids; the only form in memory, padding happens where a device needs it.
+
+    Attributes:
+        input_ids: [T] int64, the texts one after the other.
+        cu_seqlens: [n + 1] int64, text i is `input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]`.
+    """
+
+    input_ids: Tensor
+    cu_seqlens: Tensor
+
+    @classmethod
+    def from_lists(cls, texts: Sequence[Sequence[int]]) -> TokenBatch:
+        """Build from lists of token ids.
+
+        >>> TokenBatch.from_lists([[5, 6], [7]]).cu_seqlens
+        tensor([0, 2, 3])
+        """
+        lengths = torch.tensor([0, *(len(text) for text in texts)])
+        return cls(torch.tensor([token for text in texts for token in text], dtype=torch.long), lengths.cumsum(0))
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """[n] tokens of each text."""
+        return self.cu_seqlens.diff()
+
+    def padded(self, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """The texts as a rectangle, filled up at the right.
+
+        Args:
+            pad_id: token that fills up.
+            multiple: the width is rounded up to it.
+
+        Returns:
+            input_ids [n, L] and attention_mask [n, L] (1 on tokens), L the longest text.
+
+        >>> TokenBatch.from_lists([[7], [5, 6]]).padded(pad_id=0)[0]
+        tensor([[7, 0],
+                [5, 6]])
+        """
+        width = -(-int(self.lengths.max()) // multiple) * multiple
+        column = torch.arange(width)[None, :]
+        mask = column < self.lengths[:, None]
+        ids = self.input_ids[(self.cu_seqlens[:-1, None] + column).clamp(max=len(self.input_ids) - 1)]
+        return ids.masked_fill(~mask, pad_id), mask.long()
+
+    def select(self, indices: Tensor) -> TokenBatch:
+        """Some of the texts, [m] indices, in that order.
+
+        >>> TokenBatch.from_lists([[5, 6], [7]]).select(torch.tensor([1, 0])).input_ids
+        tensor([7, 5, 6])
+        """
+        lengths = self.lengths[indices]
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
+        shift = torch.repeat_interleave(self.cu_seqlens[indices] - cu_seqlens[:-1], lengths)
+        return TokenBatch(self.input_ids[torch.arange(len(shift)) + shift], cu_seqlens)

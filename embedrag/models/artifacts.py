@@ -1,0 +1,49 @@
+"""The name of every file and folder that a model folder or the folder of a run may hold.
+
+Weights and tokenizer have the names that transformers, peft and sentence-transformers give them; the others are ours.
+"""
+
+from __future__ import annotations
+
+MODEL_MARKERS = ("modules.json", "adapter_config.json", "config.json")  # one of them makes a folder a model folder
+
+# Beside the weights, in any model folder that we wrote.
+TRAINING_CONFIG = "training_config.json"  # the settings of the training
+MERGE_CONFIG = "merge_config.json"  # what was merged, and the proof
+EXPORT_CONFIG = "export_config.json"  # what was exported, and the proof
+PROBE_TEXTS = "probe_texts.json"  # texts of the training data that a merge or an export is checked with
+ONNX_FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
+
+# A checkpoint from which a run can go on.
+STATE_FOLDER = "training_state"
+STATE_JSON = f"{STATE_FOLDER}/state.json"
+STATE_TENSORS = f"{STATE_FOLDER}/state.safetensors"
+STATE_CHECKSUMS = f"{STATE_FOLDER}/checksums.json"
+
+# The folder of a run.
+BEST_STEP = "best-step-"  # and the number of the step: the best model so far
+MODEL_FOLDERS = ("final", "merged", "checkpoint-", BEST_STEP)
+LEFTOVERS = (  # of a save or a removal that was killed
+    ".final.tmp-*",
+    ".merged.tmp-*",
+    ".checkpoint-epoch-*.tmp-*",
+    ".checkpoint-step-*.tmp-*",
+    f".{BEST_STEP}*.tmp-*",
+    f"checkpoint-epoch-*/.{STATE_FOLDER}.tmp-*",
+    f"checkpoint-step-*/.{STATE_FOLDER}.tmp-*",
+)
+RUN_FILES = (
+    "final",
+    "merged",
+    "checkpoint-epoch-*",
+    "checkpoint-step-*",
+    f"{BEST_STEP}*",
+    "evaluation.json",
+    "evaluation.html",
+    "detailed_training_logs.json",
+    "training_losses.json",
+    "training_summary_report.json",
+    "metrics.json",
+    "runs",
+    *LEFTOVERS,
+)

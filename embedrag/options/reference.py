@@ -1,0 +1,56 @@
+"""The options as tables for the READMEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from embedrag.options.field import Options
+from embedrag.options.parsing import _choices, _default, extra
+
+
+@dataclass(frozen=True)
+class TableWords:
+    """What an options table says beside the texts of the options, in one language.
+
+    Attributes:
+        heading: the first line of the table.
+        required: stands for the default of an option that has none.
+        nested: how the nested key follows the meaning; `{}` is the key.
+        choices: how the accepted values follow it; `{}` is their list.
+        comma: between two of them.
+    """
+
+    heading: str
+    required: str
+    nested: str
+    choices: str
+    comma: str
+
+
+ENGLISH = TableWords("| flag | default | meaning |", "required", " ({})", "; one of {}", ", ")
+
+
+def markdown_table(cls: type[Options], meanings: Mapping[str, str] | None = None, words: TableWords = ENGLISH) -> str:
+    """The options as a Markdown table, for the README.
+
+    Args:
+        cls: the options model.
+        meanings: option name -> its meaning in another language; where there is none, the help text stands.
+        words: the rest of the table in that language.
+
+    Returns:
+        A heading and a line for each option, in the order of the model.
+    """
+    rows = [words.heading, "|---|---|---|"]
+    for name, field in cls.model_fields.items():
+        meta = extra(field)
+        flags = ", ".join(f"`--{flag}`" for flag in (name, *meta["aliases"]))
+        default = words.required if field.is_required() else _default(field)
+        text = (meanings or {}).get(name, str(field.description))
+        if meta["nested"]:
+            text += words.nested.format(f"`{meta['nested']}`")
+        if choices := _choices(field):
+            text += words.choices.format(words.comma.join(f"`{choice}`" for choice in choices))
+        rows.append(f"| {flags} | {default} | {text} |")
+    return "\n".join(rows)
