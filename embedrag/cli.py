@@ -1,4 +1,7 @@
-"""The commands: `embedrag NAME …`. Parses, then imports what the command needs, then runs it.
+"""The command line: `embedrag NAME …` finds the command in `embedrag/commands/`, parses its options and runs it.
+
+This is where errors become messages and exit codes. An error names the argument of a function; here it is spelled as
+the flag of the command that was typed.
 
 Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 70 another process ended, 75 stopped by a signal with
 its state saved, 130 interrupted.
@@ -11,77 +14,43 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from embedrag import __version__, commands
-from embedrag import serving_commands as serving
-from embedrag.errors import LAUNCHED, LostContactError, UserError, is_out_of_memory, near_miss
-from embedrag.options import field as fields
-from embedrag.options.parsing import parse
-from embedrag.training.config import options as config
+from embedrag import __version__
+from embedrag.errors import (
+    LAUNCHED,
+    EmbedRagError,
+    LostContactError,
+    Spelling,
+    UserError,
+    as_python,
+    is_out_of_memory,
+    near_miss,
+)
+from embedrag.options.command import Command
+from embedrag.options.field import Options
+from embedrag.options.parsing import extra, parse
+from embedrag.runtime.console import console
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command: its options, the function that does it (imported only when it runs), and its one-line help."""
-
-    options: type[fields.Options]
-    function: str
-    text: str
-    config_file: bool = False
-
-
-COMMANDS = {
-    "train": Command(
-        config.TrainOptions, "embedrag.training.run:train", "fine-tune an embedding model", config_file=True
-    ),
-    "merge": Command(commands.MergeOptions, "embedrag.merging.merge:run", "merge an adapter into its base, with proof"),
-    "encode": Command(commands.EncodeOptions, "embedrag.encode:run", "write the vectors of a file of texts"),
-    "evaluate": Command(commands.EvaluateOptions, "embedrag.evaluate:run", "score a model on a retrieval set"),
-    "playground": Command(
-        serving.PlaygroundOptions,
-        "embedrag.serving.playground:run",
-        "compare two models on your documents in a browser",
-    ),
-    "mteb": Command(
-        commands.MtebOptions, "embedrag.evaluation.mteb_adapter:run", "score a model on tasks of MTEB (needs mteb)"
-    ),
-    "check": Command(
-        commands.CheckOptions, "embedrag.data.checks.report:run", "find what is wrong with training data, and mend it"
-    ),
-    "mine": Command(commands.MineOptions, "embedrag.retrieval.mining:run", "find hard negatives for training rows"),
-    "sweep": Command(
-        commands.SweepOptions, "embedrag.training.sweep:run", "search for the best settings (needs optuna)"
-    ),
-    "export": Command(
-        serving.ExportOptions, "embedrag.export.export:run", "write a model as ONNX, checked (extra onnx)"
-    ),
-    "serve": Command(
-        serving.ServeOptions, "embedrag.serving.run:run", "answer OpenAI's embeddings requests (extra serve)"
-    ),
-    "docstrings": Command(
-        commands.DocstringsOptions,
-        "embedrag.datagen.docstrings:run",
-        "make training rows from documentation of packages",
-    ),
-    "compose": Command(
-        commands.ComposeOptions,
-        "embedrag.datagen.glossary.compose:run",
-        "make training rows with hard negatives from a glossary",
-    ),
-    "synth": Command(
-        commands.SynthOptions,
-        "embedrag.datagen.glossary.synth:run",
-        "make training and test rows from terms and acronyms",
-    ),
-    "crawl": Command(
-        commands.CrawlOptions,
-        "embedrag.datagen.crawl.crawl:run",
-        "make training rows from glossaries in the web (extra crawl)",
-    ),
-    "demo": Command(commands.DemoOptions, "embedrag.tools.demo:run", "score, train and score again on packaged data"),
-}
+# In the order of `embedrag --help`; each is a module of `embedrag.commands`.
+COMMANDS = (
+    "train",
+    "merge",
+    "encode",
+    "evaluate",
+    "playground",
+    "mteb",
+    "check",
+    "mine",
+    "sweep",
+    "export",
+    "serve",
+    "docstrings",
+    "compose",
+    "synth",
+    "crawl",
+    "demo",
+)
 
 
 def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
@@ -92,22 +61,72 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
         script: the command was called as `python NAME.py`, and `--help` should say so.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    name = words[0]
+    earlier = console.spell
     try:
         if sys.platform == "win32":
             raise UserError("EmbedRAG does not run on Windows itself; use it under WSL 2")
-        if not words or words[0] in ("-h", "--help"):
-            print(_overview())
-            return 0
-        if words[0] == "--version":
-            print(__version__)
-            return 0
-        return run(words[0], words[1:], f"python {words[0]}.py" if script else f"embedrag {words[0]}")
+        command = load_command(name)
+        console.spell = spelling(command.options)
+        return _guarded(lambda: run(name, command, words[1:], script))
     except UserError as error:
+        return _report(error)
+    finally:
+        console.spell = earlier
+
+
+def load_command(name: str) -> Command:
+    """The command of a name.
+
+    Raises:
+        UserError: when there is none, with the nearest name.
+    """
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name}{near_miss(name, COMMANDS)}; see embedrag --help")
+    command: Command = importlib.import_module(f"embedrag.commands.{name}").COMMAND
+    return command
+
+
+def run(name: str, command: Command, words: Sequence[str], script: bool) -> int:
+    """Parse the words of a command and run it; raises UserError for anything the user can mend."""
+    prog = f"python {name}.py" if script else f"embedrag {name}"
+    options = parse(command.options, words, prog, command.text, command.config_file)
+    if name != "train" and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is then removed
+    return command.run(options)
+
+
+def spelling(options: type[Options]) -> Spelling:
+    """How the arguments in a message are written: as flags, where the command has them.
+
+    >>> from embedrag.commands.merge import MergeOptions
+    >>> spelling(MergeOptions)("output_path", "merged"), spelling(MergeOptions)("epochs", None)
+    ('--output_path merged', '`epochs`')
+    """
+    flags = {flag for name, field in options.model_fields.items() for flag in (name, *extra(field)["aliases"])}
+
+    def spell(name: str, value: str | None) -> str:
+        if name not in flags:
+            return as_python(name, value)
+        return f"--{name}" if value is None else f"--{name} {value}"
+
+    return spell
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """The exit code of a command, whatever way it ends in."""
+    try:
+        return run()
+    except EmbedRagError as error:
         if isinstance(error, LostContactError) and LAUNCHED in os.environ:
             return error.exit_code
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
+        return _report(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -122,19 +141,13 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
         return 130
 
 
-def run(name: str, words: Sequence[str], prog: str) -> int:
-    """Parse the words of one command and run it; raises UserError for anything the user can mend."""
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name}{near_miss(name, COMMANDS)}; see embedrag --help")
-    command = COMMANDS[name]
-    options = parse(command.options, words, prog, command.text, command.config_file)
-    if name != "train" and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is then removed
-    module, function = command.function.split(":")
-    return int(getattr(importlib.import_module(module), function)(options) or 0)
+def _report(error: EmbedRagError) -> int:
+    for line in error.text(console.spell).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return error.exit_code
 
 
 def _overview() -> str:
-    width = max(len(name) for name in COMMANDS)
+    width = max(map(len, COMMANDS))
     lines = ["usage: embedrag COMMAND …    (embedrag COMMAND --help for its options)", ""]
-    return "\n".join(lines + [f"  {name:{width}}  {command.text}" for name, command in COMMANDS.items()])
+    return "\n".join(lines + [f"  {name:{width}}  {load_command(name).text}" for name in COMMANDS])

@@ -1,42 +1,131 @@
-"""The two ways in which a command ends early: the user can mend it, or the run went wrong.
+"""The two ways in which a call ends early: the caller can mend it, or the run went wrong.
 
-Both carry a message for people and an exit code; neither is ever shown as a traceback.
+Both carry a message for people and an exit code; neither is ever shown as a traceback. Messages name arguments in
+backticks, as Python has them: `batch_size` or, with a value, `batch_size=0`. Whoever shows a message may spell them in
+another way (`spelled`): the command line writes `--batch_size 0`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 # Of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate by themselves (torch has a class for its own).
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of processes whose end `embedrag.training.launcher` explains
+ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
+
+Spelling = Callable[[str, str | None], str]
 
 
-class UserError(Exception):
-    """Something the user can mend: bad flag, bad file, missing package. Exit code 2, before any expensive work."""
+class EmbedRagError(Exception):
+    """Base of the errors that this package raises on purpose.
 
-    exit_code = 2
-
-
-class RunError(UserError):
-    """The run went wrong (a loss that is not finite, a full disk). Exit code 1; earlier checkpoints are whole."""
+    Attributes:
+        exit_code: of a command that ends with it.
+    """
 
     exit_code = 1
 
+    def text(self, spell: Spelling) -> str:
+        """The message, its arguments spelled by `spell(name, value)`."""
+        return spelled(str(self), spell)
+
+
+class UserError(EmbedRagError):
+    """Something the caller can mend: a bad argument, a bad file, a missing package. Raised before any expensive work.
+
+    Exit code 2.
+
+    Attributes:
+        argument: the name of the argument that is wrong; None where it is not one argument (a line of a file).
+        value: what was passed.
+        reason: what is wrong with it, and the remedy.
+        problems: all errors, where several were found at once; otherwise this one alone.
+
+    >>> str(UserError("must be 1 or more", "batch_size", 0))
+    '`batch_size=0`: must be 1 or more'
+    """
+
+    exit_code = 2
+
+    def __init__(self, reason: str, argument: str | None = None, value: object = None) -> None:
+        """Describe what is wrong.
+
+        Args:
+            reason: a sentence that also says what to do. Other arguments stand in backticks.
+            argument: of the called function.
+            value: as passed; None is not shown.
+        """
+        self.reason, self.argument, self.value = reason, argument, value
+        self.problems: tuple[UserError, ...] = (self,)
+        super().__init__(reason if argument is None else f"{as_python(argument, _shown(value))}: {reason}")
+
+    def text(self, spell: Spelling) -> str:
+        """The message, its arguments spelled by `spell(name, value)`; several problems are several lines."""
+        if len(self.problems) > 1:
+            return "\n".join(problem.text(spell) for problem in self.problems)
+        reason = spelled(self.reason, spell)
+        return reason if self.argument is None else f"{spell(self.argument, _shown(self.value))}: {reason}"
+
+
+class RunError(EmbedRagError):
+    """The run went wrong (a loss that is not finite, a full disk). Exit code 1; earlier checkpoints are whole."""
+
 
 class StoppedError(RunError):
-    """A signal asked the run to stop, and it did after saving its state. Exit code 75: the same command can go on."""
+    """A signal asked the run to stop, and it stopped after saving its state. Exit code 75: the same call can go on."""
 
     exit_code = 75
 
 
 class LostContactError(RunError):
-    """Another process ended. Exit code 70; whoever started the processes knows which, and why."""
+    """Another process ended. Exit code 70; whoever started the processes knows which one, and why."""
 
     exit_code = 70
+
+
+def all_problems(checks: Iterable[Callable[[], object]]) -> None:
+    """Run checks to the end, and report what all of them found.
+
+    Raises:
+        UserError: with every problem; `problems` has them one by one.
+    """
+    problems: list[UserError] = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+
+
+def raise_all(problems: Iterable[UserError]) -> None:
+    """Raise one UserError for all problems; nothing happens when there are none."""
+    found = tuple(problem for error in problems for problem in error.problems)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        error = UserError("\n".join(map(str, found)))
+        error.problems = found
+        raise error
+
+
+def as_python(argument: str, value: str | None) -> str:
+    """An argument as messages write it."""
+    return f"`{argument}`" if value is None else f"`{argument}={value}`"
+
+
+def spelled(text: str, spell: Spelling) -> str:
+    """A message with each argument in backticks replaced by what `spell(name, value)` gives.
+
+    >>> spelled("give `batch_size=8`, or lower `lr`", lambda name, value: f"--{name} {value or ''}".strip())
+    'give --batch_size 8, or lower --lr'
+    """
+    return ARGUMENT.sub(lambda found: spell(found[1], found[2]), text)
 
 
 def need(extra: str, *modules: str) -> None:
@@ -54,7 +143,7 @@ def need(extra: str, *modules: str) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU.
 
-    torch's own class is known by its name, for torch need not be imported.
+    torch's own class is known by its name, so that torch need not be imported.
     """
     if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
@@ -85,3 +174,12 @@ def flag_named(name: str, *others: str) -> Iterator[None]:
         raise UserError(text) from None
     except OSError as error:
         raise UserError(f"{name} {error.filename or ''}: {error.strerror or error}") from None
+
+
+def _shown(value: object) -> str | None:
+    """A value as people typed it: lists word by word, truth values in small letters."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

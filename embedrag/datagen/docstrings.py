@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedrag.commands import DocstringsOptions
+from embedrag.commands.docstrings import DocstringsOptions
 from embedrag.errors import UserError
 from embedrag.runtime.console import say
 from embedrag.runtime.files import write_lines

@@ -15,7 +15,7 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from embedrag.commands import MtebOptions
+from embedrag.commands.mteb import MtebOptions
 from embedrag.errors import UserError, near_miss
 from embedrag.models.encoder import TEXTS_PER_BLOCK, Encoder
 from embedrag.models.load import load_encoder

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedrag import __version__
+from embedrag.commands.export import ExportOptions
 from embedrag.data.retrieval_dataset import RetrievalSet, load_set
 from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import RunError, UserError, flag_named, need
@@ -28,7 +29,6 @@ from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes
 from embedrag.models.load import adapter_file, load_encoder
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
-from embedrag.serving_commands import ExportOptions
 
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # one rectangle of all probes must fit in memory, attention matrices included

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from embedrag import __version__
-from embedrag.commands import MergeOptions
+from embedrag.commands.merge import MergeOptions
 from embedrag.errors import UserError
 from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
 from embedrag.models.base_model import Base, describe_base

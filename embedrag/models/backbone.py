@@ -21,6 +21,7 @@ from embedrag.models.lora_init import begin_with_quantization_error
 from embedrag.models.quantization import product_dtype, quantization_config, stored_dtype
 from embedrag.runtime.console import quiet
 from embedrag.training.config.options import TrainOptions
+from embedrag.models.base_model import takes_pooling_argument
 
 
 def load_backbone(
@@ -128,12 +129,6 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
     return model
 
 
-def takes_pooling_argument(config: Any) -> bool:
-    """Whether models of this kind have a pooler that can be left out."""
-    from transformers import AutoModel
-
-    kind = AutoModel._model_mapping.get(type(config), None)
-    return kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from embedrag.errors import UserError
 from embedrag.models.embedding_config import Contract, _Files, _read_contract
 from embedrag.training.config.options import TrainOptions
+from typing import Any
+import inspect
 
 # Families whose positions start behind the padding index, so two of them are lost.
 OFFSET_POSITIONS = {
@@ -145,3 +147,11 @@ def settle(base: Base, options: TrainOptions) -> tuple[Contract, list[str]]:
             length = base.position_limit
         contract = replace(contract, **{side: length})
     return contract, notices
+
+
+def takes_pooling_argument(config: Any) -> bool:
+    """Whether models of this kind have a pooler that can be left out."""
+    from transformers import AutoModel
+
+    kind = AutoModel._model_mapping.get(type(config), None)
+    return kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters

@@ -23,6 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+# Whether a run that goes on from a checkpoint may have another value than it had.
+# fixed: no, it would be another run; reported: yes, and the change is said; free: yes, nothing that is learnt changes.
+Resume = Literal["fixed", "reported", "free"]
+
 
 def option(
     default: Any,
@@ -32,6 +36,7 @@ def option(
     nested: str = "",
     aliases: tuple[str, ...] = (),
     positional: bool = False,
+    resume: Resume | None = None,
     **checks: Any,
 ) -> Any:
     """One option.
@@ -43,12 +48,19 @@ def option(
         nested: its key in the nested config file, e.g. `train.batch_size`.
         aliases: further flag names (and flat keys) that mean the same.
         positional: words that follow no flag are its values; a list, at most one a command.
+        resume: whether a training that goes on may have another value, see `Resume`; for options of a training.
         **checks: pydantic constraints such as `ge=1`.
     """
     return Field(
         default,
         description=text,
-        json_schema_extra={"group": group, "nested": nested, "aliases": list(aliases), "positional": positional},
+        json_schema_extra={
+            "group": group,
+            "nested": nested,
+            "aliases": list(aliases),
+            "positional": positional,
+            "resume": resume,
+        },
         **checks,
     )
 
@@ -71,6 +83,7 @@ def whole_number(value: Any) -> Any:
 TextList = Annotated[list[str], BeforeValidator(as_list)]
 Device = Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(lower)]
 HALF = "precision of the computation; auto: bfloat16 on GPUs that have it, else float16 there; float32 elsewhere"
+Precision = Literal["float32", "int8", "binary"]  # of stored vectors
 Dtype = Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(lower)]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from embedrag.commands import MineOptions
+from embedrag.commands.mine import MineOptions
 from embedrag.data.rows import Record, read_records, row_text
 from embedrag.data.text import identity
 from embedrag.data.text_files import read_corpus

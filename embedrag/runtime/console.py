@@ -1,4 +1,4 @@
-"""What a user reads while something runs."""
+"""What a person reads while something runs: lines and progress bars, all through one object that can be silenced."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import warnings
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from logging import ERROR, getLogger
+from typing import TYPE_CHECKING, Any
+
+from embedrag.errors import Spelling, as_python, spelled
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def is_speaker() -> bool:
@@ -16,11 +22,56 @@ def is_speaker() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(line: str) -> None:
-    """A line for the user; what the terminal can't show is a question mark."""
-    if is_speaker():
+class Console:
+    """The one place through which this package speaks while it works; `embedrag.console` for callers.
+
+    Attributes:
+        silent: nothing is written, no progress bar is shown.
+        spell: how arguments in backticks are written; the command line writes flags.
+    """
+
+    def __init__(self) -> None:
+        self.silent = False
+        self.spell: Spelling = as_python
+
+    def say(self, line: str) -> None:
+        """Write a line on standard output; what the terminal can't show becomes a question mark."""
+        if self.silent or not is_speaker():
+            return
         encoding = sys.stdout.encoding or "utf-8"
-        print(line.encode(encoding, "replace").decode(encoding), flush=True)
+        print(spelled(line, self.spell).encode(encoding, "replace").decode(encoding), flush=True)
+
+    def progress(self, total: int | None, unit: str, **settings: Any) -> tqdm[Any]:
+        """A progress bar on standard error (tqdm), for the first of several processes.
+
+        Args:
+            total: how many there are; None where nobody knows.
+            unit: of what, in the singular.
+            **settings: of tqdm.
+        """
+        from tqdm import tqdm
+
+        hidden = settings.pop("disable", False)
+        if self.silent or not is_speaker():
+            hidden = True
+        return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=hidden, **settings)
+
+    @contextlib.contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Say nothing inside the block.
+
+        >>> with console.silenced():
+        ...     say("not seen")
+        """
+        before, self.silent = self.silent, True
+        try:
+            yield
+        finally:
+            self.silent = before
+
+
+console = Console()
+say = console.say
 
 
 def now() -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedrag.commands.playground import PlaygroundOptions
 from embedrag.data.text_files import read_corpus
 from embedrag.errors import UserError, flag_named, need
 from embedrag.models.base_model import check_local_path
@@ -24,7 +25,6 @@ from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.console import say
 from embedrag.runtime.paths import cache_folder
 from embedrag.serving.listener import allowed_names, listen, url
-from embedrag.serving_commands import PlaygroundOptions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

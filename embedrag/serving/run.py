@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from embedrag.commands.serve import ServeOptions
 from embedrag.errors import UserError, flag_named, need
 from embedrag.export.onnx_encoder import load_onnx_encoder, onnx_file
 from embedrag.models.artifacts import EXPORT_CONFIG
@@ -25,7 +26,6 @@ from embedrag.models.load import adapter_file, load_encoder
 from embedrag.runtime.console import say
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.serving.listener import allowed_names, is_loopback, listen, url
-from embedrag.serving_commands import ServeOptions
 
 KEY = "EMBEDRAG_API_KEY"
 

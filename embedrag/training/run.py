@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from embedrag.commands import MergeOptions
+from embedrag.commands.merge import MergeOptions
 from embedrag.errors import RunError, UserError, is_out_of_memory
 from embedrag.models.artifacts import BEST_STEP
 from embedrag.runtime.console import say

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 from tabulate import tabulate
 
-from embedrag.commands import SweepOptions
+from embedrag.commands.sweep import SweepOptions
 from embedrag.errors import RunError, UserError, near_miss, need
 from embedrag.options.parsing import read_config
 from embedrag.runtime.console import say

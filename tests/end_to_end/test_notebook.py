@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from embedrag.commands.demo import _write_eval
 from embedrag.datagen.docstrings import collect
 from embedrag.errors import UserError
 from embedrag.models.load import trained_from
-from embedrag.tools.demo import _write_eval
 
 NOTEBOOK = Path(__file__).parents[2] / "evaluation.ipynb"
 NAMES = ("EMBEDRAG_MODEL", "EMBEDRAG_BASE", "EMBEDRAG_DATA_SET", "PLOTLY_RENDERER")

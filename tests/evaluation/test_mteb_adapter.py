@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from embedrag.cli import main
-from embedrag.commands import MtebOptions
+from embedrag.commands.mteb import MtebOptions
 from embedrag.errors import UserError
 from embedrag.evaluation.metrics import ndcg
 from embedrag.evaluation.mteb_adapter import MtebModel, find_tasks, fingerprint, mteb_name, score, table

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag import cli
-from embedrag.commands import EvaluateOptions
+from embedrag.commands.evaluate import EvaluateOptions
 from embedrag.errors import UserError
 from embedrag.options.field import Source
 from embedrag.options.parsing import build_parser, config_keys, extra, parse

@@ -291,7 +291,7 @@ def with_pooler(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A base whose pooler is loaded although the vectors do not use it."""
     from transformers import AutoModel, AutoTokenizer
 
-    monkeypatch.setattr("embedrag.models.backbone.takes_pooling_argument", lambda config: False)
+    monkeypatch.setattr("embedrag.models.base_model.takes_pooling_argument", lambda config: False)
     torch.manual_seed(0)
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "pooler")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "pooler")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from embedrag.commands import CheckOptions
+from embedrag.commands.check import CheckOptions
 from embedrag.data.checks.fix import fixed_line, write_fixed
 from embedrag.data.checks.rules import FAULT, KINDS, NOTE
 from embedrag.data.checks.scan import SIDES, EvalTexts, Survey, expand, survey

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from embedrag.commands import CrawlOptions
+from embedrag.commands.crawl import CrawlOptions
 from embedrag.datagen.crawl.state import NAME, State
 from embedrag.errors import UserError, need
 from embedrag.runtime.console import now, say

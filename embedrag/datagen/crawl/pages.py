@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from embedrag.commands import CrawlOptions
+from embedrag.commands.crawl import CrawlOptions
 from embedrag.datagen.crawl import wikipedia
 from embedrag.datagen.crawl.bounded_gzip import unzip
 from embedrag.datagen.crawl.charset import decode

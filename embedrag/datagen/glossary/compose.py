@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from embedrag.commands import ComposeOptions
+from embedrag.commands.compose import ComposeOptions
 from embedrag.datagen.glossary.negatives import by_model, by_words, different
 from embedrag.datagen.glossary.tables import Pair, bare, read_table
 from embedrag.datagen.glossary.terms import Item, groups_of

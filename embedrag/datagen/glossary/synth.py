@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from embedrag.commands import SynthOptions
+from embedrag.commands.synth import SynthOptions
 from embedrag.datagen.glossary.llm_writer import Writer
 from embedrag.datagen.glossary.negatives import by_words
 from embedrag.datagen.glossary.tables import bare

@@ -22,7 +22,7 @@ import pytest
 pytest.importorskip("selectolax")
 
 from embedrag.cli import main
-from embedrag.commands import CrawlOptions
+from embedrag.commands.crawl import CrawlOptions
 from embedrag.data.rows import parse_row
 from embedrag.datagen.crawl import crawl as crawl_module
 from embedrag.datagen.crawl.charset import decode

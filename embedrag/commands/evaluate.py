@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from embedrag.commands import EvaluateOptions
+from pydantic import BeforeValidator, PositiveInt, model_validator
+
 from embedrag.data.retrieval_dataset import load_set
 from embedrag.errors import UserError, flag_named
 from embedrag.evaluation.evaluator import score
@@ -16,8 +17,60 @@ from embedrag.evaluation.result import forgetting, lines, outcome, training_curv
 from embedrag.models.base_model import check_local_path
 from embedrag.models.embedding_format import View
 from embedrag.models.load import adapter_file, load_encoder, model_settings
+from embedrag.options.command import Command
+from embedrag.options.field import HALF, Device, Dtype, Options, Precision, as_list, option
 from embedrag.runtime.console import say
 from embedrag.runtime.files import check_targets, write_atomic
+
+
+class EvaluateOptions(Options):
+    """Options of `embedrag evaluate`."""
+
+    model: str = option(..., "model or adapter folder, or hub id", group="evaluate", min_length=1)
+    base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="evaluate")
+    baseline: str | None = option(None, "model to compare with, usually the base", group="evaluate")
+    data: str = option(
+        ...,
+        "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout), or a file of rows in any shape that "
+        "training reads; its passages are then the corpus",
+        group="evaluate",
+        min_length=1,
+    )
+    general_data: str | None = option(
+        None, "a second set, to see what a tuned model has forgotten (with --baseline)", group="evaluate", min_length=1
+    )
+    k: Annotated[list[PositiveInt], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = option(
+        [1, 5, 10, 100], "cut-offs of the metrics", group="evaluate"
+    )
+    metric: str | None = option(
+        None, "metric of the verdict; left out: ndcg@10, or ndcg at the first of --k", group="evaluate"
+    )
+    sample_size: int | None = option(
+        None, "so many queries, drawn at random; the passages stay all", group="evaluate", ge=1
+    )
+    faiss_index: str | None = option(
+        None, "search with FAISS, named as its index factory does (HNSW32); left out: exact search", group="evaluate"
+    )
+    dims: Annotated[list[PositiveInt] | None, BeforeValidator(as_list)] = option(
+        None,
+        "score vectors cut to so many components too, and list the bytes; left out: matryoshka_dims of the training",
+        group="evaluate",
+    )
+    precisions: Annotated[list[Precision] | None, BeforeValidator(as_list)] = option(
+        None, "score vectors in these precisions too; left out: embedding_precisions of the training", group="evaluate"
+    )
+    output: str | None = option(None, "JSON file for the result", group="evaluate", min_length=1)
+    html: str | None = option(None, "HTML page for the result, with plots", group="evaluate", min_length=1)
+    device: Device = option("auto", "where to compute", group="evaluate")
+    dtype: Dtype = option("float32", HALF, group="evaluate")
+    overwrite: bool = option(False, "replace the files", group="evaluate")
+    trust_remote_code: bool = option(False, "run Python code that comes with the models", group="evaluate")
+
+    @model_validator(mode="after")
+    def _agree(self) -> EvaluateOptions:
+        if self.general_data and not self.baseline:
+            raise ValueError("--general_data compares with --baseline; name one")
+        return self
 
 
 def run(options: EvaluateOptions) -> int:
@@ -80,3 +133,6 @@ def _forms(options: EvaluateOptions, dimension: int) -> list[View]:
         raise UserError(f"--dims {max(dims)}: the model's vectors have {dimension} components")
     precisions = dict.fromkeys(["float32", *further])
     return [View(dim, name) for dim in sorted({dimension, *dims}, reverse=True) for name in precisions]
+
+
+COMMAND = Command(EvaluateOptions, run, "score a model on a retrieval set")

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from embedrag.commands import EncodeOptions
 from embedrag.data.text_files import read_texts
 from embedrag.errors import UserError
 from embedrag.models.embedding_format import DTYPES, View
 from embedrag.models.encoder import TEXTS_PER_BLOCK
 from embedrag.models.load import load_encoder
+from embedrag.options.command import Command
+from embedrag.options.field import HALF, Device, Dtype, Options, Precision, option
 from embedrag.runtime.console import say
 from embedrag.runtime.files import check_targets, write_vectors
+
+
+class EncodeOptions(Options):
+    """Options of `embedrag encode`."""
+
+    model: str = option(..., "merged folder, adapter folder, or any base model", group="encode", min_length=1)
+    input: str = option(
+        ..., "texts: JSONL, CSV or TSV (see --field), or plain text, one a line", group="encode", min_length=1
+    )
+    output: str = option(..., "file for the vectors, .npy, one row a text", group="encode", min_length=1)
+    dim: int | None = option(
+        None, "keep the first so many components, at length 1 again; left out: all", group="encode", ge=1
+    )
+    precision: Precision = option(
+        "float32", "of the file; int8: 127 steps of the largest component; binary: signs, 8 in a byte", group="encode"
+    )
+    role: Literal["query", "passage"] = option("passage", "which prompt and length apply", group="encode")
+    base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="encode")
+    field: str = option("text", "key or column that holds the text", group="encode", min_length=1)
+    device: Device = option("auto", "where to compute", group="encode")
+    dtype: Dtype = option("float32", HALF, group="encode")
+    overwrite: bool = option(False, "replace the output file", group="encode")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model", group="encode")
 
 
 def run(options: EncodeOptions) -> int:
@@ -46,3 +71,6 @@ def run(options: EncodeOptions) -> int:
 
 def _stored(form: View, vectors: np.ndarray) -> np.ndarray:
     return vectors if form == View() else form.stored(vectors)  # as the model gives them, normalised or not
+
+
+COMMAND = Command(EncodeOptions, run, "write the vectors of a file of texts")

@@ -1,0 +1,46 @@
+"""`embedrag compose`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from embedrag.options.command import Command
+from embedrag.options.field import Device, Options, as_list, option
+
+
+class ComposeOptions(Options):
+    """Options of `embedrag compose`."""
+
+    input: str = option(
+        ..., "CSV or TSV file of terms and definitions, or of anchors and positives", group="compose", min_length=1
+    )
+    output: str = option(..., "JSONL file of training rows", group="compose", min_length=1)
+    hard_k: int = option(3, "hard negatives of a row: the nearest definitions of other terms", group="compose", ge=0)
+    columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
+        None,
+        "names of the two columns, term first; left out: found by their names in several languages",
+        group="compose",
+        min_length=2,
+        max_length=2,
+    )
+    encoding: str | None = option(
+        None, "encoding of the file; left out: detected (UTF-8, UTF-16, CP949, GB18030, Big5)", group="compose"
+    )
+    model: str | None = option(
+        None, "model or adapter folder, or hub id, that finds the negatives; left out: BM25", group="compose"
+    )
+    device: Device = option("auto", "where to compute", group="compose")
+    overwrite: bool = option(False, "replace the output file", group="compose")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model", group="compose")
+
+
+def run(options: ComposeOptions) -> int:
+    """Do what the options say."""
+    from embedrag.datagen.glossary.compose import run
+
+    return run(options)
+
+
+COMMAND = Command(ComposeOptions, run, "make training rows with hard negatives from a glossary")

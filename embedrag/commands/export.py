@@ -1,0 +1,32 @@
+"""`embedrag export`."""
+
+from __future__ import annotations
+
+from embedrag.options.command import Command
+from embedrag.options.field import Options, option
+
+
+class ExportOptions(Options):
+    """Options of `embedrag export`."""
+
+    model: str = option(..., "merged or full model folder, or hub id", group="export", min_length=1)
+    output: str = option(..., "folder for tokenizer, contract and onnx/model.onnx", group="export", min_length=1)
+    int8: bool = option(False, "write onnx/model_int8.onnx too: weights of 8 bits", group="export")
+    data: str | None = option(
+        None,
+        "score the model and its exports on it (nDCG@10): a folder in the BEIR layout, or a file of rows",
+        group="export",
+        min_length=1,
+    )
+    overwrite: bool = option(False, "replace the output folder, if it is an export", group="export")
+    trust_remote_code: bool = option(False, "run Python code that comes with the model", group="export")
+
+
+def run(options: ExportOptions) -> int:
+    """Do what the options say."""
+    from embedrag.export.export import run
+
+    return run(options)
+
+
+COMMAND = Command(ExportOptions, run, "write a model as ONNX, checked (extra onnx)")

@@ -1,1 +1,0 @@
-"""Small programs beside training: make data, look at data."""
