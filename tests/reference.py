@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from embedrag.losses.contrastive import Pairs, Terms
+from embedrag.losses.contrastive import LossSettings, Pairs
 
 
 def info_nce_loop(
@@ -28,7 +28,7 @@ def info_nce_loop(
     return torch.stack(losses)
 
 
-def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: Terms, guide: bool = False) -> Tensor:
+def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: LossSettings, guide: bool = False) -> Tensor:
     """Every term of the loss by loops over pairs and candidates: one number a pair."""
 
     def cosine(a: Tensor, b: Tensor) -> Tensor:

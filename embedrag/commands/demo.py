@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from embedrag.data.retrieval_dataset import load_set
+from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.datagen.docstrings import DocPair, collect, split_by_module, to_rows
 from embedrag.errors import UserError
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import leave, outcome, training_curve
 from embedrag.evaluation.significance import table
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.options.command import Command
 from embedrag.options.field import Options, Source, TextList, option
 from embedrag.runtime.console import say
@@ -68,8 +68,8 @@ def run(options: DemoOptions) -> int:
     write_lines(data / "train.jsonl", to_rows(kept, 4, SEED))
     _write_eval(data / "eval", pairs, held_out)
     say(f"data: {len(kept):,} rows to train on, {len(held_out):,} queries of other modules, {len(pairs):,} passages")
-    retrieval = load_set(str(data / "eval"))
-    base = score(load_encoder(model), retrieval, [10], "base")
+    retrieval = load_retrieval_dataset(str(data / "eval"))
+    base = score(load_model(model), retrieval, [10], "base")
     train(
         TrainOptions(
             model_name_or_path=model,
@@ -82,7 +82,7 @@ def run(options: DemoOptions) -> int:
         )
     )
     merged = folder / "run" / "merged"
-    encoder = load_encoder(str(merged))
+    encoder = load_model(str(merged))
     result: dict[str, Any] = {"model": str(merged), "baseline": model, "data": str(data / "eval")}
     result |= outcome(retrieval, score(encoder, retrieval, [10], "tuned"), base, METRIC)
     result["curve"] = training_curve(merged, METRIC)

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from embedrag.data.text_files import read_texts
 from embedrag.errors import UserError
-from embedrag.models.embedding_format import DTYPES, View
+from embedrag.models.embedding_format import DTYPES, EmbeddingFormat
 from embedrag.models.encoder import TEXTS_PER_BLOCK
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.options.command import Command
 from embedrag.options.field import HALF, Device, Dtype, Options, Precision, option
 from embedrag.runtime.console import say
@@ -54,12 +54,12 @@ def run(options: EncodeOptions) -> int:
     count = sum(1 for _ in read_texts(source, options.field))
     if not count:
         raise UserError(f"--input {source}: no texts in it")
-    encoder = load_encoder(
+    encoder = load_model(
         options.model, options.device, options.dtype, options.base_model_path, options.trust_remote_code
     )
     if options.dim and options.dim > encoder.dimension:
         raise UserError(f"--dim {options.dim}: the model's vectors have {encoder.dimension} components")
-    texts, form = read_texts(source, options.field), View(options.dim, options.precision)
+    texts, form = read_texts(source, options.field), EmbeddingFormat(options.dim, options.precision)
     with tqdm(total=count, unit="text", dynamic_ncols=True) as bar:
         parts = iter(lambda: list(islice(texts, TEXTS_PER_BLOCK)), [])
         stored = (_stored(form, encoder.encode(part, options.role, bar.update)) for part in parts)
@@ -69,8 +69,8 @@ def run(options: EncodeOptions) -> int:
     return 0
 
 
-def _stored(form: View, vectors: np.ndarray) -> np.ndarray:
-    return vectors if form == View() else form.stored(vectors)  # as the model gives them, normalised or not
+def _stored(form: EmbeddingFormat, vectors: np.ndarray) -> np.ndarray:
+    return vectors if form == EmbeddingFormat() else form.stored(vectors)  # as the model gives them, normalised or not
 
 
 COMMAND = Command(EncodeOptions, run, "write the vectors of a file of texts")

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
-from embedrag.data.retrieval_dataset import load_set
+from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.errors import UserError, flag_named
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.metrics import METRICS
 from embedrag.evaluation.report.html import write_html
 from embedrag.evaluation.result import forgetting, lines, outcome, training_curve
 from embedrag.models.base_model import check_local_path
-from embedrag.models.embedding_format import View
-from embedrag.models.load import adapter_file, load_encoder, model_settings
+from embedrag.models.embedding_format import EmbeddingFormat
+from embedrag.models.load import adapter_file, load_model, model_settings
 from embedrag.options.command import Command
 from embedrag.options.field import HALF, Device, Dtype, Options, Precision, as_list, option
 from embedrag.runtime.console import say
@@ -88,18 +88,18 @@ def run(options: EvaluateOptions) -> int:
         if name and not adapter_file(Path(name).expanduser()):
             with flag_named(flag, "--model_name_or_path"):
                 check_local_path(name)
-    data = load_set(options.data, options.sample_size)
-    general = load_set(options.general_data, flag="--general_data") if options.general_data else None
+    data = load_retrieval_dataset(options.data, options.sample_size)
+    general = load_retrieval_dataset(options.general_data, flag="--general_data") if options.general_data else None
     left_out = f"; {data.skipped:,} queries without a relevant passage are left out" if data.skipped else ""
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
     of_both: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
-    encoder = load_encoder(options.model, options.device, base_name=options.base_model_path, **of_both)
+    encoder = load_model(options.model, options.device, base_name=options.base_model_path, **of_both)
     tuned = score(encoder, data, options.k, "model", options.faiss_index, forms=_forms(options, encoder.dimension))
     tuned_general = score(encoder, general, options.k, "model, general") if general else None
     del encoder
     base = base_general = None
     if options.baseline:
-        encoder = load_encoder(options.baseline, options.device, **of_both)
+        encoder = load_model(options.baseline, options.device, **of_both)
         base = score(encoder, data, options.k, "baseline", options.faiss_index)
         base_general = score(encoder, general, options.k, "baseline, general") if general else None
     result: dict[str, Any] = {"model": options.model, "data": options.data}
@@ -117,7 +117,7 @@ def run(options: EvaluateOptions) -> int:
     return 0
 
 
-def _forms(options: EvaluateOptions, dimension: int) -> list[View]:
+def _forms(options: EvaluateOptions, dimension: int) -> list[EmbeddingFormat]:
     """The forms that are asked for, else those that the model was trained for: each dimension in each precision.
 
     Raises:
@@ -132,7 +132,7 @@ def _forms(options: EvaluateOptions, dimension: int) -> list[View]:
     if max(dims, default=0) > dimension:
         raise UserError(f"--dims {max(dims)}: the model's vectors have {dimension} components")
     precisions = dict.fromkeys(["float32", *further])
-    return [View(dim, name) for dim in sorted({dimension, *dims}, reverse=True) for name in precisions]
+    return [EmbeddingFormat(dim, name) for dim in sorted({dimension, *dims}, reverse=True) for name in precisions]
 
 
 COMMAND = Command(EvaluateOptions, run, "score a model on a retrieval set")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedrag.data.sampler import RowOrder
+from embedrag.data.sampler import ShuffledSampler
 from embedrag.data.token_batch import TokenBatch
 from embedrag.data.token_store import TokenStore
 from embedrag.runtime.random_state import generator
@@ -147,7 +147,7 @@ def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, 
 
     Args:
         store: the data.
-        picked: (visit, row) pairs, see `RowOrder`.
+        picked: (visit, row) pairs, see `ShuffledSampler`.
         neg_nums: own negatives of a row, at most.
         seed: of the draws.
         pos_nums: positives of a row, at most. Each makes a pair with the query, whose loss counts by its grade; a
@@ -215,7 +215,7 @@ class Batches(Dataset[Batch]):
     def __init__(
         self,
         store: TokenStore,
-        order: RowOrder,
+        order: ShuffledSampler,
         bounds: list[tuple[int, int]],
         neg_nums: int,
         part: tuple[int, int] = (0, 1),

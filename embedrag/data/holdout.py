@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from embedrag.data.retrieval_dataset import RetrievalSet, gather_rows
-from embedrag.data.rows import read_records
+from embedrag.data.retrieval_dataset import RetrievalDataset, gather_rows
+from embedrag.data.rows import read_rows
 from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
 
@@ -49,7 +49,7 @@ def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np
     return _only(store, ~chosen), np.flatnonzero(chosen)
 
 
-def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int) -> RetrievalSet:
+def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int) -> RetrievalDataset:
     """Queries of the held-out rows; their passages, and those of up to `DISTRACTORS` other rows, are searched.
 
     Args:
@@ -61,7 +61,7 @@ def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int
     others = np.setdiff1d(np.arange(total), rows, assume_unique=True)
     drawn = np.random.default_rng(seed).permutation(others)[:DISTRACTORS]
     wanted, distracting = set(rows.tolist()), set(drawn.tolist())
-    numbered = enumerate(record for _, record in read_records(sources))
+    numbered = enumerate(record for _, record in read_rows(sources))
     kept = [(number, record) for number, record in numbered if number in wanted or number in distracting]
     return gather_rows(
         (record for number, record in kept if number in wanted),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedrag.data.rows import Record, read_records, titled, whole_text
+from embedrag.data.rows import TrainingRow, read_rows, titled, whole_text
 from embedrag.data.sources import numbered_lines
 from embedrag.errors import UserError, flag_named
 
@@ -18,7 +18,7 @@ CORPUS = "corpus.jsonl"
 
 
 @dataclass(frozen=True)
-class RetrievalSet:
+class RetrievalDataset:
     """What a model is scored on.
 
     Attributes:
@@ -36,7 +36,9 @@ class RetrievalSet:
     skipped: int = 0
 
 
-def load_set(source: str, sample_size: int | None = None, seed: int = 42, flag: str = "--data") -> RetrievalSet:
+def load_retrieval_dataset(
+    source: str, sample_size: int | None = None, seed: int = 42, flag: str = "--data"
+) -> RetrievalDataset:
     """Read a folder in the BEIR layout, or rows in any shape that training reads.
 
     Args:
@@ -62,7 +64,7 @@ def load_set(source: str, sample_size: int | None = None, seed: int = 42, flag: 
     )
 
 
-def fewer_passages(data: RetrievalSet, count: int, seed: int = 42) -> RetrievalSet:
+def fewer_passages(data: RetrievalDataset, count: int, seed: int = 42) -> RetrievalDataset:
     """The same queries among fewer passages: all labelled ones, and others drawn at random, `count` together.
 
     With fewer passages to confuse, scores are higher than those of the whole set.
@@ -79,12 +81,12 @@ def fewer_passages(data: RetrievalSet, count: int, seed: int = 42) -> RetrievalS
     )
 
 
-def load_rows(source: str) -> RetrievalSet:
+def load_rows(source: str) -> RetrievalDataset:
     """Rows of any training shape; all their passages are the corpus."""
-    return gather_rows(record for _, record in read_records([source]))
+    return gather_rows(record for _, record in read_rows([source]))
 
 
-def gather_rows(records: Iterable[Record], further: Iterable[str] = ()) -> RetrievalSet:
+def gather_rows(records: Iterable[TrainingRow], further: Iterable[str] = ()) -> RetrievalDataset:
     """A set of rows; those of one query are one query, and each different passage is there once.
 
     Args:
@@ -104,10 +106,10 @@ def gather_rows(records: Iterable[Record], further: Iterable[str] = ()) -> Retri
     for text in further:
         numbers.setdefault(text, len(numbers))
     labelled = [[n for n in dict.fromkeys(negatives[query]) if n not in positives[query]] for query in positives]
-    return RetrievalSet(list(positives), list(numbers), list(positives.values()), labelled)
+    return RetrievalDataset(list(positives), list(numbers), list(positives.values()), labelled)
 
 
-def load_beir(folder: str, split: str = "test") -> RetrievalSet:
+def load_beir(folder: str, split: str = "test") -> RetrievalDataset:
     """Read a folder in the BEIR layout.
 
     Passages are put into falling order of their ids, for that is how trec_eval ranks equal scores.
@@ -140,7 +142,7 @@ def load_beir(folder: str, split: str = "test") -> RetrievalSet:
         raise UserError(f"{path}: no query has a relevant passage")
     passages = [row["text"] for row in rows]
     skipped = len(relevant) - len(found)
-    return RetrievalSet([queries[q] for q in found], passages, list(found.values()), [[] for _ in found], skipped)
+    return RetrievalDataset([queries[q] for q in found], passages, list(found.values()), [[] for _ in found], skipped)
 
 
 def _is_rows(folder: Path) -> bool:

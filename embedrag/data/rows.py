@@ -30,7 +30,7 @@ MAX_ERRORS = 20
 
 
 @dataclass(frozen=True)
-class Record:
+class TrainingRow:
     """One training row.
 
     Attributes:
@@ -56,7 +56,7 @@ class Record:
     grades: tuple[float, ...] = ()
 
 
-def parse_row(row: Any) -> Record:
+def parse_row(row: Any) -> TrainingRow:
     """Read one row of any accepted shape.
 
     Raises:
@@ -89,7 +89,7 @@ def parse_row(row: Any) -> Record:
     grades = _numbers(row, GRADES_KEY, positives, "positive")
     if any(grade <= 0 for grade in grades.values()):
         raise RowError(f"{GRADES_KEY} must be above 0; a text of grade 0 is a negative")
-    return Record(
+    return TrainingRow(
         query,
         pos,
         neg,
@@ -101,7 +101,7 @@ def parse_row(row: Any) -> Record:
     )
 
 
-def read_records(sources: Sequence[str]) -> Iterator[tuple[str, Record]]:
+def read_rows(sources: Sequence[str]) -> Iterator[tuple[str, TrainingRow]]:
     """Read all rows of all sources in order.
 
     Args:
@@ -138,7 +138,7 @@ def read_records(sources: Sequence[str]) -> Iterator[tuple[str, Record]]:
         raise UserError(f"{', '.join(sources)}: no rows; one JSON object a line is expected: {ACCEPTED}")
 
 
-def endless_records(source: str, number: int = 0) -> Iterator[tuple[str, Record]]:
+def endless_rows(source: str, number: int = 0) -> Iterator[tuple[str, TrainingRow]]:
     """The rows of a source as they come, from its beginning again when it ends.
 
     Args:
@@ -160,14 +160,14 @@ def endless_records(source: str, number: int = 0) -> Iterator[tuple[str, Record]
             raise UserError(f"{source}: no rows; one JSON object a line is expected: {ACCEPTED}")
 
 
-def _parsed(row: Any, number: int) -> Record:
+def _parsed(row: Any, number: int) -> TrainingRow:
     if isinstance(row, RowError):
         raise row
     record = parse_row(row)
     return replace(record, source=number) if number else record
 
 
-def row_text(place: str, record: Record) -> str:
+def row_text(place: str, record: TrainingRow) -> str:
     """A row as a line of JSONL: `query`, `pos`, `neg`, their scores and grades, and the further keys.
 
     Raises:
@@ -266,7 +266,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def record_texts(record: Record) -> Iterator[tuple[str, str]]:
+def row_texts(record: TrainingRow) -> Iterator[tuple[str, str]]:
     """(role, text) of a row: query, positives, negatives."""
     yield QUERY, record.query
     for text in (*record.pos, *record.neg):

@@ -16,10 +16,10 @@ import numpy as np
 from embedrag.runtime.random_state import generator
 
 
-class RowOrder:
+class ShuffledSampler:
     """All rows, shuffled anew in each pass.
 
-    >>> order = RowOrder(rows=3, seed=42)
+    >>> order = ShuffledSampler(rows=3, seed=42)
     >>> sorted(order.between(3, 6))
     [(1, 0), (1, 1), (1, 2)]
     """
@@ -52,7 +52,7 @@ class RowOrder:
         return np.stack([np.full(self.rows, data_pass), rows], axis=1)
 
 
-class MixedOrder(RowOrder):
+class WeightedSampler(ShuffledSampler):
     """Several data sets: each comes as often as its weight says, in batches of its own when asked.
 
     A pass takes `weight * rows` positions of each data set's own endless stream, in which all its rows come before one

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from embedrag.data.rows import Record, endless_records
+from embedrag.data.rows import TrainingRow, endless_rows
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import Prompts, Tokenize, build_store
 from embedrag.errors import UserError
@@ -45,7 +45,7 @@ class Slices:
         """
         self.sources, self.quotas, self.tokenize, self.prompts = sources, quotas, tokenize, prompts
         self.cache_dir = cache_dir
-        self._streams = [endless_records(source, number) for number, source in enumerate(sources)]
+        self._streams = [endless_rows(source, number) for number, source in enumerate(sources)]
         self._next = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -75,7 +75,7 @@ class Slices:
             ) from None
         return build_store(lambda: records, self.tokenize, self.prompts, Path(self._folder.name))
 
-    def _rows(self) -> Iterator[tuple[str, Record]]:
+    def _rows(self) -> Iterator[tuple[str, TrainingRow]]:
         for stream, quota in zip(self._streams, self.quotas, strict=True):
             yield from islice(stream, quota)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from embedrag.data.rows import Record, read_records, record_texts
+from embedrag.data.rows import TrainingRow, read_rows, row_texts
 from embedrag.data.sources import hub_fingerprint, local_files
 from embedrag.data.text import identity
 from embedrag.data.token_batch import PASSAGE, QUERY
@@ -36,7 +36,7 @@ FORMAT = 6
 TEXTS_PER_CALL = 2048
 Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
 Prompts = tuple[str, str]  # before queries, before passages
-Read = Callable[[], Iterable[tuple[str, Record]]]
+Read = Callable[[], Iterable[tuple[str, TrainingRow]]]
 
 
 def open_store(
@@ -49,7 +49,7 @@ def open_store(
     """Tokenise a data set, or find it tokenised.
 
     Args:
-        sources: files, folders or hub ids, see `read_records`.
+        sources: files, folders or hub ids, see `read_rows`.
         tokenize: (role, texts) -> token ids; role is `query` or `passage`.
         tokenize_key: changes whenever `tokenize` would give other ids.
         cache_dir: folder of all stores; the new one is built beside and renamed, so it is whole or absent.
@@ -65,14 +65,14 @@ def open_store(
     final = cache_dir / f"tokens-{_fingerprint(sources, f'{tokenize_key}|{list(prompts)}')}"
     if (final / "meta.json").exists():
         return load_store(final), True
-    index = _index(partial(read_records, sources), prompts)
+    index = _index(partial(read_rows, sources), prompts)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=cache_dir))
     except OSError as error:
         raise UserError(f"--cache_dir {cache_dir}: {error.strerror}; name a folder that can be written") from None
     try:
-        _write(temporary, partial(read_records, sources), prompts, index, tokenize)
+        _write(temporary, partial(read_rows, sources), prompts, index, tokenize)
         try:
             temporary.rename(final)
         except OSError:
@@ -110,10 +110,10 @@ class _Index:
     report: dict[str, Any]
 
 
-def _prompted(record: Record, prompts: Sequence[Prompts]) -> Iterator[tuple[str, str]]:
+def _prompted(record: TrainingRow, prompts: Sequence[Prompts]) -> Iterator[tuple[str, str]]:
     """(role, text) of a row, the texts behind their prompts."""
     query_prompt, passage_prompt = prompts[record.source]
-    for role, text in record_texts(record):
+    for role, text in row_texts(record):
         yield role, (query_prompt if role == QUERY else passage_prompt) + text
 
 
@@ -155,7 +155,7 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
     for place, record in read():
         hashes.extend(_digest(*pair) for pair in _prompted(record, prompts))
         if differ:
-            bare.extend(_digest(*pair) for pair in record_texts(record))
+            bare.extend(_digest(*pair) for pair in row_texts(record))
         offsets.append(len(hashes))
         positives.append(len(record.pos))
         sets.append(record.source)
@@ -243,7 +243,7 @@ def _first_occurrences(read: Read, prompts: Sequence[Prompts], index: _Index) ->
     """Second pass: each different (role, text) where it first occurs, and the text without its prompt."""
     position = 0
     for _, record in read():
-        for (role, text), (_, bare) in zip(_prompted(record, prompts), record_texts(record), strict=True):
+        for (role, text), (_, bare) in zip(_prompted(record, prompts), row_texts(record), strict=True):
             if position < len(index.is_first) and index.is_first[position]:
                 yield role, text, bare
             position += 1

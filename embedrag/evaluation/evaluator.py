@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from embedrag.data.retrieval_dataset import RetrievalSet
+from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.evaluation.metrics import METRICS
-from embedrag.models.embedding_format import View
-from embedrag.models.encoder import TEXTS_PER_BLOCK, Embedder
+from embedrag.models.embedding_format import EmbeddingFormat
+from embedrag.models.encoder import TEXTS_PER_BLOCK, TextEncoder
 from embedrag.retrieval.topk import TopK, search_faiss
 from embedrag.retrieval.vector_cache import unit
-from embedrag.runtime.distributed import Processes
+from embedrag.runtime.distributed import ProcessGroup
 
 MAPPED = 150  # queries on the 2-D map
 SEED = 0
@@ -45,7 +45,7 @@ class Scores:
     triplets: float
     places: list[tuple[int, int]]
     vectors: np.ndarray
-    forms: list[tuple[View, dict[str, float]]] = field(default_factory=list)
+    forms: list[tuple[EmbeddingFormat, dict[str, float]]] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         """Mean of every metric, and the figures of the cosines."""
@@ -63,13 +63,13 @@ class Scores:
 
 
 def score(
-    encoder: Embedder,
-    data: RetrievalSet,
+    encoder: TextEncoder,
+    data: RetrievalDataset,
     cutoffs: Sequence[int],
     title: str = "",
     faiss_index: str | None = None,
-    processes: Processes = Processes(),  # noqa: B008 - immutable
-    forms: Sequence[View] = (),
+    processes: ProcessGroup = ProcessGroup(),  # noqa: B008 - immutable
+    forms: Sequence[EmbeddingFormat] = (),
 ) -> Scores:
     """Rank the passages for every query, and compare with what is relevant.
 
@@ -118,7 +118,7 @@ def score(
     )
 
 
-def _metrics(found: np.ndarray, data: RetrievalSet, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
+def _metrics(found: np.ndarray, data: RetrievalDataset, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
     """`ndcg@10` and so on -> [q], of the passages found [q, k]."""
     gains = [[rel.get(int(doc), 0.0) for doc in docs] for docs, rel in zip(found, data.relevant, strict=True)]
     judged = list(zip(gains, [list(rel.values()) for rel in data.relevant], strict=True))
@@ -130,7 +130,7 @@ def _metrics(found: np.ndarray, data: RetrievalSet, cutoffs: Sequence[int]) -> d
 
 
 def _vectors(
-    encoder: Embedder, texts: Sequence[str], role: str, progress: Callable[[int], object], processes: Processes
+    encoder: TextEncoder, texts: Sequence[str], role: str, progress: Callable[[int], object], processes: ProcessGroup
 ) -> Iterator[np.ndarray]:
     """Vectors of all texts in blocks, in order; several processes encode a part of each block."""
     size = 1 if encoder.sharded else processes.size  # with weights in parts all compute the same, hand in hand
@@ -148,7 +148,7 @@ def _vectors(
 class _Pairs:
     """Cosines of labelled pairs, and vectors for the map, picked out of the passages as they pass by."""
 
-    def __init__(self, data: RetrievalSet, queries: np.ndarray) -> None:
+    def __init__(self, data: RetrievalDataset, queries: np.ndarray) -> None:
         draw = np.random.default_rng(SEED)
         rows: list[tuple[int, int, bool]] = []
         for query, (relevant, wrong) in enumerate(zip(data.relevant, data.negatives, strict=True)):

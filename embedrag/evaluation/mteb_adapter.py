@@ -18,7 +18,7 @@ from tqdm import tqdm
 from embedrag.commands.mteb import MtebOptions
 from embedrag.errors import UserError, near_miss
 from embedrag.models.encoder import TEXTS_PER_BLOCK, Encoder
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.retrieval.vector_cache import fingerprint
 from embedrag.runtime.console import say
 
@@ -53,16 +53,16 @@ class MtebModel:
         from mteb.models.model_meta import ScoringFunction
 
         self.encoder = encoder
-        contract = encoder.contract
+        embedding_config = encoder.embedding_config
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": mteb_name(name),
                 "revision": fingerprint(encoder),
-                "max_tokens": contract.max_len,
+                "max_tokens": embedding_config.max_len,
                 "embed_dim": encoder.dimension,
                 "framework": ["PyTorch"],
                 "similarity_fn_name": ScoringFunction.COSINE,
-                "use_instructions": bool(contract.query_prompt or contract.passage_prompt),
+                "use_instructions": bool(embedding_config.query_prompt or embedding_config.passage_prompt),
             }
         )
 
@@ -246,7 +246,7 @@ def run(options: MtebOptions) -> int:
     models = [(options.model, options.base_model_path)] + ([(options.baseline, None)] if options.baseline else [])
     for name, base in models:
         left = [task for task in tasks if task.metadata.name not in problems]
-        encoder = load_encoder(name, options.device, options.dtype, base, options.trust_remote_code)
+        encoder = load_model(name, options.device, options.dtype, base, options.trust_remote_code)
         found, wrong = score(MtebModel(encoder, name), left, cache)
         del encoder  # before the next one is loaded
         scores.append(found)

@@ -13,7 +13,7 @@ import numpy as np
 from tabulate import tabulate
 
 from embedrag import __version__
-from embedrag.data.retrieval_dataset import RetrievalSet
+from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.evaluation.evaluator import Scores
 from embedrag.evaluation.report.html import write_html
 from embedrag.evaluation.significance import comparison, table
@@ -30,7 +30,7 @@ def leave(result: dict[str, Any], folder: Path) -> None:
     write_html(result, folder / "evaluation.html")
 
 
-def outcome(data: RetrievalSet, tuned: Scores, base: Scores | None, metric: str) -> dict[str, Any]:
+def outcome(data: RetrievalDataset, tuned: Scores, base: Scores | None, metric: str) -> dict[str, Any]:
     """What is to be said of a model, and of what became of its base.
 
     Args:
@@ -101,7 +101,7 @@ def forgetting(base: Scores, tuned: Scores, metric: str) -> dict[str, Any]:
     return {"queries": len(tuned.first), "comparison": rows, "verdict": _row(rows, metric)["verdict"]}
 
 
-def winners(base: Scores, tuned: Scores, data: RetrievalSet, metric: str) -> dict[str, list[dict[str, Any]]]:
+def winners(base: Scores, tuned: Scores, data: RetrievalDataset, metric: str) -> dict[str, list[dict[str, Any]]]:
     """The queries that won most and that lost most, with what each model put first."""
     gain = tuned.metrics[metric] - base.metrics[metric]
     order = np.argsort(-gain, kind="stable")
@@ -142,7 +142,7 @@ def _histograms(scores: Scores) -> dict[str, list[int]]:
     }
 
 
-def _map(scores: Scores, data: RetrievalSet) -> list[dict[str, Any]]:
+def _map(scores: Scores, data: RetrievalDataset) -> list[dict[str, Any]]:
     """Queries and their passages in the plane of largest variance."""
     centred = scores.vectors - scores.vectors.mean(0)
     plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T

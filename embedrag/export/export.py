@@ -15,7 +15,7 @@ import numpy as np
 
 from embedrag import __version__
 from embedrag.commands.export import ExportOptions
-from embedrag.data.retrieval_dataset import RetrievalSet, load_set
+from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
 from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import RunError, UserError, flag_named, need
 from embedrag.evaluation.evaluator import score
@@ -24,9 +24,9 @@ from embedrag.evaluation.significance import comparison
 from embedrag.export.onnx_encoder import LENGTHS, OnnxEncoder
 from embedrag.export.onnx_graph import write_graph, write_int8
 from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
-from embedrag.models.encoder import Embedder
+from embedrag.models.encoder import TextEncoder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
-from embedrag.models.load import adapter_file, load_encoder
+from embedrag.models.load import adapter_file, load_model
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 
@@ -49,14 +49,14 @@ def run(options: ExportOptions) -> int:
         raise UserError(f"--model {options.model}: an adapter; merge it first (python merge.py), and export the result")
     if source.is_dir() and overlap(output, source):
         raise UserError(f"--output {output}: overlaps the model's folder {source}; name another folder")
-    data = load_set(options.data) if options.data else None
+    data = load_retrieval_dataset(options.data) if options.data else None
     with flag_named("--model", "--model_name_or_path"):
-        encoder = load_encoder(options.model, "cpu", trust_remote_code=options.trust_remote_code)
+        encoder = load_model(options.model, "cpu", trust_remote_code=options.trust_remote_code)
     probes = [(role, text[:PROBE_CHARACTERS]) for role, text in read_probes(source)]
     expected = embed_probes(encoder, probes)
     ndcg = _ndcg(encoder, data, "torch") if data else None
-    contract = encoder.tokenizer.contract
-    lengths = {name: getattr(contract, name) for name in LENGTHS}
+    embedding_config = encoder.tokenizer.embedding_config
+    lengths = {name: getattr(embedding_config, name) for name in LENGTHS}
     record: dict[str, Any] = {"model": options.model, "time": now(), "lengths": lengths, "probe_texts": len(probes)}
     record["files"] = {}
     with atomic_folder(output) as folder:
@@ -106,7 +106,7 @@ def _compare(
     probes: list[tuple[str, str]],
     expected: np.ndarray,
     ndcg: np.ndarray | None,
-    data: RetrievalSet | None,
+    data: RetrievalDataset | None,
 ) -> dict[str, Any]:
     """Print and return what is to be known of a file; raise RunError when it had to be exact and is not."""
     alone, together = alone_and_together(exported, probes)
@@ -129,11 +129,11 @@ def _write_surroundings(encoder: Any, source: Path, folder: Path) -> None:
     encoder.backbone.config.save_pretrained(folder)
     encoder.tokenizer.tokenizer.padding_side = "right"  # where every graph is right, also those with learnt positions
     encoder.tokenizer.save(folder)
-    encoder.tokenizer.contract.write(folder, encoder.dimension)
+    encoder.tokenizer.embedding_config.write(folder, encoder.dimension)
     for path in source.glob("*.py"):  # of a configuration that is code
         shutil.copy(path, folder)
 
 
-def _ndcg(encoder: Embedder, data: RetrievalSet, title: str) -> np.ndarray:
+def _ndcg(encoder: TextEncoder, data: RetrievalDataset, title: str) -> np.ndarray:
     """[q] nDCG@10."""
     return score(encoder, data, [CUTOFF], title).metrics[METRIC]

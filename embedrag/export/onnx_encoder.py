@@ -20,8 +20,8 @@ from embedrag.errors import UserError, need
 from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
 from embedrag.models.base_model import describe_base
 from embedrag.models.chunking import CHUNK_TOKENS, plan_padded
-from embedrag.models.encoder import Embedder
-from embedrag.models.load import read_json, saved_contract
+from embedrag.models.encoder import TextEncoder
+from embedrag.models.load import read_json, saved_embedding_config
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 
 LENGTHS = ("query_max_len", "passage_max_len")  # that it keeps
@@ -30,7 +30,7 @@ OUTPUT = "sentence_embedding"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class OnnxEncoder(Embedder):
+class OnnxEncoder(TextEncoder):
     """A graph with `input_ids` and `attention_mask`, its tokenizer, and nothing of torch's model."""
 
     def __init__(self, file: Path, tokenizer: TextTokenizer, device: str = "auto") -> None:
@@ -124,8 +124,8 @@ def load_onnx_encoder(
     lengths = read_json(path).get("lengths")
     if not isinstance(lengths, dict) or set(lengths) != set(LENGTHS):
         raise UserError(f"{path}: no lengths in it; the export is damaged")
-    contract = replace(saved_contract(Path(base.name), base), **lengths)
-    return OnnxEncoder(file, load_tokenizer(base, contract), device)
+    embedding_config = replace(saved_embedding_config(Path(base.name), base), **lengths)
+    return OnnxEncoder(file, load_tokenizer(base, embedding_config), device)
 
 
 def onnx_file(name: str, backend: str) -> Path:

@@ -77,7 +77,7 @@ def write_graph(encoder: Encoder, file: Path) -> None:
     encoder.position_offset = None
     backbone: Any = encoder.backbone
     backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")
-    graph = Graph(backbone, encoder.contract.pooling, encoder.contract.normalize)
+    graph = Graph(backbone, encoder.embedding_config.pooling, encoder.embedding_config.normalize)
     ids = torch.randint(3, 9, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0

@@ -23,7 +23,7 @@ DIRECTIONS = ("query_passage", "passage_query", "query_query", "passage_passage"
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossSettings:
     """What is scored against what, and how it becomes a loss.
 
     Attributes:
@@ -81,7 +81,7 @@ class Pairs:
 
 
 def contrastive(
-    query_embeddings: Tensor, passage_embeddings: Tensor, pairs: Pairs, terms: Terms, rows: slice = slice(None)
+    query_embeddings: Tensor, passage_embeddings: Tensor, pairs: Pairs, terms: LossSettings, rows: slice = slice(None)
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE: each query should score its positive above every other candidate (arXiv 1807.03748, 2004.04906).
 
@@ -115,7 +115,7 @@ def contrastive(
 class _Loss:
     """From the cosines of some pairs to their losses; everything here is plain, differentiable PyTorch."""
 
-    def __init__(self, pairs: Pairs, terms: Terms) -> None:
+    def __init__(self, pairs: Pairs, terms: LossSettings) -> None:
         self.pairs, self.terms = pairs, terms
         numbers = torch.arange(len(pairs.labels), device=pairs.owner.device)
         self.query = numbers if pairs.query is None else pairs.query

@@ -27,7 +27,7 @@ from embedrag.errors import UserError
 from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
 from embedrag.models.base_model import Base, describe_base
 from embedrag.models.equivalence import Closeness, check, closeness, embed_merged, embed_trained, read_probes
-from embedrag.models.load import model_settings, saved_contract
+from embedrag.models.load import model_settings, saved_embedding_config
 from embedrag.models.model_card import training_section, write_card
 from embedrag.models.quantization import QuantizedLayers, quantized_layers
 from embedrag.models.tokenizer import load_tokenizer
@@ -144,11 +144,13 @@ def _write_model(plan: Plan, base: Base, root: Path, folder: Path) -> None:
     config.pop("torch_dtype", None)
     write_json(folder / "config.json", config | {"dtype": str(plan.dtype).removeprefix("torch.")})
     source = plan.adapter.file.parent
-    contract = saved_contract(source, base)
+    embedding_config = saved_embedding_config(source, base)
     own_tokenizer = (source / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(replace(base, name=str(source), subfolder="") if own_tokenizer else base, contract)
+    tokenizer = load_tokenizer(
+        replace(base, name=str(source), subfolder="") if own_tokenizer else base, embedding_config
+    )
     tokenizer.save(folder)
-    contract.write(folder, int(base.config.hidden_size))
+    embedding_config.write(folder, int(base.config.hidden_size))
     if (source / TRAINING_CONFIG).is_file():
         shutil.copy(source / TRAINING_CONFIG, folder)
 

@@ -7,21 +7,19 @@ Loaded through AutoModel without a pooler or a language-model head, for neither 
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from embedrag.errors import UserError
-from embedrag.models.base_model import Base
+from embedrag.models.base_model import Base, takes_pooling_argument
 from embedrag.models.kernels.fast_dropout import replace_dropout
 from embedrag.models.lora import _lift_norms, add_adapters
 from embedrag.models.lora_init import begin_with_quantization_error
 from embedrag.models.quantization import product_dtype, quantization_config, stored_dtype
 from embedrag.runtime.console import quiet
 from embedrag.training.config.options import TrainOptions
-from embedrag.models.base_model import takes_pooling_argument
 
 
 def load_backbone(
@@ -127,8 +125,6 @@ def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, de
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
     return model
-
-
 
 
 def _first_line(error: Exception) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import Contract, _Files, _read_contract
+from embedrag.models.embedding_config import EmbeddingConfig, _Files, _read_contract
 from embedrag.training.config.options import TrainOptions
-from typing import Any
-import inspect
 
 # Families whose positions start behind the padding index, so two of them are lost.
 OFFSET_POSITIONS = {
@@ -43,7 +42,7 @@ class Base:
     config: Any
     is_decoder: bool
     position_limit: int | None
-    contract: Contract | None
+    embedding_config: EmbeddingConfig | None
 
     def folder(self) -> Path:
         """The folder of its files, fetched from the hub where it is not local."""
@@ -72,7 +71,7 @@ def describe_base(name: str, trust_remote_code: bool = False, local_files_only: 
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser().resolve())
     files = _Files(name, local_files_only)
-    subfolder, contract = _read_contract(files)
+    subfolder, embedding_config = _read_contract(files)
     try:
         config = AutoConfig.from_pretrained(
             name, subfolder=subfolder, trust_remote_code=trust_remote_code, local_files_only=local_files_only
@@ -93,7 +92,7 @@ def describe_base(name: str, trust_remote_code: bool = False, local_files_only: 
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and kind in OFFSET_POSITIONS:
         limit -= (getattr(config, "pad_token_id", None) or 0) + 1
-    return Base(name, subfolder, config, is_decoder, limit, contract)
+    return Base(name, subfolder, config, is_decoder, limit, embedding_config)
 
 
 def check_local_path(name: str) -> None:
@@ -120,15 +119,15 @@ def check_local_path(name: str) -> None:
         )
 
 
-def settle(base: Base, options: TrainOptions) -> tuple[Contract, list[str]]:
+def settle(base: Base, options: TrainOptions) -> tuple[EmbeddingConfig, list[str]]:
     """The contract of a run: what the user asked for, else what the base says, else what its family needs.
 
     Returns:
         The contract, and lines that tell the user of every length that had to be shortened.
     """
-    own = base.contract or Contract(pooling="last_token" if base.is_decoder else "mean")
+    own = base.embedding_config or EmbeddingConfig(pooling="last_token" if base.is_decoder else "mean")
     given = options.model_fields_set
-    contract = replace(
+    embedding_config = replace(
         own,
         pooling=own.pooling if options.pooling == "auto" else options.pooling,
         query_prompt=own.query_prompt if options.query_prompt is None else options.query_prompt,
@@ -137,16 +136,16 @@ def settle(base: Base, options: TrainOptions) -> tuple[Contract, list[str]]:
     notices = []
     for side in ("query_max_len", "passage_max_len"):
         length = getattr(options, side)
-        if side not in given and base.contract:
-            length = min(length, getattr(base.contract, side))
+        if side not in given and base.embedding_config:
+            length = min(length, getattr(base.embedding_config, side))
         if base.position_limit and length > base.position_limit:
             if side in given:
                 notices.append(
                     f"{side} {length}: the base model has positions for {base.position_limit} tokens; that is used"
                 )
             length = base.position_limit
-        contract = replace(contract, **{side: length})
-    return contract, notices
+        embedding_config = replace(embedding_config, **{side: length})
+    return embedding_config, notices
 
 
 def takes_pooling_argument(config: Any) -> bool:

@@ -20,7 +20,7 @@ PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
-class Contract:
+class EmbeddingConfig:
     """How texts become vectors.
 
     Attributes:
@@ -74,7 +74,7 @@ class Contract:
         return max(self.query_max_len, self.passage_max_len)
 
 
-def read_contract(name: str) -> Contract | None:
+def read_embedding_config(name: str) -> EmbeddingConfig | None:
     """The contract in a model's or adapter's sentence-transformers files; None without them."""
     return _read_contract(_Files(name, local_files_only=True))[1]
 
@@ -110,7 +110,7 @@ class _Files:
             raise UserError(f"{found}: not JSON; the model folder is damaged") from None
 
 
-def _read_contract(files: _Files) -> tuple[str, Contract | None]:
+def _read_contract(files: _Files) -> tuple[str, EmbeddingConfig | None]:
     """Subfolder of the weights and the contract, from sentence-transformers' files; None without them."""
     modules = files.json("modules.json")
     if modules is None:
@@ -135,7 +135,7 @@ def _read_contract(files: _Files) -> tuple[str, Contract | None]:
     prompts: dict[str, str] = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
     fallback = prompts.get(settings.get("default_prompt_name") or "", "")
     passage = next((prompts[name] for name in PASSAGE_PROMPT_NAMES if name in prompts), fallback)
-    return subfolder, Contract(
+    return subfolder, EmbeddingConfig(
         pooling=_pooling(files.json(f"{kinds['Pooling']}/config.json") or {}, files.name),
         normalize="Normalize" in kinds,
         query_prompt=prompts.get("query", fallback),

@@ -19,7 +19,7 @@ DTYPES = {"float32": "<f4", "int8": "|i1", "binary": "|u1"}
 
 
 @dataclass(frozen=True)
-class View:
+class EmbeddingFormat:
     """A form of a vector.
 
     Attributes:
@@ -77,7 +77,7 @@ class View:
         return (kept / kept.abs().amax(1, keepdim=True).clamp(min=1e-12) * 127).round()
 
 
-def views(dims: Sequence[int], weights: Sequence[float], precisions: Sequence[str]) -> tuple[View, ...]:
+def views(dims: Sequence[int], weights: Sequence[float], precisions: Sequence[str]) -> tuple[EmbeddingFormat, ...]:
     """The forms that a training learns: one for each dimension, and the whole vector in each further precision.
 
     Args:
@@ -85,5 +85,10 @@ def views(dims: Sequence[int], weights: Sequence[float], precisions: Sequence[st
         weights: one for each of `dims`, or none.
         precisions: beside float32.
     """
-    by_dim = [View(dim, "float32", weight) for dim, weight in zip(dims, weights or [1.0] * len(dims), strict=True)]
-    return (*(by_dim or [View()]), *(View(None, precision) for precision in precisions if precision != "float32"))
+    by_dim = [
+        EmbeddingFormat(dim, "float32", weight) for dim, weight in zip(dims, weights or [1.0] * len(dims), strict=True)
+    ]
+    return (
+        *(by_dim or [EmbeddingFormat()]),
+        *(EmbeddingFormat(None, precision) for precision in precisions if precision != "float32"),
+    )

@@ -21,19 +21,19 @@ from torch.nn import functional as F
 
 from embedrag.data.token_batch import TokenBatch
 from embedrag.models.chunking import CHUNK_TOKENS, plan_packed, plan_padded
-from embedrag.models.embedding_config import Contract
+from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import Packing, pack, packed_states
 from embedrag.models.pooling import POOLING
 from embedrag.models.tokenizer import TextTokenizer
-from embedrag.runtime.distributed import Processes
+from embedrag.runtime.distributed import ProcessGroup
 from embedrag.runtime.fsdp import is_sharded
 from embedrag.training.grad_cache import CachedVectors
 
 TEXTS_PER_BLOCK = 1024
 
 
-class Embedder(ABC):
+class TextEncoder(ABC):
     """Whatever turns token ids into vectors, and what follows from that: texts into vectors.
 
     Attributes:
@@ -89,7 +89,7 @@ class Embedder(ABC):
             yield vectors
 
 
-class Encoder(nn.Module, Embedder):
+class Encoder(nn.Module, TextEncoder):
     """An embedding model under its contract.
 
     Attributes:
@@ -103,7 +103,7 @@ class Encoder(nn.Module, Embedder):
         self,
         backbone: nn.Module,
         tokenizer: TextTokenizer,
-        contract: Contract,
+        embedding_config: EmbeddingConfig,
         dtype: torch.dtype = torch.float32,
         pad_multiple: int = 1,
     ) -> None:
@@ -112,14 +112,14 @@ class Encoder(nn.Module, Embedder):
         Args:
             backbone: from `embedrag.models.backbone`.
             tokenizer: texts -> ids.
-            contract: pooling and normalisation.
+            embedding_config: pooling and normalisation.
             dtype: of the computation (autocast).
             pad_multiple: padded widths are rounded up to it.
         """
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
-        self.contract = contract
+        self.embedding_config = embedding_config
         self.dtype = dtype
         self.pad_multiple = pad_multiple
         self.position_offset: int | None = None
@@ -169,7 +169,7 @@ class Encoder(nn.Module, Embedder):
         parts = [self._embed(tokens.select(order[start:stop])) for start, stop in chunks]
         return torch.cat(parts)[order.argsort().to(self.device)]
 
-    def cached(self, tokens: TokenBatch, processes: Processes = Processes()) -> CachedVectors:  # noqa: B008 - immutable
+    def cached(self, tokens: TokenBatch, processes: ProcessGroup = ProcessGroup()) -> CachedVectors:  # noqa: B008 - immutable
         """Embed n texts for a loss, within the token budget.
 
         Args:
@@ -246,9 +246,9 @@ class Encoder(nn.Module, Embedder):
         cu_seqlens = tokens.cu_seqlens.to(self.device, non_blocking=True)
         with self.autocast():
             hidden = self._padded(tokens) if self.position_offset is None else self._packed(tokens, cu_seqlens)
-        embeddings = POOLING[self.contract.pooling](hidden, cu_seqlens)
+        embeddings = POOLING[self.embedding_config.pooling](hidden, cu_seqlens)
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        return F.normalize(embeddings, dim=-1) if self.contract.normalize else embeddings
+        return F.normalize(embeddings, dim=-1) if self.embedding_config.normalize else embeddings
 
     def _packed(self, tokens: TokenBatch, cu_seqlens: Tensor) -> Tensor:
         """[T, H] hidden states; all texts in one row."""

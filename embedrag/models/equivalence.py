@@ -18,8 +18,8 @@ import torch
 from embedrag.data.token_batch import PASSAGE, QUERY
 from embedrag.errors import RunError, UserError
 from embedrag.models.artifacts import PROBE_TEXTS
-from embedrag.models.encoder import Embedder
-from embedrag.models.load import load_encoder
+from embedrag.models.encoder import TextEncoder
+from embedrag.models.load import load_model
 
 # Lowest cosine to the trained model that still counts as the same model.
 TOLERANCE = {torch.float32: 0.99999, torch.bfloat16: 0.999}
@@ -84,7 +84,7 @@ def read_probes(folder: Path) -> list[tuple[str, str]]:
         raise UserError(f"{path}: can't be read ({error}); remove it, and other texts are taken") from None
 
 
-def embed_probes(encoder: Embedder, probes: Sequence[tuple[str, str]]) -> np.ndarray:
+def embed_probes(encoder: TextEncoder, probes: Sequence[tuple[str, str]]) -> np.ndarray:
     """[n, D] of probe texts, each encoded by itself."""
     return np.concatenate([encoder.encode([text], role) for role, text in probes])
 
@@ -98,7 +98,7 @@ def embed_trained(
     lora_alpha: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """[n, D] by base + adapter as in training, and [n, D] by the same base with the adapter switched off."""
-    encoder = load_encoder(
+    encoder = load_model(
         str(file),
         base_name=base_name,
         trust_remote_code=trust_remote_code,
@@ -113,7 +113,7 @@ def embed_trained(
 
 def embed_merged(folder: Path, probes: list[tuple[str, str]], trust_remote_code: bool = False) -> np.ndarray:
     """[n, D] by a merged folder."""
-    return embed_probes(load_encoder(str(folder), trust_remote_code=trust_remote_code), probes)
+    return embed_probes(load_model(str(folder), trust_remote_code=trust_remote_code), probes)
 
 
 def closeness(a: np.ndarray, b: np.ndarray) -> Closeness:

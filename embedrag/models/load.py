@@ -14,7 +14,7 @@ from embedrag.errors import UserError
 from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
 from embedrag.models.backbone import load_backbone
 from embedrag.models.base_model import Base, describe_base
-from embedrag.models.embedding_config import Contract, read_contract
+from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
 from embedrag.models.quantization import quantization_config
@@ -26,7 +26,7 @@ from embedrag.weights.name_matching import match_names
 from embedrag.weights.safetensors_io import TensorFile
 
 
-def load_encoder(
+def load_model(
     name: str,
     device: str = "auto",
     dtype: str = "float32",
@@ -55,16 +55,18 @@ def load_encoder(
     file = adapter_file(path)
     if file is None:
         base = _describe(name, "model", trust_remote_code)
-        contract = saved_contract(path, base)
+        embedding_config = saved_embedding_config(path, base)
         backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code)
-        return _packed(Encoder(backbone, load_tokenizer(base, contract), contract, precision))
+        return _packed(Encoder(backbone, load_tokenizer(base, embedding_config), embedding_config, precision))
     folder = file.parent
     base = _describe(
         base_name or _base_of(folder), f"base of the adapter {folder} (--base_model_path)", trust_remote_code
     )
-    contract = saved_contract(folder, base)
+    embedding_config = saved_embedding_config(folder, base)
     own_tokenizer = (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(replace(base, name=str(folder), subfolder="") if own_tokenizer else base, contract)
+    tokenizer = load_tokenizer(
+        replace(base, name=str(folder), subfolder="") if own_tokenizer else base, embedding_config
+    )
     stored = model_settings(folder).get("quantization") or quantization
     settings = None
     if stored:
@@ -77,7 +79,7 @@ def load_encoder(
         # What was stored in fewer bits is what training saw; now it computes in this precision.
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(precision)
-    return _packed(Encoder(_with_adapter(file, backbone, lora_alpha), tokenizer, contract, precision))
+    return _packed(Encoder(_with_adapter(file, backbone, lora_alpha), tokenizer, embedding_config, precision))
 
 
 def _packed(encoder: Encoder) -> Encoder:
@@ -116,18 +118,22 @@ def trained_from(name: str) -> str:
     raise UserError(f"{name}: no {MERGE_CONFIG} or {TRAINING_CONFIG} tells what it was trained from")
 
 
-def saved_contract(folder: Path, base: Base) -> Contract:
+def saved_embedding_config(folder: Path, base: Base) -> EmbeddingConfig:
     """The contract of a model or adapter folder: its own files, else the base's, else that of its family.
 
     sentence-transformers' files know one length, training_config.json both.
     """
-    contract = (read_contract(str(folder)) if folder.is_dir() else None) or base.contract or _family_contract(base)
+    embedding_config = (
+        (read_embedding_config(str(folder)) if folder.is_dir() else None)
+        or base.embedding_config
+        or _family_contract(base)
+    )
     settings = model_settings(folder)
     limit = base.position_limit or 10**9
     return replace(
-        contract,
-        query_max_len=min(limit, int(settings.get("query_max_len", contract.query_max_len))),
-        passage_max_len=min(limit, int(settings.get("passage_max_len", contract.passage_max_len))),
+        embedding_config,
+        query_max_len=min(limit, int(settings.get("query_max_len", embedding_config.query_max_len))),
+        passage_max_len=min(limit, int(settings.get("passage_max_len", embedding_config.passage_max_len))),
     )
 
 
@@ -180,8 +186,8 @@ def _base_of(folder: Path) -> str:
     return str(name)
 
 
-def _family_contract(base: Base) -> Contract:
-    return Contract(pooling="last_token" if base.is_decoder else "mean")
+def _family_contract(base: Base) -> EmbeddingConfig:
+    return EmbeddingConfig(pooling="last_token" if base.is_decoder else "mean")
 
 
 def read_json(path: Path) -> dict[str, Any]:

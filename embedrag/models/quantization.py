@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from embedrag.errors import UserError
-from embedrag.models.base_model import (takes_pooling_argument)
-from embedrag.models.base_model import Base
+from embedrag.models.base_model import Base, takes_pooling_argument
 from embedrag.weights.name_matching import match_names
 
 

@@ -46,7 +46,7 @@ def save_model(
         if start := getattr(encoder.backbone, "adapter_start", None):
             subtract_start(folder, start)
         encoder.tokenizer.save(folder)
-        encoder.contract.write(folder, encoder.dimension)
+        encoder.embedding_config.write(folder, encoder.dimension)
         write_json(folder / TRAINING_CONFIG, settings)
         write_json(folder / PROBE_TEXTS, probes)
         write_card(folder, base, settings, results=results)

@@ -10,7 +10,7 @@ from typing import Any
 
 from embedrag.errors import UserError
 from embedrag.models.base_model import Base
-from embedrag.models.embedding_config import Contract
+from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.training.config.options import TrainOptions
 
 
@@ -21,16 +21,16 @@ class TextTokenizer:
     tokenizer's own post-processor, so a saved folder gives the same ids in every program.
     """
 
-    def __init__(self, tokenizer: Any, contract: Contract, is_decoder: bool) -> None:
+    def __init__(self, tokenizer: Any, embedding_config: EmbeddingConfig, is_decoder: bool) -> None:
         self.tokenizer = tokenizer
-        self.contract = contract
+        self.embedding_config = embedding_config
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if is_decoder:
             tokenizer.padding_side = "left"
-            if contract.pooling == "last_token":
+            if embedding_config.pooling == "last_token":
                 _end_with_eos(tokenizer)
-        tokenizer.model_max_length = contract.max_len
+        tokenizer.model_max_length = embedding_config.max_len
 
     def __call__(self, role: str, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts.
@@ -42,7 +42,7 @@ class TextTokenizer:
         Returns:
             One list of ids a text, never empty, at most the role's length.
         """
-        prompt = getattr(self.contract, f"{role}_prompt")
+        prompt = getattr(self.embedding_config, f"{role}_prompt")
         return self.ids(role, [prompt + text for text in texts])
 
     def ids(self, role: str, texts: Sequence[str]) -> list[list[int]]:
@@ -50,7 +50,7 @@ class TextTokenizer:
         ids: list[list[int]] = self.tokenizer(
             list(texts),
             truncation=True,
-            max_length=getattr(self.contract, f"{role}_max_len"),
+            max_length=getattr(self.embedding_config, f"{role}_max_len"),
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
@@ -68,12 +68,14 @@ class TextTokenizer:
         """Changes whenever the ids of some text could change."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state = {name: part for name, part in backend.items() if name not in ("truncation", "padding")}
-        lengths = [self.contract.query_max_len, self.contract.passage_max_len]
-        text = json.dumps([state, self.contract.query_prompt, self.contract.passage_prompt, *lengths], sort_keys=True)
+        lengths = [self.embedding_config.query_max_len, self.embedding_config.passage_max_len]
+        text = json.dumps(
+            [state, self.embedding_config.query_prompt, self.embedding_config.passage_prompt, *lengths], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_tokenizer(base: Base, contract: Contract, options: TrainOptions | None = None) -> TextTokenizer:
+def load_tokenizer(base: Base, embedding_config: EmbeddingConfig, options: TrainOptions | None = None) -> TextTokenizer:
     """The base model's tokenizer (or `--tokenizer_id`) under a contract.
 
     Raises:
@@ -99,7 +101,7 @@ def load_tokenizer(base: Base, contract: Contract, options: TrainOptions | None 
         raise UserError(
             f"{flag} {name}: {len(tokenizer)} tokens, but the model has vectors for {vocabulary}; use its own"
         )
-    return TextTokenizer(tokenizer, contract, base.is_decoder)
+    return TextTokenizer(tokenizer, embedding_config, base.is_decoder)
 
 
 def _end_with_eos(tokenizer: Any) -> None:

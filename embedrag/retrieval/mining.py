@@ -18,12 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from embedrag.commands.mine import MineOptions
-from embedrag.data.rows import Record, read_records, row_text
+from embedrag.data.rows import TrainingRow, read_rows, row_text
 from embedrag.data.text import identity
 from embedrag.data.text_files import read_corpus
 from embedrag.errors import UserError
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.cross_encoder import CrossEncoder
 from embedrag.retrieval.topk import TopK, best_of
@@ -36,7 +36,7 @@ ROWS = 4096  # that are mined at once
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search says of a row.
 
     Attributes:
@@ -93,10 +93,10 @@ class _Places:
         return np.concatenate([self._order[start:stop] for start, stop in zip(first, behind, strict=True)])
 
 
-class Known:
+class KnownPositives:
     """The labelled positives of each query, over all rows, as fingerprints."""
 
-    def __init__(self, records: Iterator[Record]) -> None:
+    def __init__(self, records: Iterator[TrainingRow]) -> None:
         """Read all rows."""
         flat = array("Q")
         self.rows = 0
@@ -118,7 +118,7 @@ def run(options: MineOptions) -> int:
     """`embedrag mine`: the rows again, with new negatives and the scores of all passages."""
     sources, output = options.train_dataset, Path(options.output).expanduser()
     check_targets({"--output": options.output}, [*sources, options.corpus], options.overwrite)
-    known = Known(record for _, record in read_records(sources))
+    known = KnownPositives(record for _, record in read_rows(sources))
     corpus = _corpus(options)
     if not corpus.texts:
         raise UserError(f"--corpus {options.corpus}: no texts in it")
@@ -131,7 +131,7 @@ def run(options: MineOptions) -> int:
     judge = CrossEncoder(options.score_with, options.device, options.trust_remote_code) if options.score_with else None
     search = _lexical(corpus, sources) if options.bm25 else _dense(corpus, options)
     start, written, short, doubtful, without = time.monotonic(), 0, 0, 0, 0
-    rows = read_records(sources)
+    rows = read_rows(sources)
     with atomic_file(output) as file, tqdm(total=known.rows, unit="row", dynamic_ncols=True) as bar:
         while block := list(islice(rows, ROWS)):
             barred = [corpus.places(known.of(record.query)) for _, record in block]
@@ -183,11 +183,11 @@ def _corpus(options: MineOptions) -> Corpus:
 
 
 def _passages(sources: list[str]) -> Iterator[str]:
-    for _, record in read_records(sources):
+    for _, record in read_rows(sources):
         yield from (*record.pos, *record.neg)
 
 
-def _mined(record: Record, negatives: list[str], scores: list[float], known: Known) -> Record:
+def _mined(record: TrainingRow, negatives: list[str], scores: list[float], known: KnownPositives) -> TrainingRow:
     """The row with its new negatives and all scores.
 
     One that found none keeps its own but for known positives of its query, and no scores: the earlier ones may be on
@@ -199,9 +199,9 @@ def _mined(record: Record, negatives: list[str], scores: list[float], known: Kno
     return replace(record, neg=tuple(negatives) or kept, scores=rounded)
 
 
-def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[Record], int], Iterator[Found]]:
+def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[TrainingRow], int], Iterator[SearchResult]]:
     """Search by the vectors of a model."""
-    encoder = load_encoder(
+    encoder = load_model(
         options.model or "",
         options.device,
         options.dtype,
@@ -211,20 +211,20 @@ def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[Record], int]
     vectors, found = cached_vectors(encoder, corpus.texts, "passage", cache_folder(options.cache_dir))
     say(f"corpus: vectors of {vectors.shape[1]} components, {'found' if found else 'kept'} in the cache")
 
-    def search(block: list[Record], depth: int) -> Iterator[Found]:
+    def search(block: list[TrainingRow], depth: int) -> Iterator[SearchResult]:
         queries = unit(encoder.encode([record.query for record in block], "query"))
         top = TopK(queries, depth, "cuda" if encoder.device.type == "cuda" else "cpu")
         top.add(vectors)
         positives = _positive_vectors(block, corpus, vectors, encoder)
         for row, (numbers, scores) in enumerate(zip(*top.result(), strict=True)):
             own = np.stack([positives[text] for text in block[row].pos])
-            yield Found(numbers, scores, own @ queries[row])
+            yield SearchResult(numbers, scores, own @ queries[row])
 
     return search
 
 
 def _positive_vectors(
-    block: list[Record], corpus: Corpus, vectors: np.ndarray, encoder: Encoder
+    block: list[TrainingRow], corpus: Corpus, vectors: np.ndarray, encoder: Encoder
 ) -> dict[str, np.ndarray]:
     """Vector of each positive: that of the corpus where it is there, else a new one."""
     places = {text: corpus.number(text) for record in block for text in record.pos}
@@ -234,18 +234,18 @@ def _positive_vectors(
     return found | dict(zip((t for t, _ in known), vectors[[place for _, place in known]], strict=True))
 
 
-def _lexical(corpus: Corpus, sources: list[str]) -> Callable[[list[Record], int], Iterator[Found]]:
+def _lexical(corpus: Corpus, sources: list[str]) -> Callable[[list[TrainingRow], int], Iterator[SearchResult]]:
     """Search by words; positives that the corpus lacks are indexed too, and never come out."""
-    others = {text: None for _, record in read_records(sources) for text in record.pos if corpus.number(text) is None}
+    others = {text: None for _, record in read_rows(sources) for text in record.pos if corpus.number(text) is None}
     places = {text: len(corpus.texts) + number for number, text in enumerate(others)}
     index = Bm25([*corpus.texts, *others])
 
-    def search(block: list[Record], depth: int) -> Iterator[Found]:
+    def search(block: list[TrainingRow], depth: int) -> Iterator[SearchResult]:
         for record in block:
             scores = index.scores(record.query)
             own = [places[text] if text in places else corpus.number(text) or 0 for text in record.pos]
             numbers = best_of(scores[: len(corpus.texts)], depth)
             numbers = numbers[scores[numbers] > 0]  # the rest shares no word with the query
-            yield Found(numbers, scores[numbers], scores[own])
+            yield SearchResult(numbers, scores[numbers], scores[own])
 
     return search

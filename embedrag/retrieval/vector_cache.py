@@ -21,7 +21,7 @@ TOLERANCE = 1e-3  # of a squared length
 
 def fingerprint(encoder: Encoder) -> str:
     """16 hex digits that change with anything that changes a vector: weights, tokenizer, contract, precision."""
-    digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.contract}|{encoder.dtype}".encode())
+    digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.embedding_config}|{encoder.dtype}".encode())
     for key, value in sorted(encoder.backbone.state_dict().items()):
         digest.update(key.encode())
         if isinstance(value, Tensor):

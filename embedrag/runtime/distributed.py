@@ -31,7 +31,7 @@ class SharedOutOfMemoryError(MemoryError):
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among all.
 
     Attributes:
@@ -150,16 +150,16 @@ def wants_sharding() -> str | None:
     return asked[0] if asked else None
 
 
-def join(device: torch.device) -> Processes:
+def join(device: torch.device) -> ProcessGroup:
     """Meet the other processes that a launcher started (torchrun, accelerate, SLURM with their variables, our own)."""
     if world_size() == 1:
-        return Processes()
+        return ProcessGroup()
     if not dist.is_initialized():
         # Words between processes go over gloo on GPUs too: they must get through when a GPU's memory has run out.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     rank = dist.get_rank()
     size = dist.get_world_size()
-    return Processes(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    return ProcessGroup(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
 
 
 def leave() -> None:

@@ -44,7 +44,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(is_part(parameter) for parameter in module.parameters())
 
 
-def whole(value: Any, keep: bool = True) -> Any:
+def gather_full(value: Any, keep: bool = True) -> Any:
     """A tensor, or nested dicts and lists of them, with parts put together; all processes must call it.
 
     Args:
@@ -55,9 +55,9 @@ def whole(value: Any, keep: bool = True) -> Any:
         gathered: Tensor = value.full_tensor()
         return gathered.detach().cpu() if keep else None
     if isinstance(value, dict):
-        return {key: whole(item, keep) for key, item in value.items()}
+        return {key: gather_full(item, keep) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [whole(item, keep) for item in value]
+        return [gather_full(item, keep) for item in value]
     return value
 
 
@@ -66,7 +66,7 @@ def own_part(value: Tensor) -> Tensor:
     return cast(Any, value).to_local() if is_part(value) else value
 
 
-def part_of(parameter: Tensor, saved: Tensor) -> Tensor:
+def local_shard(parameter: Tensor, saved: Tensor) -> Tensor:
     """What this process holds of a whole tensor that is laid out as a parameter is."""
     if not is_part(parameter) or saved.shape != parameter.shape:
         return saved

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedrag import __version__
 from embedrag.errors import UserError
-from embedrag.models.encoder import Embedder
+from embedrag.models.encoder import TextEncoder
 from embedrag.runtime.device import give_memory_back
 from embedrag.serving.batcher import Batcher
 from embedrag.serving.connection_limits import (
@@ -122,7 +122,7 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def open(self, encoder: Embedder, max_batch_tokens: int) -> None:
+    def open(self, encoder: TextEncoder, max_batch_tokens: int) -> None:
         """Begin to answer."""
         self._encoder = encoder
         self.bytes.limit += answer_bytes(self._texts.limit, encoder.dimension, "float")

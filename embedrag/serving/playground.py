@@ -20,7 +20,7 @@ from embedrag.data.text_files import read_corpus
 from embedrag.errors import UserError, flag_named, need
 from embedrag.models.base_model import check_local_path
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import adapter_file, load_encoder, trained_from
+from embedrag.models.load import adapter_file, load_model, trained_from
 from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.console import say
 from embedrag.runtime.paths import cache_folder
@@ -164,7 +164,7 @@ def run(options: PlaygroundOptions) -> int:
         encoders = []  # both, before the documents are embedded by one
         for (flag, name), base_of in zip(names.items(), (None, options.base_model_path), strict=True):
             with flag_named(flag, "--model_name_or_path"):
-                encoders.append(load_encoder(name, options.device, options.dtype, base_of, options.trust_remote_code))
+                encoders.append(load_model(name, options.device, options.dtype, base_of, options.trust_remote_code))
         base, tuned = (Ranker(name, encoder, documents) for name, encoder in zip(names.values(), encoders, strict=True))
         app = application(documents, base, tuned, allowed_names(options.host))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from embedrag.errors import UserError, near_miss
 from embedrag.models.artifacts import MODEL_MARKERS
-from embedrag.models.embedding_format import View
-from embedrag.models.encoder import Embedder
+from embedrag.models.embedding_format import EmbeddingFormat
+from embedrag.models.encoder import TextEncoder
 
 MAX_TEXTS = 2048
 MAX_CHARACTERS = 1 << 20  # of one request
@@ -60,7 +60,7 @@ class Request(BaseModel):
 
     def finish(self, vectors: np.ndarray) -> np.ndarray:
         """[n, D] as the model gives them -> [n, d] as they were asked for."""
-        form = View(self.dimensions)
+        form = EmbeddingFormat(self.dimensions)
         return form.stored(vectors) if self.normalize else form.of(vectors)
 
 
@@ -149,7 +149,7 @@ def read_request(raw: Any) -> Request:
     return check_request(NestedRequest, rest | {NestedRequest.texts_key: inputs["data"]})
 
 
-def embed(encoder: Embedder, request: Request) -> np.ndarray:
+def embed(encoder: TextEncoder, request: Request) -> np.ndarray:
     """[n, d] float32.
 
     Raises:

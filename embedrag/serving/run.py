@@ -21,8 +21,8 @@ from embedrag.export.onnx_encoder import load_onnx_encoder, onnx_file
 from embedrag.models.artifacts import EXPORT_CONFIG
 from embedrag.models.base_model import check_local_path
 from embedrag.models.chunking import CHUNK_TOKENS
-from embedrag.models.encoder import Embedder
-from embedrag.models.load import adapter_file, load_encoder
+from embedrag.models.encoder import TextEncoder
+from embedrag.models.load import adapter_file, load_model
 from embedrag.runtime.console import say
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.serving.listener import allowed_names, is_loopback, listen, url
@@ -99,12 +99,12 @@ def _stop_signal() -> asyncio.Event:
     return event
 
 
-def _load(options: ServeOptions) -> Embedder:
+def _load(options: ServeOptions) -> TextEncoder:
     """The model, warmed up."""
-    encoder: Embedder
+    encoder: TextEncoder
     with flag_named("--model", "--model_name_or_path"):
         if options.backend == "torch":
-            encoder = load_encoder(
+            encoder = load_model(
                 options.model, options.device, options.dtype, options.base_model_path, options.trust_remote_code
             )
         else:

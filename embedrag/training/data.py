@@ -12,20 +12,20 @@ import numpy as np
 
 from embedrag.data.checks.rules import Rows, short_report
 from embedrag.data.holdout import held_out_set, hold_out
-from embedrag.data.retrieval_dataset import RetrievalSet, load_set
-from embedrag.data.rows import endless_records, read_records, record_texts
-from embedrag.data.sampler import MixedOrder, RowOrder
+from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
+from embedrag.data.rows import endless_rows, read_rows, row_texts
+from embedrag.data.sampler import ShuffledSampler, WeightedSampler
 from embedrag.data.streaming import Slices, quotas
 from embedrag.data.text import identity
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import Prompts, open_store
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import Contract
+from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.equivalence import choose_probes
 from embedrag.models.tokenizer import TextTokenizer
 from embedrag.options.field import Source
 from embedrag.runtime.console import say
-from embedrag.runtime.distributed import Processes
+from embedrag.runtime.distributed import ProcessGroup
 from embedrag.runtime.files import atomic_file
 from embedrag.runtime.paths import cache_folder
 from embedrag.training.config.options import TrainOptions
@@ -46,7 +46,7 @@ class TrainingData:
     """
 
     store: TokenStore
-    order: RowOrder
+    order: ShuffledSampler
     checksum: str
     slices: Slices | None = None
     epoch: int = 0
@@ -59,8 +59,8 @@ class TrainingData:
 
 
 def open_data(
-    options: TrainOptions, tokenizer: TextTokenizer, processes: Processes
-) -> tuple[TrainingData, RetrievalSet | None]:
+    options: TrainOptions, tokenizer: TextTokenizer, processes: ProcessGroup
+) -> tuple[TrainingData, RetrievalDataset | None]:
     """Rows to train on, and what the model is scored on meanwhile.
 
     Args:
@@ -73,9 +73,9 @@ def open_data(
     """
     sources = options.train_dataset or []
     paths, cache = [source.path for source in sources], cache_folder(options.cache_dir)
-    prompts = [_prompts(source, tokenizer.contract) for source in sources]
+    prompts = [_prompts(source, tokenizer.embedding_config) for source in sources]
     batch = options.batch_size * processes.size
-    evaluation = load_set(options.eval_dataset, flag="--eval_dataset") if options.eval_dataset else None
+    evaluation = load_retrieval_dataset(options.eval_dataset, flag="--eval_dataset") if options.eval_dataset else None
     slices = None
     if options.stream:
         slices = Slices(paths, _quotas(options, batch), tokenizer.ids, prompts, cache)
@@ -107,12 +107,12 @@ def open_data(
     return TrainingData(store, order, store.checksum + mix, slices), evaluation
 
 
-def _prompts(source: Source, contract: Contract) -> Prompts:
+def _prompts(source: Source, embedding_config: EmbeddingConfig) -> Prompts:
     """What stands before the texts of a data set: its own prompts, or those of all."""
     query, passage = source.query_prompt, source.passage_prompt
     return (
-        contract.query_prompt if query is None else query,
-        contract.passage_prompt if passage is None else passage,
+        embedding_config.query_prompt if query is None else query,
+        embedding_config.passage_prompt if passage is None else passage,
     )
 
 
@@ -130,13 +130,13 @@ def _quotas(options: TrainOptions, batch: int) -> list[int]:
     return shares
 
 
-def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[RowOrder, str]:
+def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[ShuffledSampler, str]:
     """The order of the rows, and what tells it from others."""
     sources = options.train_dataset or []
     weights = [1.0 if options.stream else source.weight for source in sources]
     together = batch if options.one_source_per_batch and len(sources) > 1 else 1
     if together == 1 and set(weights) == {1.0}:
-        return RowOrder(len(store), options.seed), ""
+        return ShuffledSampler(len(store), options.seed), ""
     sets = [np.flatnonzero(store.row_sets == number) for number in range(len(sources))]
     for source, rows in zip(sources, sets, strict=True):
         if len(rows) < together:
@@ -144,7 +144,7 @@ def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[RowOrd
                 f"--one_source_per_batch: {source.path} has {len(rows)} rows, fewer than the {together} of a batch; "
                 "lower --batch_size, or leave the flag out"
             )
-    order = MixedOrder(sets, weights, options.seed, together)
+    order = WeightedSampler(sets, weights, options.seed, together)
     for source, rows, count in zip(sources, sets, order.positions, strict=True):
         if len(rows) and not count:
             raise UserError(
@@ -188,7 +188,7 @@ def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
     yield from short_report(Rows(store.forms[store.row_texts], store.row_offsets, store.row_positives))
 
 
-def _shared_lines(store: TokenStore, evaluation: RetrievalSet) -> Iterator[str]:
+def _shared_lines(store: TokenStore, evaluation: RetrievalDataset) -> Iterator[str]:
     """A line when rows have queries that the model is scored on, or passages that answer these as positives."""
     right = {number for gains in evaluation.relevant for number in gains}
     queries, answers = (
@@ -238,5 +238,5 @@ PROBED_ROWS = 200
 
 def _probes(options: TrainOptions) -> list[tuple[str, str]]:
     paths = [source.path for source in options.train_dataset or []]
-    records = islice(endless_records(paths[0]) if options.stream else read_records(paths), PROBED_ROWS)
-    return choose_probes([pair for _, record in records for pair in record_texts(record)])
+    records = islice(endless_rows(paths[0]) if options.stream else read_rows(paths), PROBED_ROWS)
+    return choose_probes([pair for _, record in records for pair in row_texts(record)])

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag.data.rows import read_records, record_texts
+from embedrag.data.rows import read_rows, row_texts
 from embedrag.data.token_batch import PASSAGE, QUERY
 from embedrag.data.token_store import TokenStore
 from embedrag.errors import RunError, UserError
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.retrieval.vector_cache import cached_vectors
 from embedrag.runtime.console import say
-from embedrag.runtime.distributed import Processes
+from embedrag.runtime.distributed import ProcessGroup
 from embedrag.runtime.paths import cache_folder
 from embedrag.training.config.options import TrainOptions
 
@@ -36,7 +36,7 @@ ALIGNED_TEXTS = 4096
 
 
 @dataclass(frozen=True)
-class Teacher:
+class EmbeddingTeacher:
     """What the vectors of the texts should be.
 
     Attributes:
@@ -69,7 +69,7 @@ class Teacher:
         wanted = self.of(texts.numpy()).to(embeddings) @ self.turn.to(embeddings)
         return 1 - F.cosine_similarity(embeddings, wanted, dim=1)
 
-    def aligned(self, student: Encoder, store: TokenStore) -> Teacher:
+    def aligned(self, student: Encoder, store: TokenStore) -> EmbeddingTeacher:
         """The same, turned to the student as it is now, by up to `ALIGNED_TEXTS` texts of the rows."""
         texts = np.unique(store.row_texts[: 4 * ALIGNED_TEXTS])[:ALIGNED_TEXTS]
         with torch.no_grad(), dropout_on(student, False):
@@ -93,7 +93,9 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
     return turn
 
 
-def ask_teacher(encoder: Encoder, paths: Sequence[str], store: TokenStore, weight: float, cache: Path) -> Teacher:
+def ask_teacher(
+    encoder: Encoder, paths: Sequence[str], store: TokenStore, weight: float, cache: Path
+) -> EmbeddingTeacher:
     """Embed every text of the store by another model, or find its vectors in the cache; they are not turned yet.
 
     Args:
@@ -110,11 +112,11 @@ def ask_teacher(encoder: Encoder, paths: Sequence[str], store: TokenStore, weigh
     texts: dict[str, list[str]] = {QUERY: [], PASSAGE: []}
     seen = np.zeros(len(store.text_offsets) - 1, bool)
     row = 0
-    for place, record in read_records(paths):
+    for place, record in read_rows(paths):
         if row == len(store) or place != store.place(row):  # a row that was held out
             continue
         ids = store.row_texts[store.row_offsets[row] : store.row_offsets[row + 1]]
-        for number, (role, text) in zip(ids.tolist(), record_texts(record), strict=True):
+        for number, (role, text) in zip(ids.tolist(), row_texts(record), strict=True):
             if not seen[number]:
                 seen[number] = True
                 numbers[role].append(number)
@@ -125,14 +127,14 @@ def ask_teacher(encoder: Encoder, paths: Sequence[str], store: TokenStore, weigh
     queries, passages = (cached_vectors(encoder, texts[role], role, cache)[0] for role in (QUERY, PASSAGE))
     places = np.full(len(seen), -1)
     places[[*numbers[QUERY], *numbers[PASSAGE]]] = np.arange(len(queries) + len(passages))
-    return Teacher((queries, passages), places, torch.eye(encoder.dimension), weight)
+    return EmbeddingTeacher((queries, passages), places, torch.eye(encoder.dimension), weight)
 
 
-def _teacher(options: TrainOptions, store: TokenStore, processes: Processes) -> Teacher:
+def _teacher(options: TrainOptions, store: TokenStore, processes: ProcessGroup) -> EmbeddingTeacher:
     """The vectors of `--embedding_teacher`; the model itself is let go of."""
     name = options.embedding_teacher or ""
     try:
-        encoder = load_encoder(name, options.device, "auto", trust_remote_code=options.trust_remote_code)
+        encoder = load_model(name, options.device, "auto", trust_remote_code=options.trust_remote_code)
     except UserError as error:
         raise UserError(f"--embedding_teacher: {error}") from None
     paths = [source.path for source in options.train_dataset or []]

@@ -19,7 +19,7 @@ from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
-from embedrag.runtime.distributed import Processes
+from embedrag.runtime.distributed import ProcessGroup
 
 # A GPU is ours alone; beside a training on a CPU other programs live.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
@@ -32,7 +32,7 @@ def settle_budget(
     encoder: Encoder,
     store: TokenStore,
     asked: int | None,
-    processes: Processes = Processes(),  # noqa: B008 - immutable
+    processes: ProcessGroup = ProcessGroup(),  # noqa: B008 - immutable
 ) -> str:
     """Set the encoder's `token_budget` and `token_bytes`; returns a line that says what was found.
 

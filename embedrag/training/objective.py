@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from embedrag.data.collator import Batch
 from embedrag.errors import UserError, is_out_of_memory
-from embedrag.losses.contrastive import Pairs, Terms, contrastive
-from embedrag.models.embedding_format import View, views
+from embedrag.losses.contrastive import LossSettings, Pairs, contrastive
+from embedrag.models.embedding_format import EmbeddingFormat, views
 from embedrag.models.encoder import Encoder
-from embedrag.runtime.distributed import Processes, share_out
+from embedrag.runtime.distributed import ProcessGroup, share_out
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.embedding_teacher import Teacher
+from embedrag.training.embedding_teacher import EmbeddingTeacher
 
 
 class ContrastiveStep(nn.Module):
@@ -24,10 +24,10 @@ class ContrastiveStep(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        terms: Terms,
-        views: Sequence[View] = (View(),),
+        terms: LossSettings,
+        views: Sequence[EmbeddingFormat] = (EmbeddingFormat(),),
         guided: bool = False,
-        teacher: Teacher | None = None,
+        teacher: EmbeddingTeacher | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -77,7 +77,7 @@ class ContrastiveStep(nn.Module):
         batch: Batch,
         weight: Tensor | float,
         backward: Callable[[Tensor], object] = torch.autograd.backward,
-        processes: Processes = Processes(),  # noqa: B008 - immutable
+        processes: ProcessGroup = ProcessGroup(),  # noqa: B008 - immutable
     ) -> dict[str, Tensor]:
         """Add the gradient of sum(weight * loss) to the parameters, within the encoder's token budget.
 
@@ -97,7 +97,7 @@ class ContrastiveStep(nn.Module):
         mine = self.share(batch, processes)
         tokens = batch.tokens if processes.size == 1 else batch.tokens.select(mine)
         # Where weights are in parts the processes compute hand in hand, and can't agree on an end halfway.
-        team = Processes() if self.encoder.sharded else processes
+        team = ProcessGroup() if self.encoder.sharded else processes
         guide = None
         if self.guided:
             own = team.together(lambda: self.encoder.frozen(tokens), is_out_of_memory)
@@ -114,7 +114,7 @@ class ContrastiveStep(nn.Module):
         batch: Batch,
         weight: Tensor | float,
         backward: Callable[[Tensor], object],
-        processes: Processes,
+        processes: ProcessGroup,
         guide: Tensor | None,
     ) -> dict[str, Tensor]:
         """From the vectors of this process's texts to their gradient, with those of the others between."""
@@ -134,39 +134,39 @@ class ContrastiveStep(nn.Module):
         return {name: _whole(value, count, queries, processes) for name, value in output.items()}
 
     @staticmethod
-    def queries(count: int, processes: Processes) -> slice:
+    def queries(count: int, processes: ProcessGroup) -> slice:
         """Those of `count` queries that this process scores."""
         return slice(count * processes.rank // processes.size, count * (processes.rank + 1) // processes.size)
 
     @staticmethod
-    def share(batch: Batch, processes: Processes) -> Tensor:
+    def share(batch: Batch, processes: ProcessGroup) -> Tensor:
         """Places of the texts that this process embeds."""
         if processes.size == 1:
             return torch.arange(len(batch.tokens))
         return torch.tensor(share_out(batch.tokens.lengths.tolist(), processes.size)[processes.rank], dtype=torch.long)
 
 
-def _exchange(own: Tensor, mine: Tensor, count: int, processes: Processes) -> Tensor:
+def _exchange(own: Tensor, mine: Tensor, count: int, processes: ProcessGroup) -> Tensor:
     """Vectors of all texts [count, D], without a graph, from those of this process's texts."""
     vectors = own.new_zeros(count, own.shape[1])
     vectors[mine.to(own.device)] = own.detach()
     return processes.sum_(vectors)
 
 
-def _whole(part: Tensor, count: int, place: slice, processes: Processes) -> Tensor:
+def _whole(part: Tensor, count: int, place: slice, processes: ProcessGroup) -> Tensor:
     """[count] of all processes, from the part of this one."""
     whole = part.new_zeros(count)
     whole[place] = part
     return processes.sum_(whole)
 
 
-def _terms(options: TrainOptions) -> Terms:
+def _terms(options: TrainOptions) -> LossSettings:
     """The terms of the loss; an option has the name of its term."""
-    named = {field.name: getattr(options, field.name) for field in fields(Terms) if field.name != "directions"}
-    return Terms(**named, directions=("query_passage", *options.further_directions))
+    named = {field.name: getattr(options, field.name) for field in fields(LossSettings) if field.name != "directions"}
+    return LossSettings(**named, directions=("query_passage", *options.further_directions))
 
 
-def _views(options: TrainOptions, encoder: Encoder) -> tuple[View, ...]:
+def _views(options: TrainOptions, encoder: Encoder) -> tuple[EmbeddingFormat, ...]:
     """The forms of the vectors that are learnt.
 
     Raises:

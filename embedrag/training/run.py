@@ -14,7 +14,7 @@ from embedrag.runtime.files import atomic_folder
 from embedrag.runtime.stop_signals import StopSignals
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.launcher import launch, wanted_processes
-from embedrag.training.run_context import Run
+from embedrag.training.run_context import RunContext
 from embedrag.training.setup import prepare
 from embedrag.training.state.checkpoint import Checkpoint, forget_later
 from embedrag.training.state.resume import is_complete
@@ -67,7 +67,7 @@ def train(options: TrainOptions) -> int:
     return 0
 
 
-def _make_room(run: Run) -> None:
+def _make_room(run: RunContext) -> None:
     if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
         clear_output_dir(run.output_dir)
     elif later := forget_later(run.output_dir, run.checkpoint):

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from embedrag.data.retrieval_dataset import RetrievalSet
-from embedrag.runtime.distributed import Processes
+from embedrag.data.retrieval_dataset import RetrievalDataset
+from embedrag.runtime.distributed import ProcessGroup
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.data import TrainingData
 from embedrag.training.objective import ContrastiveStep
@@ -17,7 +17,7 @@ from embedrag.training.state.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """Everything the loop works with.
 
     Attributes:
@@ -47,5 +47,5 @@ class Run:
     probes: list[tuple[str, str]]
     asked: dict[str, Any]
     checkpoint: Checkpoint | None
-    processes: Processes
-    evaluation: RetrievalSet | None
+    processes: ProcessGroup
+    evaluation: RetrievalDataset | None

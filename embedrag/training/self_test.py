@@ -22,7 +22,7 @@ from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import TOLERANCE
 from embedrag.models.lora import without_gradient
 from embedrag.runtime.console import say
-from embedrag.runtime.distributed import Processes
+from embedrag.runtime.distributed import ProcessGroup
 from embedrag.runtime.fsdp import own_part
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.objective import ContrastiveStep
@@ -66,7 +66,7 @@ def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
     Asked of models that take the last token's vector, before their texts are packed; None for others, whose positions
     would be wrong with padding at the left.
     """
-    if encoder.contract.pooling != "last_token":
+    if encoder.embedding_config.pooling != "last_token":
         return None
     tokens = _texts(store)
     ids, mask = (side.flip(1).to(encoder.device) for side in _flipped(tokens).padded(encoder.pad_id))
@@ -76,7 +76,9 @@ def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
         return _distance(hidden, encoder(tokens))
 
 
-def processes_distance(step: ContrastiveStep, store: TokenStore, neg_nums: int, processes: Processes) -> float | None:
+def processes_distance(
+    step: ContrastiveStep, store: TokenStore, neg_nums: int, processes: ProcessGroup
+) -> float | None:
     """Difference of the gradient of all processes from that of one, relative to its norm; None for one process.
 
     Dropout is off. The gradients are cleared afterwards.
@@ -89,7 +91,7 @@ def processes_distance(step: ContrastiveStep, store: TokenStore, neg_nums: int, 
     batch = make_batch(store, [(0, row) for row in range(min(4, len(store)))], neg_nums, 0)
     parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]
     found = []
-    for team in (Processes(), processes):
+    for team in (ProcessGroup(), processes):
         with dropout_on(step, False):
             step.backward(batch.to(step.encoder.device), 1.0, processes=team)
         team.sum_gradients(parameters)
@@ -136,7 +138,7 @@ def _keeps_end(encoder: Encoder) -> bool:
         encoder.tokenizer(role, [LONG_TEXT])[0][-1] == encoder.tokenizer(role, ["word"])[0][-1]
         for role in ("query", "passage")
     )
-    if not kept and encoder.contract.pooling == "last_token":
+    if not kept and encoder.embedding_config.pooling == "last_token":
         raise UserError("self-test: the tokenizer drops the end token of cut texts, where their vector is taken")
     return kept
 

@@ -27,13 +27,13 @@ from embedrag.training.memory import settle_budget
 from embedrag.training.objective import ContrastiveStep, _terms, _views
 from embedrag.training.precision import _cpu_dtype
 from embedrag.training.preflight import _take_up, with_engine
-from embedrag.training.run_context import Run
+from embedrag.training.run_context import RunContext
 from embedrag.training.self_test import _check_gradients, left_padding_distance, processes_distance, self_test
 from embedrag.training.state.resume import check_data, check_processes, restore_budget
 from embedrag.training.state.run_record import contract_options, figure, model_info, run_settings, say_model
 
 
-def prepare(options: TrainOptions) -> Run:
+def prepare(options: TrainOptions) -> RunContext:
     """Check the options against this machine and the data, tokenise, load.
 
     Raises:
@@ -51,8 +51,8 @@ def prepare(options: TrainOptions) -> Run:
         raise UserError("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
     options = options.model_copy(update={"train_dataset": options.train_dataset or default_dataset(options)})
     base = describe_base(options.model_name_or_path, options.trust_remote_code, options.local_files_only)
-    contract, notices = settle(base, options)
-    tokenizer = load_tokenizer(base, contract, options)
+    embedding_config, notices = settle(base, options)
+    tokenizer = load_tokenizer(base, embedding_config, options)
     for line in notices:
         say(line)
     data, evaluation = open_data(options, tokenizer, processes)
@@ -65,7 +65,7 @@ def prepare(options: TrainOptions) -> Run:
     backbone = trainable_backbone(base, options, dtype, torch.device("cpu") if options.shard_weights else device)
     if options.shard_weights:
         shard(backbone, device, processes.size)
-    encoder = Encoder(backbone, tokenizer, contract, dtype, options.pad_to_multiple_of)
+    encoder = Encoder(backbone, tokenizer, embedding_config, dtype, options.pad_to_multiple_of)
     left = None if options.no_self_test else left_padding_distance(encoder, store)
     _settle_attention(encoder, options)
     _check_gradients(encoder, store, options)
@@ -85,10 +85,10 @@ def prepare(options: TrainOptions) -> Run:
             "processes_equal_one": processes_distance(step, store, options.neg_nums, processes),
         }
         say(f"self-test: passed ({', '.join(f'{name} {figure(value)}' for name, value in info['self_tests'].items())})")
-    say_model(base, contract, options, device, dtype, info)
+    say_model(base, embedding_config, options, device, dtype, info)
     say(memory)
-    options = options.model_copy(update=contract_options(contract))
-    return Run(
+    options = options.model_copy(update=contract_options(embedding_config))
+    return RunContext(
         options=options,
         output_dir=output_dir,
         data=data,

@@ -14,12 +14,12 @@ from embedrag.data.collator import Batch
 from embedrag.errors import RunError, is_out_of_memory
 from embedrag.runtime.console import now, say
 from embedrag.runtime.device import peak_memory_bytes
-from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError
-from embedrag.runtime.fsdp import part_of, whole
+from embedrag.runtime.distributed import ProcessGroup, SharedOutOfMemoryError
+from embedrag.runtime.fsdp import gather_full, local_shard
 from embedrag.runtime.random_state import random_state, set_random_state
 from embedrag.training.memory import halve_budget, longest_text
 from embedrag.training.optimizer import build_optimizer, cosine_schedule, warmup_steps
-from embedrag.training.run_context import Run
+from embedrag.training.run_context import RunContext
 from embedrag.training.state.checkpoint import checkpoints
 
 
@@ -30,7 +30,7 @@ class Optimization:
         skipped: steps whose loss or gradient was not finite.
     """
 
-    def __init__(self, run: Run, accelerator: Accelerator, total_steps: int) -> None:
+    def __init__(self, run: RunContext, accelerator: Accelerator, total_steps: int) -> None:
         """Build optimizer and schedule.
 
         Args:
@@ -48,7 +48,7 @@ class Optimization:
         )
         self.skipped = 0
         # Those that work on one batch; without gathering each process has rows, negatives and a loss of its own.
-        self._team = run.processes if options.gather_negatives else Processes()
+        self._team = run.processes if options.gather_negatives else ProcessGroup()
         self._start_schedule(0)
 
     def _start_schedule(self, done: int) -> None:
@@ -65,7 +65,7 @@ class Optimization:
         scaler = self.accelerator.scaler
         return {
             "schedule": self.schedule.last_epoch,
-            "optimizer": whole(self.optimizer.state_dict()["state"], keep=self.run.processes.main),
+            "optimizer": gather_full(self.optimizer.state_dict()["state"], keep=self.run.processes.main),
             "scaler": scaler.state_dict() if scaler else None,
             "skipped": self.skipped,
         }
@@ -80,7 +80,7 @@ class Optimization:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         kept = {
             number: {
-                name: part_of(parameters[number], value) if isinstance(value, Tensor) else value
+                name: local_shard(parameters[number], value) if isinstance(value, Tensor) else value
                 for name, value in values.items()
             }
             for number, values in state["optimizer"].items()
@@ -112,7 +112,7 @@ class Optimization:
         outputs = self._gradients(batches, number)
         self.run.processes.sum_gradients(self.parameters)
         limit = self.run.options.max_grad_norm or float("inf")
-        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, limit)))
+        norm = float(gather_full(self.accelerator.clip_grad_norm_(self.parameters, limit)))
         finite = self._check_finite(batches, outputs, norm, number)
         if self._apply(finite) or not finite:
             self.schedule.step()

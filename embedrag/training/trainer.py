@@ -26,22 +26,22 @@ from embedrag.models.artifacts import BEST_STEP
 from embedrag.models.save import save_model
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, write_atomic
-from embedrag.runtime.fsdp import whole
+from embedrag.runtime.fsdp import gather_full
 from embedrag.runtime.random_state import random_state, set_random_state
 from embedrag.runtime.stop_signals import StopSignals
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.run_context import Run
+from embedrag.training.run_context import RunContext
 from embedrag.training.state.checkpoint import Checkpoint, prune, read_tensors, restore_weights
 from embedrag.training.state.resume import engine_state
 from embedrag.training.state.run_log import RunLog
 from embedrag.training.train_step import Optimization
-from embedrag.training.validation import Monitor
+from embedrag.training.validation import Validation
 
 
 class Trainer:
     """State of a run while it goes."""
 
-    def __init__(self, run: Run, stop: StopSignals) -> None:
+    def __init__(self, run: RunContext, stop: StopSignals) -> None:
         """Build optimizer, schedule, trackers and logs around a prepared run; go on where its checkpoint stands."""
         options = run.options
         self.run, self.options, self.stop = run, options, stop
@@ -56,7 +56,7 @@ class Trainer:
             project_config=ProjectConfiguration(str(run.output_dir), logging_dir=str(run.output_dir / "runs")),
         )
         self.optimization = Optimization(run, self.accelerator, self.total_steps)
-        self.monitor = Monitor(run.evaluation, options.metric_for_best) if run.evaluation else None
+        self.monitor = Validation(run.evaluation, options.metric_for_best) if run.evaluation else None
         self.global_step = self.epoch = self.done = 0
         self.stopped_early = False
         self.losses: list[float | None] = []
@@ -314,7 +314,7 @@ class Trainer:
         results = tabulate(rows, ["epoch", "mean loss", "seconds"], "github", disable_numparse=True)
         base, sharded = self.options.model_name_or_path, run.step.encoder.sharded
         # In the others None, where weights are in parts: they took part in putting them together.
-        weights = whole(run.step.encoder.backbone.state_dict(), self.processes.main) if sharded else None
+        weights = gather_full(run.step.encoder.backbone.state_dict(), self.processes.main) if sharded else None
         if self.processes.main:
             save_model(run.step.encoder, base, run.settings, run.probes, results, run.output_dir / name, state, weights)
             best = self.monitor.best_step if self.monitor and self.monitor.best else None

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedrag.data.retrieval_dataset import RetrievalSet
+from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.evaluation.evaluator import Scores, score
 from embedrag.evaluation.result import leave, lines, outcome, training_curve
 from embedrag.models.encoder import Encoder
 from embedrag.runtime.console import now, say
-from embedrag.runtime.distributed import Processes
+from embedrag.runtime.distributed import ProcessGroup
 
 CUTOFFS = (1, 5, 10, 100)
 
 
-class Monitor:
+class Validation:
     """Scores of the base, of the best state so far, and how long ago that was.
 
     Attributes:
@@ -38,7 +38,7 @@ class Monitor:
     since_best = 0
     last_step = -1
 
-    def __init__(self, data: RetrievalSet, metric: str) -> None:
+    def __init__(self, data: RetrievalDataset, metric: str) -> None:
         """Keep what is measured.
 
         Args:
@@ -48,7 +48,7 @@ class Monitor:
         self.data, self.metric = data, metric
         self.cutoffs = sorted({*CUTOFFS, int(metric.split("@")[1])})
 
-    def measure(self, encoder: Encoder, processes: Processes, step: int, epoch: int) -> tuple[dict[str, Any], bool]:
+    def measure(self, encoder: Encoder, processes: ProcessGroup, step: int, epoch: int) -> tuple[dict[str, Any], bool]:
         """Score the model as it is.
 
         Args:

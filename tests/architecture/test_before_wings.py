@@ -48,9 +48,9 @@ def test_a_run_that_the_earlier_code_began_ends_with_the_weights_that_it_would_h
 
 
 def test_the_merged_folder_has_its_vectors() -> None:
-    from embedrag.models.load import load_encoder
+    from embedrag.models.load import load_model
 
-    vectors = load_encoder(str(FOLDER / "merged")).encode(["question 1", "answer 1"], role="query")
+    vectors = load_model(str(FOLDER / "merged")).encode(["question 1", "answer 1"], role="query")
     np.testing.assert_allclose(vectors, np.load(FOLDER / "merged_vectors.npy"), rtol=0, atol=1e-6)
 
 

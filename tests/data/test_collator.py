@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag.data.collator import Batch, draw, make_batch, steps_of_epoch
-from embedrag.data.sampler import RowOrder
+from embedrag.data.sampler import ShuffledSampler
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 
@@ -111,7 +111,7 @@ def test_several_positives_take_turns_from_pass_to_pass(store, rows) -> None:
 
 
 def order_of(rows: int, seed: int, data_pass: int) -> tuple[int, ...]:
-    return tuple(row for _, row in RowOrder(rows, seed).between(rows * data_pass, rows * (data_pass + 1)))
+    return tuple(row for _, row in ShuffledSampler(rows, seed).between(rows * data_pass, rows * (data_pass + 1)))
 
 
 def test_order_is_another_one_each_pass_and_each_seed() -> None:
@@ -149,7 +149,7 @@ def test_steps_of_an_epoch_equal_the_slow_definition(sizes) -> None:
 def test_every_row_comes_exactly_once_an_epoch(sizes, seed) -> None:
     rows, _, _, epoch = sizes
     bounds = [bound for step in steps_of_epoch(*sizes) for bound in step]
-    picked = [place for bound in bounds for place in RowOrder(rows, seed).between(*bound)]
+    picked = [place for bound in bounds for place in ShuffledSampler(rows, seed).between(*bound)]
     assert sorted(row for _, row in picked) == list(range(rows))
     assert {data_pass for data_pass, _ in picked} == {epoch}
 
@@ -176,7 +176,7 @@ def test_fixed_steps_continue_through_the_data_without_a_gap(sizes, steps_per_ep
     bounds = [bound for steps in epochs for step in steps for bound in step]
     total = 4 * steps_per_epoch * accumulation * batch_size
     assert [position for bound in bounds for position in range(*bound)] == list(range(total))
-    order = RowOrder(rows, 7)
+    order = ShuffledSampler(rows, 7)
     picked = [place for bound in bounds for place in order.between(*bound)]
     assert picked == [(p // rows, order_of(rows, 7, p // rows)[p % rows]) for p in range(total)]
 
@@ -264,7 +264,7 @@ def test_positive_of_another_row_of_the_same_query_is_excluded_though_that_row_i
 
 def test_row_that_meets_itself_in_a_batch_is_not_its_own_negative(make_store) -> None:
     store = make_store([{"query": "q0", "pos": "a"}, {"query": "q1", "pos": "b"}])
-    picked = list(RowOrder(2, seed=7).between(0, 4))
+    picked = list(ShuffledSampler(2, seed=7).between(0, 4))
     batch = make_batch(store, picked, 0, seed=7)
     _, passages = read_batch(batch)
     closed = {tuple(pair) for pair in batch.excluded.tolist()}
@@ -296,7 +296,9 @@ def test_workers_give_the_same_batches_as_none(store) -> None:
     results = [
         [
             flat(batch)
-            for batch in DataLoader(Batches(store, RowOrder(12, seed), bounds, 4), batch_size=None, num_workers=workers)
+            for batch in DataLoader(
+                Batches(store, ShuffledSampler(12, seed), bounds, 4), batch_size=None, num_workers=workers
+            )
         ]
         for workers, seed in ((0, 7), (2, 7), (0, 8))
     ]

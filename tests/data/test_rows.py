@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.data.rows import MAX_ERRORS, Record, parse_row, read_records
+from embedrag.data.rows import MAX_ERRORS, TrainingRow, parse_row, read_rows
 from embedrag.data.sources import RowError, local_files
 from embedrag.errors import UserError
 
@@ -26,8 +26,8 @@ SHAPES: dict[str, tuple[dict[str, Any], Texts]] = {
 }
 
 
-def records(*sources: Path) -> list[Record]:
-    return [record for _, record in read_records([str(source) for source in sources])]
+def records(*sources: Path) -> list[TrainingRow]:
+    return [record for _, record in read_rows([str(source) for source in sources])]
 
 
 def texts(*sources: Path) -> list[Texts]:
@@ -146,7 +146,7 @@ def test_line_separators_inside_a_text_do_not_split_the_line(write) -> None:
 
 def test_byte_order_mark_blank_lines_and_missing_last_newline_are_no_trouble(write) -> None:
     path = write(f"\ufeff{GOOD}\n\n  \n{GOOD}\r\n{GOOD}")
-    assert [place for place, _ in read_records([str(path)])] == [f"{path}:{line}" for line in (1, 4, 5)]
+    assert [place for place, _ in read_rows([str(path)])] == [f"{path}:{line}" for line in (1, 4, 5)]
 
 
 @pytest.mark.parametrize(("name", "tab"), [("rows.csv", ","), ("rows.tsv", "\t")])
@@ -198,7 +198,7 @@ def test_parquet_gives_its_texts_and_row_numbers(lists, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     table = {"query": [f"q{i}" for i in range(1500)], "pos": pos, "neg": neg}
     pyarrow.parquet.write_table(pyarrow.table(table), path, row_group_size=700)
-    found = list(read_records([str(path)]))
+    found = list(read_rows([str(path)]))
     assert [place for place, _ in found] == [f"{path}:{i + 1}" for i in range(1500)]
     expected = [
         (f"q{i}", (f"p{i}", f"r{i}") if lists else (f"p{i}",), () if i % 2 else (f"n{i}",)) for i in range(1500)

@@ -8,17 +8,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.data.sampler import MixedOrder, RowOrder
+from embedrag.data.sampler import ShuffledSampler, WeightedSampler
 from embedrag.data.streaming import quotas
 
 SETS = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.2, 0.5, 1, 1.7, 2, 3])), min_size=1, max_size=4)
 
 
-def mixed(sizes: list[tuple[int, float]], seed: int = 7, batch_size: int = 1) -> tuple[MixedOrder, np.ndarray]:
+def mixed(sizes: list[tuple[int, float]], seed: int = 7, batch_size: int = 1) -> tuple[WeightedSampler, np.ndarray]:
     """An order, and the data set of each row; rows of the data sets lie between each other."""
     owner = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), [size for size, _ in sizes]))
     sets = [np.flatnonzero(owner == number) for number in range(len(sizes))]
-    return MixedOrder(sets, [weight for _, weight in sizes], seed, batch_size), owner
+    return WeightedSampler(sets, [weight for _, weight in sizes], seed, batch_size), owner
 
 
 @given(sizes=SETS, passes=st.integers(1, 4))
@@ -79,7 +79,7 @@ def test_visits_count_how_often_the_data_set_was_gone_through() -> None:
 
 def test_one_data_set_is_what_it_always_was() -> None:
     expected = np.random.Generator(np.random.Philox(np.random.SeedSequence([42, 3]))).permutation(9)
-    assert [row for _, row in RowOrder(9, 42).between(27, 36)] == expected.tolist()
+    assert [row for _, row in ShuffledSampler(9, 42).between(27, 36)] == expected.tolist()
 
 
 @given(weights=st.lists(st.sampled_from([0.3, 1, 2, 2.5]), min_size=1, max_size=5), rows=st.integers(5, 200))

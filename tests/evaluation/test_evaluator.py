@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 
 from embedrag.cli import main
-from embedrag.data.retrieval_dataset import RetrievalSet, fewer_passages, load_beir, load_rows, load_set
+from embedrag.data.retrieval_dataset import (
+    RetrievalDataset,
+    fewer_passages,
+    load_beir,
+    load_retrieval_dataset,
+    load_rows,
+)
 from embedrag.errors import RunError, UserError
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import winners
 from embedrag.evaluation.significance import comparison, difference, p_value, verdict
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 
 
 class Fixed:
@@ -97,14 +103,14 @@ def test_rows_of_one_query_are_one_query(write_jsonl: Callable[..., Path]) -> No
 
 def test_sample_keeps_the_passages_and_is_the_same_each_time(write_jsonl: Callable[..., Path]) -> None:
     path = str(write_jsonl([{"query": f"q{i}", "pos": [f"p{i}"]} for i in range(20)]))
-    one, other = load_set(path, 5), load_set(path, 5)
+    one, other = load_retrieval_dataset(path, 5), load_retrieval_dataset(path, 5)
     assert one == other and len(one.queries) == 5 and len(one.passages) == 20
     assert [one.passages[next(iter(rel))][1:] for rel in one.relevant] == [query[1:] for query in one.queries]
-    assert len(load_set(path, 99).queries) == 20
+    assert len(load_retrieval_dataset(path, 99).queries) == 20
 
 
 def test_fewer_passages_keep_what_is_labelled_and_their_order() -> None:
-    data = RetrievalSet(["q", "r"], [f"p{i}" for i in range(30)], [{7: 2.0}, {29: 1.0, 3: 1.0}], [[], [7, 12]])
+    data = RetrievalDataset(["q", "r"], [f"p{i}" for i in range(30)], [{7: 2.0}, {29: 1.0, 3: 1.0}], [[], [7, 12]])
     few = fewer_passages(data, 10)
     assert few == fewer_passages(data, 10) and few.queries == data.queries and len(few.passages) == 10
     assert few.passages == sorted(few.passages, key=lambda text: int(text[1:]))
@@ -147,7 +153,7 @@ def test_p_value_is_that_of_all_sign_flips() -> None:
 
 
 def test_winners_and_losers_are_named_with_what_came_first() -> None:
-    data = RetrievalSet(["q", "r", "s"], ["a", "b"], [{0: 1.0}, {1: 1.0}, {1: 1.0}], [[], [], []])
+    data = RetrievalDataset(["q", "r", "s"], ["a", "b"], [{0: 1.0}, {1: 1.0}, {1: 1.0}], [[], [], []])
     places = {"q": [1, 0], "r": [0, 1], "s": [0, 1], "a": [1, 0], "b": [0, 1]}
     other = places | {"q": [0, 1], "r": [0, 1], "s": [1, 0]}
     base, tuned = (score(Fixed({t: np.array(v, float) for t, v in x.items()}), data, [1]) for x in (other, places))
@@ -209,13 +215,13 @@ def test_marks_blank_lines_and_carriage_returns_do_no_harm(folder: Path) -> None
 
 
 def test_vectors_that_are_not_finite_are_an_error() -> None:
-    data = RetrievalSet(["q"], ["a"], [{0: 1.0}], [[]])
+    data = RetrievalDataset(["q"], ["a"], [{0: 1.0}], [[]])
     with pytest.raises(RunError, match="not finite"):
         score(Fixed({"q": np.array([1.0, 0.0]), "a": np.array([np.nan, 0.0])}), data, [1])
 
 
 def test_figures_of_wrong_passages_are_left_out_where_there_is_none() -> None:
-    data = RetrievalSet(["q"], ["a"], [{0: 1.0}], [[]])
+    data = RetrievalDataset(["q"], ["a"], [{0: 1.0}], [[]])
     found = score(Fixed({"q": np.array([1.0, 0.0]), "a": np.array([0.0, 1.0])}), data, [1])
     assert found.summary() == {
         "ndcg@1": 1.0, "recall@1": 1.0, "mrr@1": 1.0, "map@1": 1.0, "precision@1": 1.0, "mean_positive_score": 0.0,
@@ -225,7 +231,7 @@ def test_figures_of_wrong_passages_are_left_out_where_there_is_none() -> None:
 def test_drawn_passages_are_never_relevant_and_as_many() -> None:
     draw = np.random.default_rng(0)
     vectors = {f"p{i}": draw.standard_normal(4) for i in range(9)} | {"q": np.ones(4)}
-    data = RetrievalSet(["q"], [f"p{i}" for i in range(9)], [{0: 1.0, 3: 1.0, 4: 2.0}], [[]])
+    data = RetrievalDataset(["q"], [f"p{i}" for i in range(9)], [{0: 1.0, 3: 1.0, 4: 2.0}], [[]])
     found = score(Fixed(vectors), data, [1])
     wrong = {round(float(vectors[f"p{i}"].sum() / 2 / np.linalg.norm(vectors[f"p{i}"])), 5) for i in (1, 2, 5, 6, 7, 8)}
     assert len(found.negative) == 3 and {round(float(value), 5) for value in found.negative} <= wrong
@@ -234,9 +240,9 @@ def test_drawn_passages_are_never_relevant_and_as_many() -> None:
 def test_missing_parts_are_named(folder: Path) -> None:
     (folder / "qrels" / "test.tsv").unlink()
     with pytest.raises(UserError, match="test.tsv: No such file"):
-        load_set(str(folder))
+        load_retrieval_dataset(str(folder))
     with pytest.raises(UserError):
-        load_set(str(folder / "nothing.jsonl"))
+        load_retrieval_dataset(str(folder / "nothing.jsonl"))
 
 
 def test_command_compares_with_the_baseline_and_writes_json_and_a_page(
@@ -263,7 +269,7 @@ def test_command_equals_a_plain_ranking(tiny_bert: str, write_jsonl: Callable[..
     rows = [{"query": f"word {i * 7} x", "pos": [f"text {i} of many"]} for i in range(30)]
     out = tmp_path / "m.json"
     assert main(["evaluate", "--model", tiny_bert, "--data", str(write_jsonl(rows)), "--output", str(out)]) == 0
-    encoder = load_encoder(tiny_bert)
+    encoder = load_model(tiny_bert)
     q, p = (encoder.encode([t for t in texts], role) for texts, role in (
         ([row["query"] for row in rows], "query"), ([row["pos"][0] for row in rows], "passage")
     ))  # fmt: skip

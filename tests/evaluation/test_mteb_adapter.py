@@ -20,7 +20,7 @@ from embedrag.errors import UserError
 from embedrag.evaluation.metrics import ndcg
 from embedrag.evaluation.mteb_adapter import MtebModel, find_tasks, fingerprint, mteb_name, score, table
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.options.parsing import parse
 
 QUERIES, PASSAGES, PROMPT = 20, 60, "Instruct: find the page about it\nQuery: "
@@ -131,7 +131,7 @@ def prompted(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("prompted") / "bert"
     shutil.copytree(tiny_bert, folder)
     encoder = encoder_of(tiny_bert)
-    encoder.contract.write(folder, encoder.dimension)
+    encoder.embedding_config.write(folder, encoder.dimension)
     path = folder / "config_sentence_transformers.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts": {"query": PROMPT, "document": ""}}))
     return str(folder)
@@ -153,7 +153,7 @@ def adapter(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @cache
 def encoder_of(folder: str) -> Encoder:
-    return load_encoder(folder, "cpu")
+    return load_model(folder, "cpu")
 
 
 @cache
@@ -221,7 +221,7 @@ def test_vectors_without_unit_length_are_compared_by_cosine(tasks: dict[str, Any
 
 
 def test_fingerprint_is_that_of_weights_and_contract(tiny_bert: str, prompted: str, adapter: str) -> None:
-    own = load_encoder(tiny_bert, "cpu")
+    own = load_model(tiny_bert, "cpu")
     first, again, *others = map(fingerprint, (own, *map(encoder_of, (tiny_bert, prompted, adapter))))
     assert first == again
     assert len({first, *others}) == 3

@@ -21,10 +21,10 @@ from embedrag.errors import UserError
 from embedrag.export import export, onnx_encoder, onnx_graph
 from embedrag.export.onnx_encoder import OUTPUT, OnnxEncoder, load_onnx_encoder
 from embedrag.models.artifacts import PROBE_TEXTS
-from embedrag.models.embedding_config import Contract
+from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
 from embedrag.models.equivalence import closeness
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.models.pooling import POOLING
 from tests.families import FAMILIES, TEXTS, WINDOWED
 
@@ -34,7 +34,7 @@ def bert(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
     """A model with prompts, and its export."""
     path = tmp_path_factory.mktemp("bert")
     shutil.copytree(tiny_bert, path / "model")
-    Contract("cls", False, "query: ", "passage: ", 32, 64).write(path / "model", 64)
+    EmbeddingConfig("cls", False, "query: ", "passage: ", 32, 64).write(path / "model", 64)
     rows = [{"query": f"question {i}", "pos": [f"answer {i}"]} for i in range(12)]
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--model", str(path / "model"), "--output", str(path / "out"), "--data", str(path / "rows.jsonl")]
@@ -56,7 +56,7 @@ def test_export_gives_the_vectors_of_the_model_alone_and_in_company(
 ) -> None:
     model, output = request.getfixturevalue(family)
     exported = load_onnx_encoder(output, device="cpu")
-    expected = load_encoder(model, "cpu").encode(TEXTS, role)
+    expected = load_model(model, "cpu").encode(TEXTS, role)
     rectangle = exported.rectangle(TokenBatch.from_lists(exported.tokenizer(role, TEXTS)))
     alone = np.concatenate([exported.encode([text], role) for text in TEXTS])
     for found in (exported.encode(TEXTS, role), rectangle, alone):
@@ -78,7 +78,7 @@ def test_texts_may_be_filled_up_at_the_left_as_other_programs_do(qwen3: tuple[st
 def test_tokenizer_of_an_export_fills_up_at_the_right_where_learnt_positions_are_right_too(
     qwen3: tuple[str, str],
 ) -> None:
-    assert load_encoder(qwen3[0], "cpu").tokenizer.tokenizer.padding_side == "left"
+    assert load_model(qwen3[0], "cpu").tokenizer.tokenizer.padding_side == "left"
     assert json.loads(Path(qwen3[1], "tokenizer_config.json").read_text())["padding_side"] == "right"
 
 
@@ -103,12 +103,12 @@ def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: t
     company = [entry["alone_to_in_company"]["max_abs_difference"] for entry in files.values()]
     assert company[0] < 1e-4 and company[1] > 1e-3
     quantized = load_onnx_encoder(bert[1], "onnx_int8", "cpu").encode(TEXTS, "query")
-    assert closeness(quantized, load_encoder(bert[0], "cpu").encode(TEXTS, "query")).min_cosine > 0.9
+    assert closeness(quantized, load_model(bert[0], "cpu").encode(TEXTS, "query")).min_cosine > 0.9
 
 
 def test_folder_keeps_contract_and_tokenizer(bert: tuple[str, str]) -> None:
-    model, output = (load_encoder(bert[0], "cpu").tokenizer, load_onnx_encoder(bert[1]).tokenizer)
-    assert output.contract == model.contract
+    model, output = (load_model(bert[0], "cpu").tokenizer, load_onnx_encoder(bert[1]).tokenizer)
+    assert output.embedding_config == model.embedding_config
     assert output.key == model.key
     assert not list(Path(bert[1]).glob("*.safetensors"))
 
@@ -139,9 +139,9 @@ def test_own_positions_and_windows_are_exported_too(family: str, tiny_bert: str,
 
     torch.manual_seed(0)
     config = (FAMILIES | WINDOWED)[family]
-    own = load_encoder(tiny_bert, "cpu").tokenizer
+    own = load_model(tiny_bert, "cpu").tokenizer
     own.tokenizer.pad_token_id = config.pad_token_id
-    encoder = Encoder(AutoModel.from_config(config).eval(), own, Contract("mean"))
+    encoder = Encoder(AutoModel.from_config(config).eval(), own, EmbeddingConfig("mean"))
     draw = np.random.default_rng(0)
     ids = [draw.integers(3, 99, length).tolist() for length in (20, 3, 33, 1)]
     expected = np.concatenate([encoder.vectors([text]) for text in ids])

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.losses.contrastive import TILE_SCORES, Pairs, Terms, contrastive
-from embedrag.models.embedding_format import View, views
+from embedrag.losses.contrastive import TILE_SCORES, LossSettings, Pairs, contrastive
+from embedrag.models.embedding_format import EmbeddingFormat, views
 from tests.reference import contrastive_loop, info_nce_loop
 
 NONE = torch.empty(0, 2, dtype=torch.long)
@@ -19,7 +19,7 @@ NONE = torch.empty(0, 2, dtype=torch.long)
 def info_nce(q, p, labels, excluded, temperature, candidates="all"):
     """The loss without additions; passages behind a positive are its query's own."""
     owner = torch.bucketize(torch.arange(len(p)), labels, right=True) - 1
-    return contrastive(q, p, Pairs(labels, excluded, owner), Terms(temperature, candidates))
+    return contrastive(q, p, Pairs(labels, excluded, owner), LossSettings(temperature, candidates))
 
 
 def embeddings(queries: int, passages: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,23 +133,25 @@ LABELS = torch.tensor([0, 3, 4, 6, 8])
 EXCLUDED = torch.tensor([[0, 4], [1, 2], [3, 8], [4, 6], [2, 5]])
 TEACHER = torch.tensor([3.0, 1.0, -2.0, 5.0, math.nan, 0.5, 2.0, math.nan, 1.0])
 TERMS = [
-    Terms(0.1),
-    Terms(0.1, directions=("query_passage", "passage_query")),
-    Terms(0.1, directions=("query_passage", "passage_query"), separate=True),
-    Terms(0.1, directions=("query_passage", "query_query", "passage_query", "passage_passage")),
-    Terms(0.1, hardness=2.0),
-    Terms(0.1, hardness=2.0, hardness_of="own"),
-    Terms(0.1, hardness=2.0, hardness_of="in_batch", directions=("query_passage", "query_query")),
-    Terms(0.1, false_negative_margin=0.0),
-    Terms(0.1, false_negative_margin=-0.1, candidates="hard"),
-    Terms(0.1, distillation="kl", distillation_weight=0.3),
-    Terms(0.1, distillation="kl", distillation_weight=1.0, teacher_temperature=2.0),
-    Terms(0.1, distillation="margin_mse", distillation_weight=0.5),
-    Terms(0.1, distillation="margin_mse", hardness=1.0, directions=("query_passage", "passage_passage")),
+    LossSettings(0.1),
+    LossSettings(0.1, directions=("query_passage", "passage_query")),
+    LossSettings(0.1, directions=("query_passage", "passage_query"), separate=True),
+    LossSettings(0.1, directions=("query_passage", "query_query", "passage_query", "passage_passage")),
+    LossSettings(0.1, hardness=2.0),
+    LossSettings(0.1, hardness=2.0, hardness_of="own"),
+    LossSettings(0.1, hardness=2.0, hardness_of="in_batch", directions=("query_passage", "query_query")),
+    LossSettings(0.1, false_negative_margin=0.0),
+    LossSettings(0.1, false_negative_margin=-0.1, candidates="hard"),
+    LossSettings(0.1, distillation="kl", distillation_weight=0.3),
+    LossSettings(0.1, distillation="kl", distillation_weight=1.0, teacher_temperature=2.0),
+    LossSettings(0.1, distillation="margin_mse", distillation_weight=0.5),
+    LossSettings(0.1, distillation="margin_mse", hardness=1.0, directions=("query_passage", "passage_passage")),
 ]
 
 
-def both(terms: Terms, guide: bool = False, rows: slice = slice(None)) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def both(
+    terms: LossSettings, guide: bool = False, rows: slice = slice(None)
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Loss and gradients of queries and passages: ours, and by loops."""
     found = []
     for loop in (False, True):
@@ -181,7 +183,7 @@ def test_queries_of_one_process_have_the_loss_they_have_among_all(terms) -> None
 
 @pytest.mark.parametrize("margin", [-0.2, 0.0, 0.3])
 def test_guide_decides_what_is_no_negative(margin: float) -> None:
-    terms = Terms(0.1, false_negative_margin=margin)
+    terms = LossSettings(0.1, false_negative_margin=margin)
     ours, slow = both(terms, guide=True)
     torch.testing.assert_close(ours, slow, rtol=1e-10, atol=1e-12)
     unguided, _ = both(terms)
@@ -200,7 +202,7 @@ def test_teacher_that_says_what_the_student_says_leaves_nothing_to_learn(scores,
     q, p = embeddings(5, 9)
     cosines = torch.nn.functional.normalize(q, dim=1) @ torch.nn.functional.normalize(p, dim=1).T
     agreed = cosines.detach()[OWNER, torch.arange(9)] / 0.1
-    terms = Terms(0.1, distillation=kind, distillation_weight=1.0)
+    terms = LossSettings(0.1, distillation=kind, distillation_weight=1.0)
     has_negatives = torch.tensor([True, False, True, True, False])
     agreeing = contrastive(q, p, Pairs(LABELS, NONE, OWNER, agreed + 7), terms)[0]
     assert agreeing[has_negatives].abs().max() < 1e-9
@@ -210,9 +212,9 @@ def test_teacher_that_says_what_the_student_says_leaves_nothing_to_learn(scores,
 
 def test_query_without_a_teacher_learns_from_its_label_alone() -> None:
     q, p = embeddings(5, 9)
-    plain = contrastive(q, p, Pairs(LABELS, EXCLUDED, OWNER), Terms(0.1))[0]
+    plain = contrastive(q, p, Pairs(LABELS, EXCLUDED, OWNER), LossSettings(0.1))[0]
     for kind in ("kl", "margin_mse"):
-        terms = Terms(0.1, distillation=kind, distillation_weight=1.0)
+        terms = LossSettings(0.1, distillation=kind, distillation_weight=1.0)
         loss = contrastive(q, p, Pairs(LABELS, EXCLUDED, OWNER, TEACHER), terms)[0]
         assert torch.equal(loss[[1, 2, 4]], plain[[1, 2, 4]])  # no negatives, no score of the positive, no negatives
         assert not torch.allclose(loss[[0, 3]], plain[[0, 3]]) or kind == "kl"
@@ -246,9 +248,9 @@ def test_directions_and_hardness_are_those_of_sentence_transformers(ours, theirs
     expected = loss.compute_loss_from_embeddings(columns, None)
     passages = torch.stack(columns[1:], 1).flatten(0, 1)
     pairs = Pairs(torch.arange(0, 8, 2), NONE, torch.arange(8) // 2)
-    found, _ = contrastive(columns[0], passages, pairs, Terms(1 / 20, **ours))
+    found, _ = contrastive(columns[0], passages, pairs, LossSettings(1 / 20, **ours))
     torch.testing.assert_close(found.mean(), expected, rtol=1e-9, atol=1e-9)
-    plain, _ = contrastive(columns[0], passages, pairs, Terms(1 / 20))
+    plain, _ = contrastive(columns[0], passages, pairs, LossSettings(1 / 20))
     assert abs(float(plain.mean() - expected)) > 1e-6
 
 
@@ -259,7 +261,7 @@ def test_matryoshka_is_the_sum_of_the_losses_of_cut_vectors() -> None:
     q, p = embeddings(3, 6)
     pairs = Pairs(torch.tensor([0, 2, 4]), NONE, torch.arange(6) // 2)
     forms = views([7, 4, 2], [1.0, 0.5, 0.25], [])
-    total = sum(form.weight * contrastive(form(q), form(p), pairs, Terms(0.1))[0] for form in forms)
+    total = sum(form.weight * contrastive(form(q), form(p), pairs, LossSettings(0.1))[0] for form in forms)
     total.sum().backward()
     gradients = q.grad.clone(), p.grad.clone()
     q.grad = p.grad = None
@@ -275,7 +277,7 @@ def test_matryoshka_is_the_sum_of_the_losses_of_cut_vectors() -> None:
 @pytest.mark.parametrize("precision", ["int8", "binary"])
 def test_rounded_vectors_have_the_loss_of_what_is_stored_and_the_gradient_of_what_is_not(precision: str) -> None:
     q, _ = embeddings(3, 6)
-    form = View(None, precision)
+    form = EmbeddingFormat(None, precision)
     rounded = form(q)
     stored = torch.from_numpy(form.of(q.detach().numpy())).double()
     torch.testing.assert_close(rounded, torch.nn.functional.normalize(stored, dim=1), rtol=1e-6, atol=1e-6)
@@ -289,10 +291,15 @@ def test_rounded_vectors_have_the_loss_of_what_is_stored_and_the_gradient_of_wha
 
 def test_form_says_what_is_stored_and_how_large_it_is() -> None:
     vectors = torch.nn.functional.normalize(embeddings(5, 6)[0].detach(), dim=1).numpy()
-    for form, size in ((View(), 28), (View(4), 16), (View(5, "int8"), 5), (View(None, "binary"), 1)):
+    for form, size in (
+        (EmbeddingFormat(), 28),
+        (EmbeddingFormat(4), 16),
+        (EmbeddingFormat(5, "int8"), 5),
+        (EmbeddingFormat(None, "binary"), 1),
+    ):
         stored = form.stored(vectors)
         assert stored[0].nbytes == form.bytes(7) == size
     import numpy as np
 
-    bits = np.unpackbits(View(None, "binary").stored(vectors), axis=1)[:, :7]
-    assert (np.where(bits, 1.0, -1.0) == View(None, "binary").of(vectors)).all()
+    bits = np.unpackbits(EmbeddingFormat(None, "binary").stored(vectors), axis=1)[:, :7]
+    assert (np.where(bits, 1.0, -1.0) == EmbeddingFormat(None, "binary").of(vectors)).all()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from embedrag.cli import main
 from embedrag.models.equivalence import choose_probes
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 
 TEXTS = ["what is a diode", "a diode lets current flow one way only " * 4, "다이오드"]
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -78,12 +78,12 @@ def merge(adapter: Path, output: Path, *words: str) -> int:
 
 
 def distance(a: str | Path, b: str | Path) -> float:
-    x, y = (load_encoder(str(name), "cpu") for name in (a, b))
+    x, y = (load_model(str(name), "cpu") for name in (a, b))
     return max(float(np.abs(x.encode(TEXTS, role) - y.encode(TEXTS, role)).max()) for role in ("query", "passage"))
 
 
 def cosine(a: str | Path, b: str | Path) -> float:
-    x, y = (load_encoder(str(name), "cpu").encode(TEXTS, "passage") for name in (a, b))
+    x, y = (load_model(str(name), "cpu").encode(TEXTS, "passage") for name in (a, b))
     return float((x * y).sum(1).min())
 
 
@@ -161,7 +161,7 @@ def test_merged_folder_opens_in_sentence_transformers_with_prompts(
 
     adapter = train(request.getfixturevalue(model), "--query_prompt", "query: ", "--passage_prompt", "passage: ")
     merge(adapter, tmp_path / "merged")
-    ours = load_encoder(str(tmp_path / "merged"), "cpu")
+    ours = load_model(str(tmp_path / "merged"), "cpu")
     for folder in (tmp_path / "merged", adapter):
         theirs = SentenceTransformer(str(folder), device="cpu")
         np.testing.assert_allclose(theirs.encode_query(TEXTS), ours.encode(TEXTS, "query"), atol=1e-5)
@@ -176,7 +176,7 @@ def test_merged_folder_gives_the_same_vectors_in_plain_transformers(tiny_qwen3: 
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         plain = model(**inputs).last_hidden_state[:, -1]  # padding side left: the end token is last
-    ours = load_encoder(str(tmp_path / "merged"), "cpu").encode(TEXTS, "passage")
+    ours = load_model(str(tmp_path / "merged"), "cpu").encode(TEXTS, "passage")
     np.testing.assert_allclose(torch.nn.functional.normalize(plain, dim=-1).numpy(), ours, atol=1e-5)
 
 
@@ -410,7 +410,7 @@ def test_encode_writes_the_vectors_of_every_text_in_order(tiny_bert: str, train,
         "texts.jsonl": "\n".join(json.dumps({"text": text}) for text in TEXTS),
         "texts.csv": "id,text\n" + "\n".join(f'{i},"{text}"' for i, text in enumerate(TEXTS)),
     }
-    expected = load_encoder(str(adapter), "cpu").encode(TEXTS, "passage")
+    expected = load_model(str(adapter), "cpu").encode(TEXTS, "passage")
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
         output = tmp_path / f"{name}.npy"

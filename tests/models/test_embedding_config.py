@@ -11,7 +11,7 @@ import transformers
 
 from embedrag.errors import UserError
 from embedrag.models.base_model import describe_base, settle
-from embedrag.models.embedding_config import Contract
+from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.tokenizer import load_tokenizer
 from embedrag.training.config.options import TrainOptions
 
@@ -25,25 +25,25 @@ def folder(tiny_bert: str, tmp_path: Path) -> Path:
     """A sentence-transformers folder with cls pooling, prompts, length 77, no normalisation."""
     target = tmp_path / "st"
     shutil.copytree(tiny_bert, target)
-    Contract("cls", False, "query: ", "passage: ", 77, 77).write(target, 64)
+    EmbeddingConfig("cls", False, "query: ", "passage: ", 77, 77).write(target, 64)
     return target
 
 
 def test_folder_of_sentence_transformers_is_honoured(folder: Path) -> None:
-    contract, notices = settle(describe_base(str(folder)), options())
-    assert contract == Contract("cls", False, "query: ", "passage: ", 77, 77)
+    embedding_config, notices = settle(describe_base(str(folder)), options())
+    assert embedding_config == EmbeddingConfig("cls", False, "query: ", "passage: ", 77, 77)
     assert notices == []
 
 
 def test_flags_win_over_the_folder(folder: Path) -> None:
     asked = options(pooling="mean", query_prompt="", passage_prompt="text: ", passage_max_len=100)
-    contract, _ = settle(describe_base(str(folder)), asked)
-    assert contract == Contract("mean", False, "", "text: ", 77, 100)
+    embedding_config, _ = settle(describe_base(str(folder)), asked)
+    assert embedding_config == EmbeddingConfig("mean", False, "", "text: ", 77, 100)
 
 
 def test_max_seq_length_sets_both_sides(folder: Path) -> None:
-    contract, _ = settle(describe_base(str(folder)), options(max_seq_length=50))
-    assert (contract.query_max_len, contract.passage_max_len) == (50, 50)
+    embedding_config, _ = settle(describe_base(str(folder)), options(max_seq_length=50))
+    assert (embedding_config.query_max_len, embedding_config.passage_max_len) == (50, 50)
 
 
 def test_default_pooling_follows_the_family(tiny_bert: str, tiny_qwen3: str) -> None:
@@ -55,8 +55,8 @@ def test_length_beyond_the_positions_is_cut_with_a_notice(tmp_path: Path) -> Non
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     config = transformers.XLMRobertaConfig(**sizes, vocab_size=99, max_position_embeddings=514, pad_token_id=1)
     config.save_pretrained(tmp_path)
-    contract, notices = settle(describe_base(str(tmp_path)), options(passage_max_len=1000))
-    assert contract.passage_max_len == 512  # XLM-R counts positions from the padding index on
+    embedding_config, notices = settle(describe_base(str(tmp_path)), options(passage_max_len=1000))
+    assert embedding_config.passage_max_len == 512  # XLM-R counts positions from the padding index on
     assert "1000" in notices[0]
 
 
@@ -78,44 +78,44 @@ def test_pooling_that_would_be_computed_wrongly_is_refused(folder: Path, pooling
 @pytest.mark.parametrize("mode", ["lasttoken", "mean", "cls"])
 def test_newer_pooling_file_of_sentence_transformers_is_read(folder: Path, mode: str) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode, "include_prompt": True}))
-    contract = describe_base(str(folder)).contract
-    assert contract and contract.pooling == mode.replace("lasttoken", "last_token")
+    embedding_config = describe_base(str(folder)).embedding_config
+    assert embedding_config and embedding_config.pooling == mode.replace("lasttoken", "last_token")
 
 
 def test_weights_in_a_subfolder_are_found(tiny_bert: str, tmp_path: Path) -> None:
     target = tmp_path / "old"
     shutil.copytree(tiny_bert, target / "0_Transformer")
-    Contract("mean").write(target, 64)
+    EmbeddingConfig("mean").write(target, 64)
     modules = json.loads((target / "modules.json").read_text())
     modules[0]["path"] = "0_Transformer"
     (target / "modules.json").write_text(json.dumps(modules))
     (target / "sentence_bert_config.json").rename(target / "0_Transformer" / "sentence_bert_config.json")
-    from embedrag.models.load import load_encoder
+    from embedrag.models.load import load_model
 
     assert describe_base(str(target)).subfolder == "0_Transformer"
-    assert load_encoder(str(target), "cpu").encode(["x"], "query").shape == (1, 64)
+    assert load_model(str(target), "cpu").encode(["x"], "query").shape == (1, 64)
 
 
 def test_prompt_is_tokenised_together_with_the_text(tiny_bert: str) -> None:
     base = describe_base(tiny_bert)
-    contract = Contract("mean", query_prompt="query: ", passage_prompt="")
-    tokenizer = load_tokenizer(base, contract)
+    embedding_config = EmbeddingConfig("mean", query_prompt="query: ", passage_prompt="")
+    tokenizer = load_tokenizer(base, embedding_config)
     assert tokenizer("query", ["abc"]) == [tokenizer.tokenizer("query: abc")["input_ids"]]
     assert tokenizer("passage", ["abc"]) == [tokenizer.tokenizer("abc")["input_ids"]]
 
 
 def test_key_changes_with_prompt_and_length_and_not_with_use(tiny_bert: str) -> None:
     base = describe_base(tiny_bert)
-    tokenizer = load_tokenizer(base, Contract("mean"))
+    tokenizer = load_tokenizer(base, EmbeddingConfig("mean"))
     before = tokenizer.key
     tokenizer("query", ["some text " * 50])
     assert tokenizer.key == before
     others = [
-        Contract("mean", query_prompt="q"),
-        Contract("mean", query_max_len=9),
-        Contract("mean", passage_max_len=9),
+        EmbeddingConfig("mean", query_prompt="q"),
+        EmbeddingConfig("mean", query_max_len=9),
+        EmbeddingConfig("mean", passage_max_len=9),
     ]
-    assert len({before, *(load_tokenizer(base, contract).key for contract in others)}) == 4
+    assert len({before, *(load_tokenizer(base, embedding_config).key for embedding_config in others)}) == 4
 
 
 def test_decoder_whose_tokenizer_has_no_end_token_is_refused(tiny_qwen3: str, tmp_path: Path) -> None:
@@ -125,14 +125,14 @@ def test_decoder_whose_tokenizer_has_no_end_token_is_refused(tiny_qwen3: str, tm
     tokenizer.save_pretrained(tmp_path / "q")
     base = describe_base(str(tmp_path / "q"))
     with pytest.raises(UserError, match="no end token"):
-        load_tokenizer(base, Contract("last_token"))
-    assert load_tokenizer(base, Contract("mean"))("query", ["a"])
+        load_tokenizer(base, EmbeddingConfig("last_token"))
+    assert load_tokenizer(base, EmbeddingConfig("mean"))("query", ["a"])
 
 
 def test_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_qwen3: str, minilm: str) -> None:
     base = describe_base(tiny_qwen3)
     with pytest.raises(UserError, match="the model has vectors for"):
-        load_tokenizer(base, Contract("mean"), options(tokenizer_id=minilm))
+        load_tokenizer(base, EmbeddingConfig("mean"), options(tokenizer_id=minilm))
 
 
 def test_model_with_code_of_its_own_names_the_flag_that_trusts_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from embedrag.data.token_batch import TokenBatch
 from embedrag.models.chunking import plan_packed, plan_padded
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.models.pooling import POOLING
 from tests.families import TEXTS
 from tests.reference import cosine_distance, pool_loop
@@ -42,7 +42,7 @@ def test_pooling_choices_are_those_of_the_config() -> None:
 
 @pytest.mark.parametrize("model", ["tiny_qwen3", "tiny_bert", "minilm"])
 def test_batch_gives_the_vectors_of_single_texts(model: str, request: pytest.FixtureRequest) -> None:
-    encoder = load_encoder(request.getfixturevalue(model), "cpu")
+    encoder = load_model(request.getfixturevalue(model), "cpu")
     together = torch.from_numpy(encoder.encode(TEXTS, "passage"))
     alone = torch.from_numpy(np.concatenate([encoder.encode([text], "passage") for text in TEXTS]))
     assert cosine_distance(together, alone) < 1e-6
@@ -53,8 +53,8 @@ def test_batch_gives_the_vectors_of_single_texts(model: str, request: pytest.Fix
 def test_packed_and_padded_texts_pool_to_the_same_vectors(
     model: str, pooling: str, request: pytest.FixtureRequest
 ) -> None:
-    encoder = load_encoder(request.getfixturevalue(model), "cpu")
-    encoder.contract = replace(encoder.contract, pooling=pooling)
+    encoder = load_model(request.getfixturevalue(model), "cpu")
+    encoder.embedding_config = replace(encoder.embedding_config, pooling=pooling)
     assert encoder.position_offset == 0
     packed = torch.from_numpy(encoder.encode(TEXTS, "passage"))
     pad(encoder)
@@ -65,13 +65,13 @@ def test_vectors_equal_sentence_transformers_on_its_own_folder(minilm: str) -> N
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(minilm, device="cpu").encode(TEXTS)
-    ours = load_encoder(minilm, "cpu").encode(TEXTS, "query")
+    ours = load_model(minilm, "cpu").encode(TEXTS, "query")
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_chunks_change_neither_vectors_nor_their_order(tiny_bert: str, packed: bool) -> None:
-    encoder = load_encoder(tiny_bert, "cpu")
+    encoder = load_model(tiny_bert, "cpu")
     if not packed:
         pad(encoder)
     whole = encoder.encode(TEXTS, "passage")
@@ -104,7 +104,7 @@ def test_packed_plan_covers_every_text_once_within_budget() -> None:
 
 @pytest.mark.parametrize("length", [40, 400])
 def test_share_of_useful_tokens_reaches_the_goals(tiny_bert: str, length: int) -> None:
-    encoder = load_encoder(tiny_bert, "cpu")
+    encoder = load_model(tiny_bert, "cpu")
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(np.log(length), 0.7, 200).astype(int), 4, 512)
     tokens = TokenBatch.from_lists([[7] * n for n in lengths])
@@ -114,17 +114,17 @@ def test_share_of_useful_tokens_reaches_the_goals(tiny_bert: str, length: int) -
 
 
 def test_decoder_ends_every_text_in_its_end_token_after_truncation_too(tiny_qwen3: str) -> None:
-    encoder = load_encoder(tiny_qwen3, "cpu")
+    encoder = load_model(tiny_qwen3, "cpu")
     eos = encoder.tokenizer.tokenizer.eos_token_id
     for ids in encoder.tokenizer("query", ["short", "long " * 900]):
         assert ids[-1] == eos
         assert ids.count(eos) == 1
-        assert len(ids) <= encoder.contract.query_max_len
+        assert len(ids) <= encoder.embedding_config.query_max_len
 
 
 def test_tokenizer_that_ends_texts_itself_gets_no_second_end_token(tiny_qwen3: str, tmp_path: object) -> None:
-    encoder = load_encoder(tiny_qwen3, "cpu")
+    encoder = load_model(tiny_qwen3, "cpu")
     encoder.tokenizer.tokenizer.save_pretrained(tmp_path)
     encoder.backbone.save_pretrained(tmp_path)
-    again = load_encoder(str(tmp_path), "cpu")
+    again = load_model(str(tmp_path), "cpu")
     assert again.tokenizer("query", ["a b"]) == encoder.tokenizer("query", ["a b"])

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.models.kernels import packed_attention as attention
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.models.quantization import product_dtype
 from embedrag.training.train_step import Optimization
 
@@ -77,7 +77,7 @@ def test_quantised_base_of_few_bits_computes_in_the_precision_asked_for(
     assert main([*words, "qlora"]) == 0
     settings = json.loads((tmp_path / "final" / "training_config.json").read_text())
     assert settings["quantization"]["storage_dtype"] == settings["quantization"]["compute_dtype"] == "bfloat16"
-    encoder = load_encoder(str(tmp_path / "final"), "cpu")
+    encoder = load_model(str(tmp_path / "final"), "cpu")
     seen = []
     encoder.backbone.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state.dtype))
     encoder.encode(["a text"], "query")
@@ -112,13 +112,13 @@ def test_commands_compute_in_the_precision_asked_for(
     command: str, tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("embedrag.evaluation.mteb_adapter" if command == "mteb" else f"embedrag.{command}")
-    real, seen = module.load_encoder, []
+    real, seen = module.load_model, []
 
     def spy(*arguments: Any, **keywords: Any) -> Any:
         seen.append(real(*arguments, **keywords).dtype)
         raise UserError("seen")
 
-    monkeypatch.setattr(module, "load_encoder", spy)
+    monkeypatch.setattr(module, "load_model", spy)
     output = str(tmp_path / "out.npy")
     words = {
         "encode": ["--input", str(data), "--field", "query", "--output", output],

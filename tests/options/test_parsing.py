@@ -468,7 +468,7 @@ def test_cut_off_below_one_is_refused() -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_and_table_have_every_flag_of_every_command(name: str) -> None:
-    command = cli.COMMANDS[name]
+    command = cli.load_command(name)
     text = build_parser(command.options, name, command.text, command.config_file).format_help()
     table = markdown_table(command.options)
     fields = command.options.model_fields.items()

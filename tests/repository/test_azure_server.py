@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 
 httpx = pytest.importorskip("httpx")
 yaml = pytest.importorskip("yaml")
@@ -86,12 +86,12 @@ def ask(server: str, body: Any) -> Any:
 def test_both_forms_give_the_vectors_of_encode(form, server: str, tiny_bert: str) -> None:
     answer = ask(server, form(GOOD["texts"]))
     assert answer.status_code == 200
-    expected = load_encoder(tiny_bert, "cpu").encode(GOOD["texts"], "passage")
+    expected = load_model(tiny_bert, "cpu").encode(GOOD["texts"], "passage")
     np.testing.assert_allclose(answer.json()["embeddings"], expected, atol=1e-5)
 
 
 def test_fields_choose_size_length_and_role(server: str, tiny_bert: str) -> None:
-    encoder = load_encoder(tiny_bert, "cpu")
+    encoder = load_model(tiny_bert, "cpu")
     cut = np.array(ask(server, GOOD | {"dimensions": 7}).json()["embeddings"])
     assert cut.shape == (2, 7)
     np.testing.assert_allclose(np.linalg.norm(cut, axis=1), 1, atol=1e-5)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from embedrag.cli import COMMANDS
+from embedrag.cli import load_command
 from embedrag.options.parsing import parse
 from embedrag.serving.request import read_request
 from embedrag.training.config.options import TrainOptions
@@ -52,7 +52,7 @@ def options_of(command: str, inputs: dict[str, Any]) -> TrainOptions:
 
     words = shlex.split(re.sub(r"\$\{\{(inputs|outputs)\.(\w+)\}\}", value, command))
     assert words[:2] == ["python", "train.py"]
-    return parse(TrainOptions, words[2:], "train.py", COMMANDS["train"].text, config_file=True)
+    return parse(TrainOptions, words[2:], "train.py", load_command("train").text, config_file=True)
 
 
 def test_every_file_of_the_folder_is_loaded_here() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from embedrag.cli import COMMANDS
+from embedrag.cli import COMMANDS, load_command
 from embedrag.options.parsing import parse
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_site_builds_strictly_and_loads_nothing_from_elsewhere(copy: Path) -> No
     result = build(copy)
     assert result.returncode == 0, result.stderr
     page = (copy / "site" / "api" / "index.html").read_text(encoding="utf-8")
-    assert "load_encoder" in page and "hub id" in page, "docstrings are on the page"
+    assert "load_model" in page and "hub id" in page, "docstrings are on the page"
     for path in (copy / "site").rglob("*.html"):
         loaded = re.findall(r'(?:src|<link[^>]*href)="(https?://[^"]+)"', path.read_text(encoding="utf-8"))
         assert not loaded, (path.name, loaded)
@@ -62,6 +62,8 @@ def test_commands_and_files_of_a_page_are_right(name: str) -> None:
     assert commands
     for line in commands:
         command, *words = shlex.split(line)
-        parse(COMMANDS[command].options, words, command, COMMANDS[command].text, COMMANDS[command].config_file)
+        parse(
+            load_command(command).options, words, command, load_command(command).text, load_command(command).config_file
+        )
     for path in re.findall(r"(?<![\w/])(?:azureml|docker|notebooks|datasets)/[\w.-]+\.\w+", text):
         assert (ROOT / path).exists(), path

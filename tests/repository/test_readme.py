@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from embedrag.cli import COMMANDS, main
+from embedrag.cli import load_command, main
 from embedrag.options.parsing import parse
 from embedrag.options.reference import TableWords, markdown_table
 
@@ -40,7 +40,7 @@ def read_translation(language: str) -> dict[str, Any]:
 
 def with_tables(text: str, translation: dict[str, Any] | None = None) -> str:
     def table(match: re.Match[str]) -> str:
-        options = COMMANDS[match[2]].options
+        options = load_command(match[2]).options
         if translation is None:
             rows = markdown_table(options)
         else:
@@ -57,7 +57,7 @@ def translation_problems(translation: dict[str, Any]) -> Iterator[str]:
     tables = [match[2] for match in TABLE.finditer(README.read_text(encoding="utf-8"))]
     for command in sorted({*tables, *translation["options"]}):
         entries = translation["options"].get(command, {})
-        fields = COMMANDS[command].options.model_fields if command in tables else {}
+        fields = load_command(command).options.model_fields if command in tables else {}
         for name, field in fields.items():
             text = str(field.description)
             fingerprint = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -115,7 +115,7 @@ def test_commands_that_need_a_gpu_or_a_hub_have_right_flags(monkeypatch: pytest.
         else:
             assert words[0] in ("make", "tensorboard"), line
             continue
-        command = COMMANDS[name]
+        command = load_command(name)
         parse(command.options, words, name, command.text, command.config_file)
         checked += 1
     assert checked >= 4
@@ -124,7 +124,7 @@ def test_commands_that_need_a_gpu_or_a_hub_have_right_flags(monkeypatch: pytest.
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_preset_is_read_without_a_problem(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    command = COMMANDS["train"]
+    command = load_command("train")
     options = parse(command.options, ["--config", str(path)], "train", command.text, config_file=True)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert options.model_name_or_path == data.get("model_name_or_path", data.get("model_id"))

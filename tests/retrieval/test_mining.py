@@ -13,11 +13,11 @@ import torch
 import transformers
 
 from embedrag.cli import main
-from embedrag.data.rows import read_records
+from embedrag.data.rows import read_rows
 from embedrag.data.text import identity
 from embedrag.data.text_files import read_corpus
 from embedrag.errors import RunError, UserError
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.retrieval.bm25 import Bm25, words
 from embedrag.retrieval.mining import Corpus, ceiling
 from embedrag.retrieval.vector_cache import cached_vectors, unit
@@ -67,7 +67,7 @@ def test_negatives_are_those_of_a_full_sort(
     texts = list(read_corpus(str(corpus), "text"))
     places = {identity(text): number for number, text in enumerate(texts)}
     if way == "dense":
-        encoder = load_encoder(tiny_bert)
+        encoder = load_model(tiny_bert)
     else:
         for text in (text for row in mined for text in row["pos"]):
             places.setdefault(identity(text), len(places))
@@ -120,7 +120,7 @@ def test_what_scores_like_a_positive_is_left_out(rows: Path, corpus: Path, tmp_p
 def test_output_is_read_as_training_data_and_mined_again(rows: Path, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     mined = mine(rows, out, "--bm25", "--corpus", str(corpus), "--range", "0", "30")
-    records = [record for _, record in read_records([str(out)])]
+    records = [record for _, record in read_rows([str(out)])]
     assert [list(record.neg) for record in records] == [row["neg"] for row in mined]
     assert list(records[0].scores) == mined[0]["teacher_scores"]
     again = mine(out, tmp_path / "again.jsonl", "--bm25", "--corpus", str(corpus), "--range", "0", "30")
@@ -138,7 +138,7 @@ def test_corpus_vectors_are_kept_for_the_model_and_its_texts(
     mine(rows, tmp_path / "c.jsonl", *more, "--model", tiny_qwen3)
     assert "kept in the cache" in capsys.readouterr().out
     assert len(list(cache.glob("vectors-*.npy"))) == 2
-    encoder = load_encoder(tiny_bert)
+    encoder = load_model(tiny_bert)
     texts = Corpus(read_corpus(str(corpus), "text")).texts
     vectors, found = cached_vectors(encoder, texts, "passage", cache)
     assert found and np.array_equal(vectors, unit(encoder.encode(texts, "passage")))
@@ -156,7 +156,7 @@ DAMAGED: dict[str, tuple[Callable[[Path, np.ndarray], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_vectors_in_the_cache_are_named_by_their_file(damage: str, tiny_bert: str, cache: Path) -> None:
-    texts, encoder = [f"text {number}" for number in range(9)], load_encoder(tiny_bert, "cpu")
+    texts, encoder = [f"text {number}" for number in range(9)], load_model(tiny_bert, "cpu")
     good = np.array(cached_vectors(encoder, texts, "passage", cache)[0])
     [path] = cache.glob("vectors-*.npy")
     spoil, message = DAMAGED[damage]
@@ -166,7 +166,7 @@ def test_damaged_vectors_in_the_cache_are_named_by_their_file(damage: str, tiny_
 
 
 def test_vectors_without_a_direction_are_not_kept(tiny_bert: str, cache: Path, monkeypatch) -> None:
-    encoder = load_encoder(tiny_bert, "cpu")
+    encoder = load_model(tiny_bert, "cpu")
     monkeypatch.setattr(type(encoder), "blocks", lambda *_: iter([np.zeros((2, encoder.dimension), np.float32)]))
     with pytest.raises(RunError, match="a vector of length 0"):
         cached_vectors(encoder, ["a", "b"], "passage", cache)
@@ -267,7 +267,7 @@ def test_row_that_finds_nothing_keeps_what_is_wrong_of_its_negatives_and_no_scor
     assert first["neg"] == ["old", "older"] and "teacher_scores" not in first
     assert second["neg"] == [] and second["teacher_scores"] == [0], "the score of its positive is a new one"
     assert "2 rows found no negative and keep those they had, without scores" in capsys.readouterr().out
-    assert len(list(read_records([str(tmp_path / "out.jsonl")]))) == 2
+    assert len(list(read_rows([str(tmp_path / "out.jsonl")]))) == 2
 
 
 def test_passage_is_a_positive_behind_a_title_too(tmp_path: Path, write_jsonl) -> None:

@@ -25,9 +25,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from embedrag.cli import main
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import Contract
+from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.serving import app as server_module
 from embedrag.serving.app import MAX_BYTES, Room, Service, make_app
 from embedrag.serving.listener import allowed_names, listen
@@ -92,13 +92,13 @@ def folder(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model with prompts."""
     path = tmp_path_factory.mktemp("served") / "frogs"
     shutil.copytree(tiny_bert, path)
-    Contract("mean", True, "query: ", "passage: ", 512, 512).write(path, 64)
+    EmbeddingConfig("mean", True, "query: ", "passage: ", 512, 512).write(path, 64)
     return str(path)
 
 
 @pytest.fixture(scope="module")
 def encoder(folder: str) -> Encoder:
-    return load_encoder(folder, "cpu")
+    return load_model(folder, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -497,7 +497,7 @@ def test_room_is_given_back_and_never_exceeded() -> None:
 def test_wrong_flag_is_told_before_the_model_is_loaded(
     words: list[str], key: str | None, part: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr("embedrag.serving.run.load_encoder", None)
+    monkeypatch.setattr("embedrag.serving.run.load_model", None)
     monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("EMBEDRAG_API_KEY", key)
@@ -509,7 +509,7 @@ def test_wrong_flag_is_told_before_the_model_is_loaded(
 def test_signal_while_the_model_is_loaded_ends_the_server_at_once(folder: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    slow = "import sys, time; from embedrag import cli, serve; serve.load_encoder = lambda *_: time.sleep(100); "
+    slow = "import sys, time; from embedrag import cli, serve; serve.load_model = lambda *_: time.sleep(100); "
     words = ["serve", "--model", folder, "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, "-c", slow + f"sys.exit(cli.main({words}))"], stdout=subprocess.PIPE, text=True

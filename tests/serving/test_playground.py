@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from embedrag.cli import main
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.retrieval.vector_cache import unit
 from embedrag.serving.playground import compare
 
@@ -113,7 +113,7 @@ def test_page_shows_the_ranking_of_both_models(playground: Page) -> None:
     found = shown(playground.get(QUERY))
     ranks = {}
     for side, model in playground.models.items():
-        encoder = load_encoder(model, "cpu")
+        encoder = load_model(model, "cpu")
         cosines = unit(encoder.encode(DOCUMENTS, "passage")) @ unit(encoder.encode([QUERY], "query"))[0]
         order = np.argsort(-cosines, kind="stable")
         ranks[side] = {DOCUMENTS[n]: place for place, n in enumerate(order, 1)}
@@ -156,7 +156,7 @@ def test_page_is_there_under_the_address_of_ipv6_too(
         pytest.skip("no IPv6 on this machine")
     apps: list[Any] = []
     loaded: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("embedrag.serving.playground.load_encoder", lambda *words: loaded.append(words))
+    monkeypatch.setattr("embedrag.serving.playground.load_model", lambda *words: loaded.append(words))
     monkeypatch.setattr("embedrag.serving.playground.Ranker", lambda name, *_: SimpleNamespace(name=name))
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: apps.append(self.config.app))
     (tmp_path / "texts.txt").write_text("a frog\n")
@@ -177,7 +177,7 @@ def test_page_is_there_under_the_address_of_ipv6_too(
 def test_mistakes_are_named_before_a_model_is_loaded(
     minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedrag.serving.playground.load_encoder", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("embedrag.serving.playground.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     texts = tmp_path / "texts.txt"
     texts.write_text("a frog\n")
     (tmp_path / "blank.txt").write_text("\n \n")

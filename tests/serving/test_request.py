@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedrag.errors import UserError
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.serving.openai_protocol import EmbeddingsRequest
 from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS, Request, check_request, find_model
 
@@ -35,7 +35,7 @@ def score(tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
 def test_both_forms_give_the_vectors_of_encode(form, send, score, tiny_bert: str) -> None:
     texts = ["a frog", "저항의 단위는 옴이다", "a much longer text about frogs and ponds"]
     answer = score["run"](send(form(texts)))
-    expected = load_encoder(tiny_bert, "cpu").encode(texts, "passage")
+    expected = load_model(tiny_bert, "cpu").encode(texts, "passage")
     np.testing.assert_allclose(answer["embeddings"], expected, atol=1e-6)
     json.dumps(answer)
 

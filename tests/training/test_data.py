@@ -11,7 +11,7 @@ import pytest
 
 import embedrag.training.setup
 from embedrag.cli import main
-from embedrag.data.rows import endless_records
+from embedrag.data.rows import endless_rows
 from embedrag.data.streaming import Slices
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
@@ -214,7 +214,7 @@ def test_bad_row_of_a_stream_stops_at_its_place(two, tmp_path, run, capsys, monk
     fruit, _ = two
     fruit.write_text(fruit.read_text() + '{"query": "no answer"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"fruit\.jsonl:7: no positive"):
-        list(zip(range(9), endless_records(str(fruit)), strict=False))
+        list(zip(range(9), endless_rows(str(fruit)), strict=False))
     words = ["--train_dataset", str(fruit), "--stream", "--steps_per_epoch", "2"]
     assert run("out", *words) == 2  # the first rows are read at the start, as probes of a merge
     assert "fruit.jsonl:7" in capsys.readouterr().err

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from embedrag.cli import main
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError, is_out_of_memory
-from embedrag.losses.contrastive import Terms
-from embedrag.runtime.distributed import Processes, SharedOutOfMemoryError, share_out
-from embedrag.runtime.fsdp import shard, whole
+from embedrag.losses.contrastive import LossSettings
+from embedrag.runtime.distributed import ProcessGroup, SharedOutOfMemoryError, share_out
+from embedrag.runtime.fsdp import gather_full, shard
 from embedrag.training.objective import ContrastiveStep
 from embedrag.training.self_test import processes_distance
 from embedrag.training.state.checkpoint import checkpoints
@@ -33,26 +33,26 @@ from tests.training.test_grad_cache import FORMS, RICH, batch_of_5, encoder_of, 
 WEIGHT = torch.arange(1.0, 6)
 
 
-def gradients(model: str, kind: str, processes: Processes, budget: int | None) -> dict[str, torch.Tensor]:
+def gradients(model: str, kind: str, processes: ProcessGroup, budget: int | None) -> dict[str, torch.Tensor]:
     encoder = encoder_of(model, kind.removeprefix("sharded "))
     if kind.startswith("sharded") and processes.size > 1:
         shard(encoder.backbone, torch.device("cpu"), processes.size)
         held = sum(parameter.to_local().numel() for parameter in encoder.parameters())
         assert held < 1.2 * sum(parameter.numel() for parameter in encoder.parameters()) / processes.size
     encoder.token_budget = encoder.chunk_tokens = budget or encoder.chunk_tokens
-    step = ContrastiveStep(encoder, Terms(0.1))
+    step = ContrastiveStep(encoder, LossSettings(0.1))
     if kind == "lora":  # everything that a loss may hold
         step = ContrastiveStep(encoder, RICH, FORMS, guided=True)
     output = step.backward(batch_of_5(), WEIGHT, processes=processes)
     processes.sum_gradients([p for p in encoder.parameters() if p.requires_grad])
-    found = {name: whole(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
+    found = {name: gather_full(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
     return {"loss": output["loss"], "correct": output["correct"].float(), **found}
 
 
 def worker(rank: int, size: int, file: str, model: str, kind: str, budget: int | None, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-    processes = Processes(rank, size, size)
+    processes = ProcessGroup(rank, size, size)
     torch.save(gradients(model, kind, processes, budget), f"{out}-{rank}")
     torch.distributed.destroy_process_group()
 
@@ -64,7 +64,7 @@ def test_gradient_of_several_processes_is_that_of_one(
     size: int, kind: str, budget: int | None, tiny_bert: str, tmp_path: Path
 ) -> None:
     """With copies, ragged negatives and an excluded pair; wrong by a factor, it would be found."""
-    expected = gradients(tiny_bert, kind, Processes(), None)
+    expected = gradients(tiny_bert, kind, ProcessGroup(), None)
     mp.spawn(worker, (size, str(tmp_path / "meet"), tiny_bert, kind, budget, str(tmp_path / "out")), size)
     for rank in range(size):
         found = torch.load(tmp_path / f"out-{rank}")
@@ -79,7 +79,7 @@ def test_gradient_of_several_processes_is_that_of_one(
 
 def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-    processes = Processes(rank, size, size)
+    processes = ProcessGroup(rank, size, size)
     found = []
     for who in (None, 1):
 
@@ -113,11 +113,11 @@ def test_nothing_of_the_failed_try_is_held_when_memory_ran_out(monkeypatch: pyte
         held.append(weakref.ref(activations))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Processes, "any", lambda self, flag: flag)
+    monkeypatch.setattr(ProcessGroup, "any", lambda self, flag: flag)
     gc.disable()
     try:
         with pytest.raises(SharedOutOfMemoryError):
-            Processes(0, 2).together(work, is_out_of_memory)
+            ProcessGroup(0, 2).together(work, is_out_of_memory)
         assert held[0]() is None
     finally:
         gc.enable()
@@ -127,26 +127,26 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
     tiny_bert: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One process plays two that have nothing to add, and sums come out too small."""
-    monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.size)
-    step = ContrastiveStep(encoder_of(tiny_bert, "lora"), Terms(0.1))
+    monkeypatch.setattr(ProcessGroup, "gather", lambda self, value: [value] * self.size)
+    step = ContrastiveStep(encoder_of(tiny_bert, "lora"), LossSettings(0.1))
     tokenizer = step.encoder.tokenizer
     store = open_store([str(data)], tokenizer, tokenizer.key, data.parent / "cache")[0]
     for factor, message in ((1.0, None), (0.5, "is not that of one")):
         # The whole batch is this process's share, so the sum over both is what it has itself.
         monkeypatch.setattr("embedrag.training.objective.share_out", lambda costs, size: [list(range(len(costs))), []])
-        monkeypatch.setattr(Processes, "sum_", lambda self, tensor: tensor)
+        monkeypatch.setattr(ProcessGroup, "sum_", lambda self, tensor: tensor)
         monkeypatch.setattr(
-            Processes,
+            ProcessGroup,
             "sum_gradients",
             lambda self, parameters, factor=factor: [p.grad.mul_(factor if self.size > 1 else 1) for p in parameters],
         )
         monkeypatch.setattr(ContrastiveStep, "queries", staticmethod(lambda count, processes: slice(0, count)))
         if message:
             with pytest.raises(UserError, match=message):
-                processes_distance(step, store, 2, Processes(0, 2))
+                processes_distance(step, store, 2, ProcessGroup(0, 2))
         else:
-            assert (processes_distance(step, store, 2, Processes(0, 2)) or 0) < 1e-5
-    assert processes_distance(step, store, 2, Processes()) is None
+            assert (processes_distance(step, store, 2, ProcessGroup(0, 2)) or 0) < 1e-5
+    assert processes_distance(step, store, 2, ProcessGroup()) is None
 
 
 def test_more_processes_than_texts_to_share() -> None:

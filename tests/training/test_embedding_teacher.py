@@ -11,9 +11,9 @@ import torch
 
 from embedrag.data.collator import make_batch
 from embedrag.data.tokenization import open_store
-from embedrag.losses.contrastive import Terms
-from embedrag.models.load import load_encoder
-from embedrag.training.embedding_teacher import Teacher, ask_teacher, procrustes
+from embedrag.losses.contrastive import LossSettings
+from embedrag.models.load import load_model
+from embedrag.training.embedding_teacher import EmbeddingTeacher, ask_teacher, procrustes
 from embedrag.training.objective import ContrastiveStep
 from tests.training.state.test_resume import losses
 from tests.training.test_objective import SCORED, data, train  # noqa: F401 - a fixture
@@ -43,7 +43,7 @@ def test_turned_copy_of_the_space_is_found_again() -> None:
 @pytest.fixture
 def stored(tiny_bert: str, data: Path, tmp_path: Path):  # noqa: F811
     """A student, its store, and itself as its teacher."""
-    student = load_encoder(tiny_bert, "cpu")
+    student = load_model(tiny_bert, "cpu")
     store = open_store([str(data)], student.tokenizer.ids, student.tokenizer.key, tmp_path / "cache")[0]
     return student, store, ask_teacher(student, [str(data)], store, 1.0, tmp_path / "cache")
 
@@ -77,19 +77,19 @@ def test_teacher_that_is_the_student_leaves_nothing_to_learn(stored) -> None:
     batch = make_batch(store, [(0, row) for row in range(12)], 2, seed=1)
     vectors = student(batch.tokens).detach()
     assert turned.distance(vectors, batch.texts).abs().max() < 1e-3
-    other = Teacher(teacher.vectors, teacher.place, teacher.turn.flip(0), 1.0)
+    other = EmbeddingTeacher(teacher.vectors, teacher.place, teacher.turn.flip(0), 1.0)
     assert other.distance(vectors, batch.texts).min() > 0.1
 
 
 def test_loss_of_a_query_is_the_mean_over_its_texts_in_value_and_gradient(stored) -> None:
     student, store, teacher = stored
-    teacher = Teacher(teacher.vectors, teacher.place, teacher.turn.flip(0), 0.7)
+    teacher = EmbeddingTeacher(teacher.vectors, teacher.place, teacher.turn.flip(0), 0.7)
     batch = make_batch(store, [(0, row) for row in range(5)], 2, seed=1)
     found = []
     for slow in (False, True):
         vectors = torch.randn(len(batch.tokens), 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
         if slow:
-            loss = ContrastiveStep(student, Terms(0.1)).loss(vectors, batch)["loss"]
+            loss = ContrastiveStep(student, LossSettings(0.1)).loss(vectors, batch)["loss"]
             wanted = teacher.of(batch.texts.numpy()) @ teacher.turn
             each = [1 - torch.cosine_similarity(v, w, dim=0) for v, w in zip(vectors, wanted, strict=True)]
             owner = batch.owner.tolist()
@@ -99,7 +99,7 @@ def test_loss_of_a_query_is_the_mean_over_its_texts_in_value_and_gradient(stored
                 further.append(sum(each[text] for text in own) / len(own))
             loss = loss + 0.7 * torch.stack(further)
         else:
-            loss = ContrastiveStep(student, Terms(0.1), teacher=teacher).loss(vectors, batch)["loss"]
+            loss = ContrastiveStep(student, LossSettings(0.1), teacher=teacher).loss(vectors, batch)["loss"]
         (loss * torch.arange(1, 6)).sum().backward()
         found.append([loss, vectors.grad])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
@@ -119,7 +119,7 @@ def test_larger_teacher_is_learnt(
     texts = [text for row in SCORED for text in (*row["pos"], *row["neg"])]
     cosines = []
     for model in (minilm, tmp_path / "plain" / "final", tmp_path / "one" / "final"):
-        vectors = load_encoder(str(model), "cpu").encode(texts, "passage")
+        vectors = load_model(str(model), "cpu").encode(texts, "passage")
         cosines.append((vectors @ vectors.T)[np.triu_indices(len(texts), 1)])
     agreement = [float(np.corrcoef(cosines[0], other)[0, 1]) for other in cosines[1:]]
     assert agreement[1] > agreement[0] + 0.05

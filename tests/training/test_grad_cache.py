@@ -13,7 +13,7 @@ from torch import Tensor
 
 from embedrag.data.collator import Batch
 from embedrag.data.token_batch import TokenBatch
-from embedrag.losses.contrastive import Pairs, Terms
+from embedrag.losses.contrastive import LossSettings, Pairs
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import describe_base, settle
 from embedrag.models.embedding_format import views
@@ -39,8 +39,10 @@ def encoder_of(model: str, kind: str = "full", dropout: float = 0.0, pad: bool =
     options = TrainOptions(
         output_dir="x", batch_size=2, finetune_type=kind, lora_dropout=dropout, quantization_bits=bits
     ).resolved()
-    contract = settle(base, options)[0]
-    encoder = Encoder(trainable_backbone(base, options, torch.float32, CPU), load_tokenizer(base, contract), contract)
+    embedding_config = settle(base, options)[0]
+    encoder = Encoder(
+        trainable_backbone(base, options, torch.float32, CPU), load_tokenizer(base, embedding_config), embedding_config
+    )
     if not pad:
         encoder.pack()
     with torch.no_grad():  # B is zero at the start, and A would then get no gradient
@@ -69,7 +71,7 @@ def batch_of_5() -> Batch:
 def loss_and_gradients(encoder: Encoder, seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(seed)
     encoder.zero_grad()
-    loss = ContrastiveStep(encoder, Terms(0.1)).backward(batch_of_5(), torch.arange(1, 6))["loss"]
+    loss = ContrastiveStep(encoder, LossSettings(0.1)).backward(batch_of_5(), torch.arange(1, 6))["loss"]
     return loss, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
 
 
@@ -110,7 +112,7 @@ def test_gradient_equals_the_naive_full_batch(model: str, pad: bool, request: py
             assert error(found, expected) < tolerance
 
 
-RICH = Terms(
+RICH = LossSettings(
     0.1,
     directions=("query_passage", "passage_query", "query_query", "passage_passage"),
     hardness=2.0,
@@ -216,7 +218,7 @@ def test_gradients_of_several_batches_add_up(tiny_bert: str) -> None:
     encoder.token_budget = encoder.chunk_tokens = 41
     encoder.zero_grad()
     for _ in range(2):
-        ContrastiveStep(encoder, Terms(0.1)).backward(batch_of_5(), torch.arange(1, 6))
+        ContrastiveStep(encoder, LossSettings(0.1)).backward(batch_of_5(), torch.arange(1, 6))
     twice = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
     assert error(twice, {name: 2 * value for name, value in once.items()}) < 1e-5
 
@@ -282,7 +284,7 @@ def test_a_loss_comes_before_the_way_back() -> None:
 
 def test_contract_without_normalisation_is_recomputed_alike(tiny_bert: str) -> None:
     encoder = encoder_of(tiny_bert)
-    encoder.contract = replace(encoder.contract, normalize=False, pooling="cls")
+    encoder.embedding_config = replace(encoder.embedding_config, normalize=False, pooling="cls")
     encoder.chunk_tokens = 41
     expected = loss_and_gradients(encoder)[1]
     encoder.token_budget = 41

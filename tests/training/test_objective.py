@@ -85,13 +85,13 @@ def test_everything_at_once_goes_on_bit_for_bit_and_its_forms_are_scored(
 
 
 def test_form_is_scored_as_its_stored_vectors_would_be(tiny_bert: str, data: Path, tmp_path: Path) -> None:
-    from embedrag.data.retrieval_dataset import load_set
+    from embedrag.data.retrieval_dataset import load_retrieval_dataset
     from embedrag.evaluation.evaluator import score
-    from embedrag.models.embedding_format import View
-    from embedrag.models.load import load_encoder
+    from embedrag.models.embedding_format import EmbeddingFormat
+    from embedrag.models.load import load_model
 
-    encoder, rows = load_encoder(tiny_bert, "cpu"), load_set(str(data))
-    form = View(16, "binary")
+    encoder, rows = load_model(tiny_bert, "cpu"), load_retrieval_dataset(str(data))
+    form = EmbeddingFormat(16, "binary")
     scores = score(encoder, rows, [10], forms=[form])
     sides = []
     for texts, role in ((rows.queries, "query"), (rows.passages, "passage")):
@@ -238,9 +238,9 @@ def encoder_of_top(model: str, layers: int) -> Any:
 
     base = describe_base(model)
     options = TrainOptions(output_dir="x", batch_size=2, finetune_type="lora", lora_top_layers=layers).resolved()
-    contract = settle(base, options)[0]
+    embedding_config = settle(base, options)[0]
     backbone = trainable_backbone(base, options, torch.float32, torch.device("cpu"))
-    return Encoder(backbone, load_tokenizer(base, contract), contract).train()
+    return Encoder(backbone, load_tokenizer(base, embedding_config), embedding_config).train()
 
 
 def test_more_layers_than_there_are_and_adapters_of_a_full_fine_tune_are_refused(

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from embedrag.cli import main
 from embedrag.data.collator import Batch, make_batch
-from embedrag.data.retrieval_dataset import load_set
+from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.data.rows import parse_row
 from embedrag.data.sources import RowError
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
-from embedrag.losses.contrastive import TILE_SCORES, Pairs, Terms, contrastive
+from embedrag.losses.contrastive import TILE_SCORES, LossSettings, Pairs, contrastive
 from embedrag.training.objective import ContrastiveStep
 from tests.reference import contrastive_loop
 from tests.training.state.test_resume import losses
@@ -94,12 +94,12 @@ def test_one_positive_each_needs_no_pairs(store: TokenStore) -> None:
 
 
 TERMS = [
-    Terms(0.1),
-    Terms(0.1, directions=("query_passage", "passage_query"), separate=True),
-    Terms(0.1, directions=("query_passage", "query_query", "passage_query", "passage_passage")),
-    Terms(0.1, hardness=2.0, hardness_of="own", false_negative_margin=0.1),
-    Terms(0.1, distillation="kl"),
-    Terms(0.1, distillation="margin_mse", candidates="hard"),
+    LossSettings(0.1),
+    LossSettings(0.1, directions=("query_passage", "passage_query"), separate=True),
+    LossSettings(0.1, directions=("query_passage", "query_query", "passage_query", "passage_passage")),
+    LossSettings(0.1, hardness=2.0, hardness_of="own", false_negative_margin=0.1),
+    LossSettings(0.1, distillation="kl"),
+    LossSettings(0.1, distillation="margin_mse", candidates="hard"),
 ]
 
 
@@ -127,12 +127,12 @@ def test_loss_of_pairs_equals_the_loops_in_value_and_gradient(terms, scores, sto
 
 
 def test_step_weighs_the_pairs_of_a_query_and_gives_a_loss_a_query(store: TokenStore, tiny_bert: str) -> None:
-    step = ContrastiveStep(encoder_of(tiny_bert), Terms(0.1))
+    step = ContrastiveStep(encoder_of(tiny_bert), LossSettings(0.1))
     batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], 2, seed=1, pos_nums=3)
     vectors = torch.randn(len(batch.tokens), 64, generator=torch.Generator().manual_seed(0))
     whole = step.loss(vectors, batch)
     pairs = Pairs(batch.labels, batch.excluded, batch.owner, None, None, batch.query)
-    each = contrastive(vectors[batch.query_index], vectors[batch.passage_index], pairs, Terms(0.1))[0]
+    each = contrastive(vectors[batch.query_index], vectors[batch.passage_index], pairs, LossSettings(0.1))[0]
     expected = [sum(float(each[n] * batch.share[n]) for n in torch.where(batch.query == i)[0]) for i in range(5)]
     assert whole["loss"].tolist() == pytest.approx(expected, rel=1e-5)
     assert len(whole["correct"]) == 5
@@ -148,7 +148,7 @@ def test_gradient_in_chunks_is_that_of_the_whole_batch(store: TokenStore, tiny_b
     for budget in (None, 12):
         encoder.zero_grad()
         encoder.token_budget = budget
-        ContrastiveStep(encoder, Terms(0.1)).backward(batch, 1 / 5)
+        ContrastiveStep(encoder, LossSettings(0.1)).backward(batch, 1 / 5)
         found.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
@@ -180,7 +180,7 @@ def test_grades_stay_with_their_texts(grades: list[float]) -> None:
 def test_grades_are_gains_when_rows_are_evaluated(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    data = load_set(str(path))
+    data = load_retrieval_dataset(str(path))
     gains = {data.passages[n]: gain for n, gain in data.relevant[data.queries.index("a")].items()}
     assert gains == {"b": 1.0, "c": 3.0, "d": 1.0, "m": 1.0}
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from embedrag.cli import main
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 
 KINDS = {
     "full": ["--finetune_type", "full", "--lr", "1e-3"],
@@ -99,7 +99,7 @@ def test_adapter_loads_in_plain_peft_and_gives_our_vectors(tiny_bert: str, data:
     with torch.no_grad():
         hidden = model(**inputs).last_hidden_state.mean(1)
         base = AutoModel.from_pretrained(tiny_bert).eval()(**inputs).last_hidden_state.mean(1)
-    ours = load_encoder(final, "cpu").encode(["a battery"], "query")
+    ours = load_model(final, "cpu").encode(["a battery"], "query")
     plain = torch.nn.functional.normalize(hidden, dim=-1).numpy()
     np.testing.assert_allclose(ours, plain, atol=1e-6)
     assert np.abs(ours - torch.nn.functional.normalize(base, dim=-1).numpy()).max() > 1e-3
@@ -115,7 +115,7 @@ def test_full_model_gives_the_same_vectors_in_sentence_transformers(
     train(request.getfixturevalue(model), data, tmp_path / "out", *KINDS["full"], *words)
     final = str(tmp_path / "out" / "final")
     texts = ["what is a battery", "a cell that stores charge " * 3]
-    theirs, ours = SentenceTransformer(final, device="cpu"), load_encoder(final, "cpu")
+    theirs, ours = SentenceTransformer(final, device="cpu"), load_model(final, "cpu")
     np.testing.assert_allclose(ours.encode(texts, "query"), theirs.encode_query(texts), atol=1e-5)
     np.testing.assert_allclose(ours.encode(texts, "passage"), theirs.encode_document(texts), atol=1e-5)
     assert np.abs(theirs.encode_query(texts) - theirs.encode_document(texts)).max() > 1e-3
@@ -127,9 +127,9 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
     from safetensors.torch import load_file
 
     from embedrag.data.collator import make_batch, steps_of_epoch
-    from embedrag.data.sampler import RowOrder
+    from embedrag.data.sampler import ShuffledSampler
     from embedrag.data.tokenization import open_store
-    from embedrag.losses.contrastive import Pairs, Terms, contrastive
+    from embedrag.losses.contrastive import LossSettings, Pairs, contrastive
 
     base, data = no_dropout(tiny_bert, tmp_path), write_jsonl(rows[:7])
     words = ["--finetune_type", "full", "--epochs", "1", "--lr", "0.01", "--optimizer", "sgd", "--weight_decay", "0"]
@@ -145,17 +145,17 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
     ]
     assert train(base, data, tmp_path / "out", *words, *sizes) == 0
 
-    encoder = load_encoder(base, "cpu")
+    encoder = load_model(base, "cpu")
     store, _ = open_store([str(data)], encoder.tokenizer, encoder.tokenizer.key, tmp_path / "cache")
     (bounds,) = steps_of_epoch(7, 2, 3, 0)
     assert [stop - start for start, stop in bounds] == [2, 2, 3]
     total = torch.zeros(())
     for start, stop in bounds:
-        batch = make_batch(store, list(RowOrder(7, 42).between(start, stop)), 2, 42)
+        batch = make_batch(store, list(ShuffledSampler(7, 42).between(start, stop)), 2, 42)
         vectors = encoder(batch.tokens)
         queries, passages = vectors[batch.query_index], vectors[batch.passage_index]
         pairs = Pairs(batch.labels, batch.excluded, batch.owner)
-        total = total + contrastive(queries, passages, pairs, Terms(0.1))[0].sum()
+        total = total + contrastive(queries, passages, pairs, LossSettings(0.1))[0].sum()
     (total / 7).backward()
     rate = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())["step_logs"][0]["learning_rate"]
     trained = load_file(tmp_path / "out" / "final" / "model.safetensors")
@@ -240,7 +240,7 @@ def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoi
     assert "loss is not finite in step 3" in message
     assert re.search(r"rows\.jsonl:\d+", message)
     assert "checkpoint-epoch-1" in message
-    assert load_encoder(str(tmp_path / "out" / "checkpoint-epoch-1"), "cpu").encode(["x"], "query").shape == (1, 64)
+    assert load_model(str(tmp_path / "out" / "checkpoint-epoch-1"), "cpu").encode(["x"], "query").shape == (1, 64)
     assert not (tmp_path / "out" / "final").exists()
     logs = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())
     assert len(logs["step_logs"]) == 2

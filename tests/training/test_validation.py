@@ -14,7 +14,7 @@ import pytest
 
 from embedrag.cli import main
 from embedrag.data.holdout import held_out_set, hold_out
-from embedrag.data.rows import read_records
+from embedrag.data.rows import read_rows
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
@@ -70,7 +70,7 @@ def test_neither_a_held_out_query_nor_its_passage_is_trained_on_as_a_pair(
     store = store_of(path, tmp_path / "cache")
     kept, held = hold_out(store, 0.1, seed=1)
     assert len(held) == 9 and len(kept) == 81
-    records = [record for _, record in read_records([str(path)])]
+    records = [record for _, record in read_rows([str(path)])]
     out = [records[row] for row in held]
     left = [records[int(place.rsplit(":", 1)[1]) - 1] for place in (kept.place(i) for i in range(len(kept)))]
     assert len(left) == 81

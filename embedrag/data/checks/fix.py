@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from embedrag.data.checks.scan import EvalTexts, Survey, kept_of, read_row
-from embedrag.data.rows import Record, row_text
+from embedrag.data.checks.scan import EvaluationTexts, Scan, kept_of, read_row
+from embedrag.data.rows import TrainingRow, row_text
 from embedrag.data.sources import raw_rows
 from embedrag.data.text import digest
 from embedrag.errors import UserError, flag_named
@@ -28,7 +28,9 @@ LOSSES = {
 }
 
 
-def write_fixed(path: Path, found: Survey, evaluation: EvalTexts | None = None, stream: bool = False) -> dict[str, int]:
+def write_fixed(
+    path: Path, found: Scan, evaluation: EvaluationTexts | None = None, stream: bool = False
+) -> dict[str, int]:
     """Read the rows again and write those that stay, as `query`, `pos`, `neg` and their further keys.
 
     Args:
@@ -60,8 +62,8 @@ def fixed_line(path: str, done: dict[str, int]) -> str:
 
 
 def _kept(
-    found: Survey, evaluation: EvalTexts | None, stream: bool, done: Counter[str]
-) -> Iterator[tuple[str, Record]]:
+    found: Scan, evaluation: EvaluationTexts | None, stream: bool, done: Counter[str]
+) -> Iterator[tuple[str, TrainingRow]]:
     """The rows that stay, without what is wrong in them; `done` counts what goes."""
     contradicted = np.zeros(len(found.texts), bool)
     contradicted[found.contradicted] = True

@@ -19,8 +19,8 @@ from tabulate import tabulate
 from embedrag.commands.check import CheckOptions
 from embedrag.data.checks.fix import fixed_line, write_fixed
 from embedrag.data.checks.rules import FAULT, KINDS, NOTE
-from embedrag.data.checks.scan import SIDES, EvalTexts, Survey, expand, survey
-from embedrag.data.retrieval_dataset import load_set
+from embedrag.data.checks.scan import SIDES, EvaluationTexts, Scan, expand, survey
+from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.errors import UserError, flag_named, near_miss
 from embedrag.models.base_model import describe_base, settle
@@ -55,7 +55,7 @@ def run(options: CheckOptions) -> int:
     evaluation = None
     if options.eval:
         with flag_named("--eval", "--train_dataset", "--data"):
-            evaluation = EvalTexts(load_set(options.eval))
+            evaluation = EvaluationTexts(load_retrieval_dataset(options.eval))
     found = survey(files, evaluation, tokenizer is not None, options.stream)
     report = describe(found, options, evaluation, tokenizer)
     for line in _lines(report):
@@ -72,7 +72,10 @@ def run(options: CheckOptions) -> int:
 
 
 def describe(
-    found: Survey, options: CheckOptions, evaluation: EvalTexts | None = None, tokenizer: TextTokenizer | None = None
+    found: Scan,
+    options: CheckOptions,
+    evaluation: EvaluationTexts | None = None,
+    tokenizer: TextTokenizer | None = None,
 ) -> dict[str, Any]:
     """The report, as `--output` keeps it.
 
@@ -145,25 +148,25 @@ def _tokenizer(options: CheckOptions) -> TextTokenizer:
     settings = TrainOptions(model_name_or_path=options.model, output_dir="-", batch_size=1, **given)
     with flag_named("--model", "--model_name_or_path"):
         base = describe_base(settings.model_name_or_path, settings.trust_remote_code)
-        contract, notices = settle(base, settings)
+        embedding_config, notices = settle(base, settings)
         for line in notices:
             say(line)
-        return load_tokenizer(base, contract, settings)
+        return load_tokenizer(base, embedding_config, settings)
 
 
 def _token_lengths(texts: list[str], side: str, tokenizer: TextTokenizer) -> dict[str, Any]:
     """Percentiles in tokens, prompt and special tokens included, and the share of texts that are cut."""
     role = "query" if side == "query" else "passage"
-    limit = getattr(tokenizer.contract, f"{role}_max_len")
-    contract = tokenizer.contract
-    whole = replace(contract, query_max_len=LONGEST, passage_max_len=LONGEST)
+    limit = getattr(tokenizer.embedding_config, f"{role}_max_len")
+    embedding_config = tokenizer.embedding_config
+    whole = replace(embedding_config, query_max_len=LONGEST, passage_max_len=LONGEST)
     counts: Counter[int] = Counter()
     try:
-        tokenizer.contract, tokenizer.tokenizer.model_max_length = whole, LONGEST
+        tokenizer.embedding_config, tokenizer.tokenizer.model_max_length = whole, LONGEST
         for start in range(0, len(texts), TEXTS_PER_CALL):
             counts.update(map(len, tokenizer(role, texts[start : start + TEXTS_PER_CALL])))
     finally:
-        tokenizer.contract, tokenizer.tokenizer.model_max_length = contract, contract.max_len
+        tokenizer.embedding_config, tokenizer.tokenizer.model_max_length = embedding_config, embedding_config.max_len
     cut = sum(count for length, count in counts.items() if length > limit)
     return {**percentiles(counts), "limit": limit, "cut": cut / max(1, len(texts)), "of_texts": len(texts)}
 

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from embedrag.data.checks.rules import LISTED, Findings, Rows, compare
-from embedrag.data.retrieval_dataset import RetrievalSet
-from embedrag.data.rows import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, Record, parse_row
+from embedrag.data.retrieval_dataset import RetrievalDataset
+from embedrag.data.rows import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, TrainingRow, parse_row
 from embedrag.data.sources import RowError, local_files, raw_rows
 from embedrag.data.text import identity, scripts_of
 from embedrag.errors import UserError
@@ -44,7 +44,7 @@ class Kept:
     neg: dict[int, str]
 
 
-def kept_of(record: Record) -> Kept:
+def kept_of(record: TrainingRow) -> Kept:
     """What is kept of a row that can be read.
 
     >>> kept = kept_of(parse_row({"query": "a", "pos": ["A ", "b"], "neg": ["c", "B", "C"]}))
@@ -64,10 +64,10 @@ def kept_of(record: Record) -> Kept:
     return Kept(query, positives, negatives)
 
 
-class EvalTexts:
+class EvaluationTexts:
     """Hashes of an evaluation set, the same for texts that differ in case, spacing or Unicode form."""
 
-    def __init__(self, data: RetrievalSet) -> None:
+    def __init__(self, data: RetrievalDataset) -> None:
         passages = list(map(identity, data.passages))
         self.passages = np.unique(np.array(passages, np.uint64))
         self.positives: dict[int, set[int]] = {}
@@ -83,7 +83,7 @@ class EvalTexts:
 
 
 @dataclass
-class Survey:
+class Scan:
     """What a data set holds. Rows that keep a positive (`Kept`) have numbers 0 … N - 1, in order.
 
     Attributes:
@@ -142,8 +142,8 @@ class Survey:
 
 
 def survey(
-    sources: Sequence[str], evaluation: EvalTexts | None = None, sampled: bool = False, stream: bool = False
-) -> Survey:
+    sources: Sequence[str], evaluation: EvaluationTexts | None = None, sampled: bool = False, stream: bool = False
+) -> Scan:
     """Read all rows and find everything that is wrong with them.
 
     Args:
@@ -155,7 +155,7 @@ def survey(
     Raises:
         UserError: when a source is not there, or nothing holds a row.
     """
-    result = Survey(files=expand(sources))
+    result = Scan(files=expand(sources))
     seen_passages = array("Q")
     for place, row in tqdm(_all_rows(result, stream), unit=" rows", disable=None, leave=False):
         result.rows += 1
@@ -202,7 +202,7 @@ def expand(sources: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
-def read_row(row: Any) -> tuple[Record | None, str]:
+def read_row(row: Any) -> tuple[TrainingRow | None, str]:
     """A row and what is wrong with it; a row that is right but for blank positives is given without them."""
     try:
         if isinstance(row, RowError):
@@ -216,7 +216,7 @@ def read_row(row: Any) -> tuple[Record | None, str]:
         return None, reason
 
 
-def _all_rows(result: Survey, stream: bool) -> Iterator[tuple[str, Any]]:
+def _all_rows(result: Scan, stream: bool) -> Iterator[tuple[str, Any]]:
     """Rows of all files; a file that can't be read on is a finding, and the next one follows."""
     for file in result.files:
         try:
@@ -240,7 +240,7 @@ def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _own_faults(findings: Findings, place: str, row: dict[str, Any], record: Record, kept: Kept) -> None:
+def _own_faults(findings: Findings, place: str, row: dict[str, Any], record: TrainingRow, kept: Kept) -> None:
     """What is wrong inside one row that can be read."""
     _, positive_key, *negative_key = record.shape.split(", ")
     given = _listed(row[positive_key])
@@ -286,7 +286,7 @@ def _add_texts(findings: Findings, kind: str, place: str, texts: list[str]) -> N
         findings.add(kind, place, _quoted(texts[0]) + (f" and {len(texts) - 1} more" if len(texts) > 1 else ""))
 
 
-def _count(result: Survey, record: Record) -> None:
+def _count(result: Scan, record: TrainingRow) -> None:
     result.shapes[record.shape] += 1
     for key in record.extra:
         if len(result.further_keys) < KEYS_KEPT:
@@ -308,13 +308,13 @@ def _count(result: Survey, record: Record) -> None:
         result.crossing_rows += of_query.most_common(1)[0][0] != of_positive.most_common(1)[0][0]
 
 
-def _sample(result: Survey, record: Record) -> None:
+def _sample(result: Scan, record: TrainingRow) -> None:
     for side, texts in zip(SIDES, ((record.query,), record.pos, record.neg), strict=True):
         for text in texts:
             result.samples[side].add(text)
 
 
-def _number(result: Survey, place: str, kept: Kept) -> None:
+def _number(result: Scan, place: str, kept: Kept) -> None:
     result.texts.extend((kept.query, *kept.pos, *kept.neg))
     result.offsets.append(len(result.texts))
     result.positives.append(len(kept.pos))
@@ -323,7 +323,7 @@ def _number(result: Survey, place: str, kept: Kept) -> None:
     result.sources.append(result.names.setdefault(name, len(result.names)))
 
 
-def _compare(result: Survey) -> None:
+def _compare(result: Scan) -> None:
     """Add the faults between rows."""
     found = compare(result.numbers())
     findings = result.findings

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from embedrag.datagen.glossary.tables import bare
-from embedrag.models.load import load_encoder
+from embedrag.models.load import load_model
 from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.topk import TopK, best_of
 from embedrag.retrieval.vector_cache import unit
@@ -30,7 +30,7 @@ def by_model(
     queries: Sequence[str], passages: Sequence[str], depth: int, model: str, device: str, trust_remote_code: bool
 ) -> Iterator[np.ndarray]:
     """The same by cosine of a model's vectors; a model ranks every passage."""
-    encoder = load_encoder(model, device, trust_remote_code=trust_remote_code)
+    encoder = load_model(model, device, trust_remote_code=trust_remote_code)
     top = TopK(unit(encoder.encode(list(queries), "query")), depth, "cuda" if encoder.device.type == "cuda" else "cpu")
     top.add(unit(encoder.encode(list(passages), "passage")))
     yield from top.result()[0]

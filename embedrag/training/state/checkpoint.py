@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from embedrag.errors import UserError
 from embedrag.models.artifacts import BEST_STEP, STATE_CHECKSUMS, STATE_FOLDER, STATE_JSON, STATE_TENSORS
 from embedrag.runtime.files import write_json
-from embedrag.runtime.fsdp import part_of
+from embedrag.runtime.fsdp import local_shard
 
 FORMAT = 1
 BLOCK = 1 << 22
@@ -95,7 +95,7 @@ def restore_weights(checkpoint: Checkpoint, weights: dict[str, Tensor], model: n
             raise UserError(
                 f"--resume {checkpoint.folder}: {name} has shape {list(saved.shape)}, here {list(parameter.shape)}"
             )
-        parameter.copy_(part_of(parameter, saved))
+        parameter.copy_(local_shard(parameter, saved))
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:

@@ -11,7 +11,7 @@ import torch
 
 from embedrag import __version__
 from embedrag.models.base_model import Base
-from embedrag.models.embedding_config import Contract
+from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
 from embedrag.models.lora import parameter_counts
 from embedrag.models.quantization import product_dtype, stored_dtype, unquantized_layers
@@ -43,7 +43,7 @@ def figure(value: float | bool | None) -> str:
 
 def say_model(
     base: Base,
-    contract: Contract,
+    embedding_config: EmbeddingConfig,
     options: TrainOptions,
     device: torch.device,
     dtype: torch.dtype,
@@ -56,21 +56,22 @@ def say_model(
         f"{info['trainable_parameters']:,} of {info['total_parameters']:,} parameters "
         f"({info['trainable_percentage']:.2f} %)"
     )
+    config = embedding_config
     say(
-        f"model: pooling {contract.pooling}, query ≤ {contract.query_max_len} and passage ≤ {contract.passage_max_len} "
-        f"tokens, prompts {contract.query_prompt!r} and {contract.passage_prompt!r}"
+        f"model: pooling {config.pooling}, query ≤ {config.query_max_len} and passage ≤ {config.passage_max_len} tokens, "
+        f"prompts {config.query_prompt!r} and {config.passage_prompt!r}"
     )
     say(f"device: {describe(device)}, {str(dtype).removeprefix('torch.')}; seed {options.seed}, lr {options.lr:g}")
 
 
-def contract_options(contract: Contract) -> dict[str, Any]:
+def contract_options(embedding_config: EmbeddingConfig) -> dict[str, Any]:
     """The settled contract as options, so that the saved settings repeat the run."""
     return {
-        "pooling": contract.pooling,
-        "query_prompt": contract.query_prompt,
-        "passage_prompt": contract.passage_prompt,
-        "query_max_len": contract.query_max_len,
-        "passage_max_len": contract.passage_max_len,
+        "pooling": embedding_config.pooling,
+        "query_prompt": embedding_config.query_prompt,
+        "passage_prompt": embedding_config.passage_prompt,
+        "query_max_len": embedding_config.query_max_len,
+        "passage_max_len": embedding_config.passage_max_len,
         "max_seq_length": None,
     }
 

@@ -19,7 +19,7 @@ from embedrag.cli import main
 from embedrag.data.checks import rules as faults
 from embedrag.data.checks.rules import FAULT, KINDS, NOTE, Rows, compare
 from embedrag.data.checks.scan import SAMPLED_TEXTS, Sample, survey
-from embedrag.data.rows import read_records
+from embedrag.data.rows import read_rows
 from embedrag.data.sources import MAX_LINE
 from embedrag.data.text import normalise, scripts_of
 from embedrag.errors import UserError
@@ -114,7 +114,7 @@ def test_reader_gives_its_own_words_and_places_are_on_the_screen(faulty: Path, e
     assert check(faulty, "--eval", evaluation) == 2
     text = capsys.readouterr().out
     with pytest.raises(UserError) as caught:
-        list(read_records([str(faulty)]))
+        list(read_rows([str(faulty)]))
     for line in str(caught.value).splitlines():
         assert line in text
     assert f"{faulty}:8: the same as {faulty}:1" in text
@@ -302,7 +302,7 @@ def test_any_rows_are_clean_when_mended(rows, tmp_path_factory) -> None:
     if out.exists():
         report = report_of(folder, out)
         assert (report["exit_code"], kinds(report)) == (0, set())
-        list(read_records([str(out)]))
+        list(read_rows([str(out)]))
 
 
 def test_table_with_columns_of_several_shapes_is_mended_to_rows(tmp_path: Path) -> None:
@@ -577,7 +577,7 @@ def test_many_equal_queries_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
 
 def test_scores_of_a_teacher_stay_with_their_texts_when_rows_are_mended(tmp_path: Path) -> None:
     from embedrag.cli import main
-    from embedrag.data.rows import read_records
+    from embedrag.data.rows import read_rows
 
     rows = [
         {"query": "q", "pos": ["a"], "neg": ["", "b", "c"], "teacher_scores": [5, 0, 1, 2]},
@@ -586,7 +586,7 @@ def test_scores_of_a_teacher_stay_with_their_texts_when_rows_are_mended(tmp_path
     path, fixed = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(["check", str(path), "--fix", str(fixed)]) == 1
-    records = [record for _, record in read_records([str(fixed)])]
+    records = [record for _, record in read_rows([str(fixed)])]
     assert [(record.neg, record.scores) for record in records] == [(("c",), (5, 2)), (("d",), ())]
 
 
@@ -601,5 +601,5 @@ def test_scores_and_grades_go_with_the_blank_positives_they_are_of(tmp_path: Pat
     path, fixed = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
     path.write_text(json.dumps(row), encoding="utf-8")
     assert check(path, "--fix", fixed) == 2
-    [(_, record)] = read_records([str(fixed)])
+    [(_, record)] = read_rows([str(fixed)])
     assert (record.pos, record.scores, record.grades) == (("a", "b"), (5, 4, 1), (3, 2))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from embedrag.cli import main
-from embedrag.data.rows import read_records
+from embedrag.data.rows import read_rows
 from embedrag.data.text import identity
 from embedrag.datagen.glossary.tables import DELIMITERS, detect, read_table
 
@@ -270,7 +270,7 @@ class Letters:
 
 
 def test_negatives_of_a_model_follow_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedrag.datagen.glossary.negatives.load_encoder", lambda *_, **__: Letters())
+    monkeypatch.setattr("embedrag.datagen.glossary.negatives.load_model", lambda *_, **__: Letters())
     rows = [("stone", "a stone"), ("toner", "one toner"), ("STONE", "the stone"), ("fig", "zig"), ("jig", "quick")]
     found = compose(write(tmp_path / "t.csv", [("term", "definition"), *rows]), "--model", "x", "--hard_k", "2")
     assert [len(row["neg"]) for row in found] == [2, 2, 2, 2]
@@ -299,7 +299,7 @@ def test_shipped_glossary_gives_rows_that_training_reads_and_check_calls_clean(t
     output = tmp_path / "pairs.jsonl"
     source = ROOT / "datasets" / "electronics_ko_terms.csv"
     assert main(["compose", "--input", str(source), "--output", str(output), "--hard-k", "3"]) == 0
-    records = [record for _, record in read_records([str(output)])]
+    records = [record for _, record in read_rows([str(output)])]
     assert len(records) >= 150 and all(len(record.neg) == 3 and record.dropped == 0 for record in records)
     assert main(["check", str(output)]) == 0
     assert main(["compose", "--input", str(source), "--output", str(source), "--overwrite"]) == 2

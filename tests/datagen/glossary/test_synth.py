@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from embedrag.cli import main
-from embedrag.data.rows import read_records
+from embedrag.data.rows import read_rows
 from embedrag.data.text import identity
 from embedrag.datagen.glossary.korean_particles import with_particle
 from embedrag.datagen.glossary.llm_writer import parse_list, useful
@@ -191,7 +191,7 @@ def test_no_row_comes_twice_and_no_negative_is_an_answer(made: tuple[str, Path, 
         for row in rows[side]:
             assert identity(row["negative"]) not in own[row["term"]] | {identity(row["query"])}
         path = str(folder / f"{side}.jsonl")
-        assert len(list(read_records([path]))) == len(rows[side])
+        assert len(list(read_rows([path]))) == len(rows[side])
         assert main(["check", path]) == 0
 
 
