@@ -28,8 +28,8 @@ from embedrag.errors import (
     near_miss,
 )
 from embedrag.options.command import Command
-from embedrag.options.field import Options
-from embedrag.options.parsing import extra, parse
+from embedrag.options.field import Options, extra
+from embedrag.options.parsing import parse
 from embedrag.runtime.console import console
 
 # In the order of `embedrag --help`; each is a module of `embedrag.commands`.

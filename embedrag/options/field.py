@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 # Whether a run that goes on from a checkpoint may have another value than it had.
 # fixed: no, it would be another run; reported: yes, and the change is said; free: yes, nothing that is learnt changes.
@@ -35,6 +39,8 @@ def option(
     group: str,
     nested: str = "",
     aliases: tuple[str, ...] = (),
+    former_names: tuple[str, ...] = (),
+    former_switch: tuple[str, str] | None = None,
     positional: bool = False,
     resume: Resume | None = None,
     **checks: Any,
@@ -47,6 +53,8 @@ def option(
         group: heading under which `--help` lists it.
         nested: its key in the nested config file, e.g. `train.batch_size`.
         aliases: further flag names (and flat keys) that mean the same.
+        former_names: names that the option had in the past. They still work, and are no longer shown.
+        former_switch: for an option that was true or false under its former names: what (false, true) are called now.
         positional: words that follow no flag are its values; a list, at most one a command.
         resume: whether a training that goes on may have another value, see `Resume`; for options of a training.
         **checks: pydantic constraints such as `ge=1`.
@@ -58,6 +66,8 @@ def option(
             "group": group,
             "nested": nested,
             "aliases": list(aliases),
+            "former_names": list(former_names),
+            "former_switch": list(former_switch or ()),
             "positional": positional,
             "resume": resume,
         },
@@ -145,9 +155,67 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _any_name(cls, values: Any) -> Any:
+        return renamed(cls, values) if isinstance(values, dict) else values
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("true/false is no value for this option")
+        return value
+
+
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """What `option` attached to a field: group, nested key, names, resume rule."""
+    return cast("dict[str, Any]", field.json_schema_extra)
+
+
+def flat_names(cls: type[Options]) -> dict[str, str]:
+    """Every name of every option (its own, its aliases, its former ones) -> its own name."""
+    return {
+        key: name
+        for name, field in cls.model_fields.items()
+        for key in (name, *extra(field)["aliases"], *extra(field)["former_names"])
+    }
+
+
+def renamed(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under the names that the options have today; unknown keys stay as they are.
+
+    Args:
+        cls: the options model.
+        values: by any of their names, for example as an earlier version saved them.
+
+    Raises:
+        ValueError: when two names of one option have different values.
+    """
+    names = flat_names(cls)
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = names.get(key, key)
+        if name in names:
+            value = as_today(cls.model_fields[name], key, value)
+        if name in found and found[name] != value:
+            raise ValueError(f"`{key}` is another name of `{name}`, and their values differ; give one of them")
+        found[name] = value
+    return found
+
+
+def as_today(field: FieldInfo, key: str, value: Any) -> Any:
+    """The value of an option as it is written today.
+
+    Args:
+        field: of the option.
+        key: the name under which the value was given.
+        value: as given; what an earlier switch does not know is returned unchanged.
+    """
+    switch = extra(field)["former_switch"]
+    if not switch or key not in extra(field)["former_names"]:
+        return value
+    try:
+        return switch[TypeAdapter(bool).validate_python(value)]
+    except ValidationError:
         return value

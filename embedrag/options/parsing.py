@@ -20,12 +20,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from embedrag.errors import UserError, near_miss
-from embedrag.options.field import Options
+from embedrag.options.field import Options, as_today, extra, flat_names
 
 Model = TypeVar("Model", bound=Options)
 
 # Blocks of a saved training_config.json that describe the run and are no options.
 DESCRIPTIVE_KEYS = {"environment", "quantization"}
+_SWITCH: dict[str, Any] = {"nargs": "?", "const": "true"}  # a flag that may stand without a value
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +35,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Value(argparse.Action):
-    """Keep a value as text; two names of one option with different values are an error."""
+    """Keep (flag, value); two names of one option with different values are an error."""
+
+    def __init__(self, *args: Any, field: FieldInfo, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.field = field
 
     def __call__(
         self,
@@ -44,10 +49,11 @@ class _Value(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Called by argparse for each flag."""
-        earlier = self.__dict__.setdefault("given", (option_string, values))
-        if earlier[0] != option_string and earlier[1] != values:
-            parser.error(f"{earlier[0]} {earlier[1]} and {option_string} {values} are the same option")
-        setattr(namespace, self.dest, values)
+        flag, value = str(option_string), as_today(self.field, str(option_string)[2:], values)
+        earlier = getattr(namespace, self.dest)
+        if earlier and earlier[0] != flag and earlier[1] != value:
+            parser.error(f"{earlier[0]} {earlier[1]} and {flag} {value} are the same option")
+        setattr(namespace, self.dest, (flag, value))
 
 
 def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, config_file: bool = False) -> Model:
@@ -68,14 +74,14 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
     """
     parser = build_parser(cls, prog, description, config_file)
     namespace, rest = parser.parse_known_args([_underscored(word, parser) for word in argv])
-    values = {name: value for name, value in vars(namespace).items() if value is not None}
+    path = vars(namespace).pop("config", None) if config_file else None
+    values = {name: given[1] for name, given in vars(namespace).items() if given is not None}
     free = next((name for name, field in cls.model_fields.items() if extra(field)["positional"]), None)
     if free and rest and not any(word.startswith("-") for word in rest):
         values[free] = [*values.get(free, []), *rest]
         rest = []
     problems = list(_unknown_flags(cls, rest))
     places = {name: f"--{name}" for name in values}
-    path = values.pop("config", None) if config_file else None
     if path is not None:
         from_file, file_problems = read_config(cls, path)
         problems += file_problems
@@ -106,13 +112,16 @@ def build_parser(cls: type[Options], prog: str, description: str, config_file: b
     for name, field in cls.model_fields.items():
         meta = extra(field)
         group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
-        arguments: dict[str, Any] = {"metavar": _metavar(field), "help": _help(field).replace("%", "%%")}
+        arguments: dict[str, Any] = {"dest": name, "action": _Value, "field": field}
         if _holds(field, list):
             arguments["nargs"] = "+"
         elif field.annotation is bool:
-            arguments |= {"nargs": "?", "const": "true"}
+            arguments |= _SWITCH
         flags = [f"--{flag}" for flag in (name, *meta["aliases"])]
-        group.add_argument(*flags, dest=name, action=_Value, **arguments)
+        group.add_argument(*flags, **arguments, metavar=_metavar(field), help=_help(field).replace("%", "%%"))
+        for former in meta["former_names"]:
+            switch = _SWITCH if meta["former_switch"] else {}
+            group.add_argument(f"--{former}", **arguments | switch, help=argparse.SUPPRESS)
     return parser
 
 
@@ -142,13 +151,15 @@ def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any
     if not isinstance(data, dict):
         raise UserError(f"--config {path}: must hold one JSON object {{…}}, not a {type(data).__name__}")
     keys = config_keys(cls)
+    shown = [key for key in keys if key not in _former(cls)]
     found: dict[str, tuple[str, Any]] = {}
     problems = []
     for key, value in _leaves(data, keys):
         if key not in keys:
-            problems.append(f"{path}: unknown key {key}{near_miss(key, keys)}")
+            problems.append(f"{path}: unknown key {key}{near_miss(key, shown)}")
         elif value is not None:
             name = keys[key]
+            value = as_today(cls.model_fields[name], key, value)
             if name in found and found[name][1] != value:
                 problems.append(f"{path}: {key} and {found[name][0]} are the same option with different values")
             found[name] = (key, value)
@@ -156,19 +167,13 @@ def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any
 
 
 def config_keys(cls: type[Options]) -> dict[str, str]:
-    """Every key a config file may use (flat names, aliases, nested names) -> option name."""
-    keys = {}
-    for name, field in cls.model_fields.items():
-        meta = extra(field)
-        for key in (name, *meta["aliases"], meta["nested"]):
-            if key:
-                keys[key] = name
-    return keys
+    """Every key a config file may use (flat names, aliases, former and nested names) -> option name."""
+    nested = {extra(field)["nested"]: name for name, field in cls.model_fields.items()}
+    return flat_names(cls) | {key: name for key, name in nested.items() if key}
 
 
-def extra(field: FieldInfo) -> dict[str, Any]:
-    """The group, nested key and aliases that `embedrag.training.config.options.option` attached to a field."""
-    return typing.cast("dict[str, Any]", field.json_schema_extra)
+def _former(cls: type[Options]) -> set[str]:
+    return {name for field in cls.model_fields.values() for name in extra(field)["former_names"]}
 
 
 def _leaves(data: dict[str, Any], keys: dict[str, str], prefix: str = "") -> Iterator[tuple[str, Any]]:

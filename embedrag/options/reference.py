@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from embedrag.options.field import Options
-from embedrag.options.parsing import _choices, _default, extra
+from embedrag.options.field import Options, extra
+from embedrag.options.parsing import _choices, _default
 
 
 @dataclass(frozen=True)

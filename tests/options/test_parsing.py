@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from embedrag import cli
 from embedrag.commands.evaluate import EvaluateOptions
 from embedrag.errors import UserError
-from embedrag.options.field import Source
-from embedrag.options.parsing import build_parser, config_keys, extra, parse
+from embedrag.options.field import Source, extra
+from embedrag.options.parsing import build_parser, config_keys, parse
 from embedrag.options.reference import markdown_table
 from embedrag.training.config.options import TrainOptions
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
-from embedrag.options.field import Device, Dtype, Options, SourceList, as_list, lower, option, whole_number
+from embedrag.options.field import Device, Dtype, Options, SourceList, as_list, lower, option, renamed, whole_number
 from embedrag.training.config.presets import RECIPES
 from embedrag.training.config.rules import contradictions
 
@@ -364,7 +364,7 @@ class TrainOptions(Options):
     @classmethod
     def _recipe(cls, values: Any) -> Any:
         if isinstance(values, dict) and str(values.get("recipe")).lower() in RECIPES:
-            return RECIPES[str(values["recipe"]).lower()] | values
+            return RECIPES[str(values["recipe"]).lower()] | renamed(cls, values)
         return values
 
     @model_validator(mode="after")
