@@ -1,9 +1,10 @@
-"""Retrieval pairs from the documentation of installed Python packages: training data that every machine already has.
+"""Training rows from the documentation of installed Python packages. Every machine already has this data.
 
-The first sentence of a docstring says what a thing does (the query); the rest says how (the passage). Sources are
-parsed, never imported: importing the standard library opens browsers and draws windows, importing torch takes
-seconds, and a parse is enough. The price is that documentation written in C is not seen, except where a package
-attaches it from Python (`add_docstr(torch.abs, "...")`, `add_newdoc("numpy._core", "nditer", "...")`).
+The first sentence of a docstring says what a thing does: it becomes the query. The rest says how it does it: it
+becomes the passage. The source files are parsed and never imported. To import all of the standard library would open
+a browser and draw windows, and to import torch takes seconds. The price is that documentation written in C is not
+seen. It is seen only where a package attaches it from Python, as in `add_docstr(torch.abs, "...")` or
+`add_newdoc("numpy._core", "nditer", "...")`.
 """
 
 from __future__ import annotations
@@ -24,31 +25,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedrag.commands.docstrings import DocstringsOptions
 from embedrag.errors import UserError
-from embedrag.runtime.console import say
-from embedrag.runtime.files import write_lines
+from embedrag.runtime.files import check_targets, write_atomic, write_lines
 
 QUERY_CHARACTERS = (20, 200)
 PASSAGE_CHARACTERS = 80
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "__pycache__", "site-packages", "_vendor"})
 
-# One call signature with nothing but a return type behind it: `abs(input, *, out=None) -> Tensor`, also over several
-# lines, as a Sphinx directive, or closed by numpy's `--`.
+# A call signature that is followed by a return type at most: `abs(input, *, out=None) -> Tensor`. It may cover several
+# lines, be a Sphinx directive, or be closed by numpy's `--`.
 _SIGNATURE = re.compile(
     r"(?:\.\. \w+:: ?)?[\w.]+\((?:[^()]|\([^()]*\))*\)[ \t]*(?:(?:->|=>)[^\n]*|:)?[ \t]*(?:\n\s*--)?[ \t]*(?:\n|$)"
 )
 _NO_SUMMARY = re.compile(r"[ \t]*:\w+:[^`\n]*(?:\n|$)|[=*~-]{3,}\n")  # a directive's option, the line above a heading
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\w\.\w\.)(?<!vs\.)(?<!\s\d\.)\s+")
-# Where a first paragraph stops being prose: a bullet, a section heading, an indented line, code.
+# What ends the prose of a first paragraph: a bullet, a section heading, an indented line, code.
 _NO_PROSE = re.compile(r"\n(?=[-*+>.|=~^]|:(?![\w:]+:`)|\s|\d+[.)] |[A-Z][\w ]{,30}:+\s|[A-Z]\w+\n-{3})")
-# A line that holds only a placeholder which the package fills in when it is imported: `    {input}`.
+# A line with nothing but a placeholder, which the package fills in when it is imported: `    {input}`.
 _PLACEHOLDER = re.compile(r"^[ \t]*\{\w+\}[ \t]*\n?", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class DocPair:
-    """One documented thing: `module` is the file it came from, `name` its own dotted name, `query` its summary."""
+    """The documentation of one module, class or function.
+
+    Attributes:
+        module: dotted name of the module that it was read from.
+        name: dotted name of the thing itself.
+        query: its summary, on one line.
+        passage: the rest of its documentation.
+    """
 
     module: str
     name: str
@@ -56,17 +62,53 @@ class DocPair:
     passage: str
 
 
+@dataclass(frozen=True)
+class DocstringsResult:
+    """What `docstrings` wrote.
+
+    Attributes:
+        output: the JSONL file.
+        rows: how many rows it has.
+    """
+
+    output: Path
+    rows: int
+
+
+def docstrings(
+    packages: Sequence[str], output: str | Path, *, neg_nums: int = 4, seed: int = 42, overwrite: bool = False
+) -> DocstringsResult:
+    """Write training rows from the documentation of installed packages.
+
+    Args:
+        packages: top-level names as they are imported; `stdlib` is the whole standard library.
+        output: JSONL file to write.
+        neg_nums: hard negatives of each row.
+        seed: of the draws of negatives.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        UserError: when a package is not installed or has no Python source, or when the file exists.
+        RunError: when the disk refuses the file.
+    """
+    path = Path(output).expanduser()
+    check_targets({"output": str(output)}, [], overwrite)
+    rows = to_rows(collect(packages), neg_nums, seed)
+    write_lines(path, rows)
+    return DocstringsResult(path, len(rows))
+
+
 def collect(packages: Sequence[str]) -> list[DocPair]:
     """Read the documentation of installed packages.
 
     Args:
-        packages: top-level names as imported; `stdlib` stands for the whole standard library.
+        packages: top-level names as they are imported; `stdlib` is the whole standard library.
 
     Returns:
-        Pairs sorted by module and name; no query and no passage occurs twice.
+        Pairs sorted by module and name. No query and no passage occurs twice.
 
     Raises:
-        UserError: a package is not installed, or has no Python source to read.
+        UserError: when a package is not installed, or has no Python source.
     """
     found = []
     for module, path in sorted({file for package in packages for file in _source_files(package)}):
@@ -77,7 +119,9 @@ def collect(packages: Sequence[str]) -> list[DocPair]:
 
 
 def split_docstring(text: str) -> tuple[str, str] | None:
-    r"""Cut a docstring as written into (summary, rest); None when either is too short, too long or missing.
+    r"""Cut a docstring, as it stands in the source, into (summary, rest); None when one of them does not suit.
+
+    The summary must have 20 to 200 characters and begin like a sentence; the rest must have 80 characters or more.
 
     >>> split_docstring("area(r) -> float\n\nArea of a circle\nof radius r.\n\nNote: " + "r is a length. " * 6)[0]
     'Area of a circle of radius r.'
@@ -96,12 +140,15 @@ def split_docstring(text: str) -> tuple[str, str] | None:
 
 
 def split_by_module(pairs: Sequence[DocPair], held_out_share: float, seed: int) -> tuple[list[DocPair], list[DocPair]]:
-    """Split so that no module is on both sides: modules are taken in an order fixed by a hash of seed and name.
+    """Split so that no module is on both sides.
+
+    Modules are taken in the order of a hash of seed and name. A module that is too large for what is left of the
+    held-out part stays in the training part.
 
     Args:
         pairs: what `collect` returned.
-        held_out_share: upper limit of the held-out part, 0 to 1, in pairs; a module too big for what is left stays out.
-        seed: another seed, another split.
+        held_out_share: the largest share of the pairs that may be held out, 0 to 1.
+        seed: another seed gives another split.
 
     Returns:
         (training pairs, held-out pairs), each in the order given.
@@ -116,12 +163,12 @@ def split_by_module(pairs: Sequence[DocPair], held_out_share: float, seed: int) 
 
 
 def to_rows(pairs: Sequence[DocPair], neg_nums: int, seed: int) -> list[dict[str, Any]]:
-    """Training rows with hard negatives: passages of the same module, then of its package, then from further up.
+    """Training rows with hard negatives: passages of the same module, then of its package, then of larger packages.
 
     Args:
-        pairs: one side of the split; negatives are drawn from it alone.
-        neg_nums: negatives a row; fewer only where `pairs` has no more.
-        seed: another seed, other negatives.
+        pairs: one side of the split; negatives are drawn from this side alone.
+        neg_nums: negatives of a row; a row has fewer only when `pairs` has no more.
+        seed: another seed gives other negatives.
 
     Returns:
         Rows `{"query", "pos": [passage], "neg": [...], "module", "name"}` in the order of `pairs`.
@@ -138,14 +185,33 @@ def to_rows(pairs: Sequence[DocPair], neg_nums: int, seed: int) -> list[dict[str
     return rows
 
 
+def write_retrieval_dataset(folder: Path, pairs: Sequence[DocPair], held_out: Sequence[DocPair]) -> None:
+    """Write a retrieval data set in the BEIR layout: each held-out query, to be searched in all passages.
+
+    Args:
+        folder: for corpus.jsonl, queries.jsonl and qrels/test.tsv.
+        pairs: all pairs; their passages are the corpus.
+        held_out: those that give the queries.
+
+    Raises:
+        RunError: when the disk refuses a file.
+    """
+    number = {pair.passage: f"d{index}" for index, pair in enumerate(pairs)}
+    write_lines(folder / "corpus.jsonl", [{"_id": key, "title": "", "text": text} for text, key in number.items()])
+    queries = [{"_id": f"q{index}", "text": pair.query} for index, pair in enumerate(held_out)]
+    write_lines(folder / "queries.jsonl", queries)
+    lines = [f"q{index}\t{number[pair.passage]}\t1" for index, pair in enumerate(held_out)]
+    write_atomic(folder / "qrels" / "test.tsv", "\n".join(["query-id\tcorpus-id\tscore", *lines]))
+
+
 def _groups(module: str) -> list[str]:
-    """Nearest first: `json` -> `json:` (that file alone), `json` (the package), and the empty name for everything."""
+    """Names of groups, the nearest first: `json:` (the file alone), `json` (the package), empty (everything)."""
     parts = module.split(".")
     return [f"{module}:", *(".".join(parts[:size]) for size in range(len(parts), -1, -1))]
 
 
 def _draw(positive: str, pools: Iterable[list[str]], wanted: int, rng: random.Random) -> list[str]:
-    """Draw different passages other than the positive, from the nearest pool first."""
+    """Draw different passages, never the positive, from the nearest pool first."""
     drawn: list[str] = []
     for pool in pools:
         if len(drawn) < wanted:
@@ -155,12 +221,14 @@ def _draw(positive: str, pools: Iterable[list[str]], wanted: int, rng: random.Ra
 
 
 def _source_files(package: str) -> Iterator[tuple[str, Path]]:
-    """(dotted module name, path) of every source file of one package; nothing of it is imported."""
+    """(dotted module name, path) of every source file of a package. Nothing of it is imported."""
     roots = _locate(package)
     files = [(root.parent, file) for root in roots for file in ([root] if root.is_file() else root.rglob("*.py"))]
     files = [(base, file) for base, file in files if file.suffix == ".py"]
     if not files:
-        raise UserError(f"package {package}: no Python source files to read documentation from; name another package")
+        raise UserError(
+            f"{package} has no Python source files to read documentation from; name another package", "packages"
+        )
     for base, file in files:
         parts = file.relative_to(base).with_suffix("").parts
         if not SKIPPED_FOLDERS.intersection(parts[:-1]):
@@ -168,19 +236,21 @@ def _source_files(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _locate(package: str) -> list[Path]:
-    """Folders and files of a top-level package (not of a dotted name: finding that would import its parents)."""
+    """Folders and files of a top-level package. A dotted name is refused: to find it would import its parents."""
     if package == "stdlib":
         folder = Path(sysconfig.get_path("stdlib"))
         return [path for path in folder.iterdir() if path.stem in sys.stdlib_module_names - SKIPPED_FOLDERS]
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None:
         name = package.partition(".")[0]
-        raise UserError(f"no top-level package {package!r} is installed: try `pip install {name}` and the name {name}")
+        raise UserError(
+            f"no top-level package {package!r} is installed; try pip install {name} and the name {name}", "packages"
+        )
     return [Path(folder) for folder in spec.submodule_search_locations or [spec.origin or ""]]
 
 
 def _parse(path: Path) -> ast.Module:
-    """Syntax tree of a file; an empty one when the file is no Python of this version (templates, future syntax)."""
+    """Syntax tree of a file; an empty one when this Python can't parse it (a template, a newer syntax)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -190,7 +260,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _documented(name: str, node: ast.Module | ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """(dotted name, docstring) of a module or class and of everything public inside it."""
+    """(dotted name, docstring) of a module or class, and of everything public in it."""
     if text := ast.get_docstring(node, clean=False):
         yield name, text
     for child in _statements(node.body):
@@ -204,7 +274,7 @@ def _documented(name: str, node: ast.Module | ast.ClassDef) -> Iterator[tuple[st
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """Statements of a body, those under `if` and `try` included."""
+    """Statements of a body, with those under `if` and `try`."""
     for node in body:
         yield node
         if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
@@ -228,7 +298,7 @@ def _attached(module: str, node: ast.Expr | ast.Assign, call: ast.Call) -> Itera
 
 
 def _literal(node: ast.expr) -> str:
-    """Text of string literals joined by `+`, `.format(...)` ignored; empty when not as simple."""
+    """Text of string literals joined by `+`, without `.format(...)`; empty for any other expression."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _literal(node.left) + _literal(node.right)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
@@ -237,7 +307,7 @@ def _literal(node: ast.expr) -> str:
 
 
 def _without_repeats(pairs: Iterable[DocPair]) -> list[DocPair]:
-    """Keep the first of all pairs that share a query or a passage: inherited and copied documentation is plentiful."""
+    """Keep the first of all pairs that share a query or a passage. Inherited and copied documentation is common."""
     kept, seen = [], set[tuple[str, str]]()
     for pair in pairs:
         keys = {("query", _one_line(pair.query).casefold()), ("passage", _one_line(pair.passage).casefold())}
@@ -249,14 +319,3 @@ def _without_repeats(pairs: Iterable[DocPair]) -> list[DocPair]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def run(options: DocstringsOptions) -> int:
-    """`embedrag docstrings`: write training rows for the named packages."""
-    output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise UserError(f"--output {output}: exists; name another file, or replace it with --overwrite")
-    rows = to_rows(collect(options.packages), options.neg_nums, options.seed)
-    write_lines(output, rows)
-    say(f"{len(rows):,} rows in {output}")
-    return 0

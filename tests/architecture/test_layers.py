@@ -36,7 +36,6 @@ UNTIL_THE_SPLIT: set[tuple[str, str]] = {
     ("embedrag.data.checks.report", "embedrag.training.config.options"),
     ("embedrag.datagen.crawl.crawl", "embedrag.commands.crawl"),
     ("embedrag.datagen.crawl.pages", "embedrag.commands.crawl"),
-    ("embedrag.datagen.docstrings", "embedrag.commands.docstrings"),
     ("embedrag.datagen.glossary.compose", "embedrag.commands.compose"),
     ("embedrag.datagen.glossary.synth", "embedrag.commands.synth"),
     ("embedrag.evaluation.mteb_adapter", "embedrag.commands.mteb"),

@@ -1,13 +1,22 @@
-"""Pairs from documentation: what is taken, what is skipped, and that nothing of a package is ever run."""
+"""Rows from documentation: what is taken, what is left out, and that no code of a package ever runs."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 
 import pytest
 
-from embedrag.datagen.docstrings import DocPair, collect, split_by_module, split_docstring, to_rows
+from embedrag.datagen.docstrings import (
+    DocPair,
+    collect,
+    docstrings,
+    split_by_module,
+    split_docstring,
+    to_rows,
+    write_retrieval_dataset,
+)
 from embedrag.errors import UserError
 
 LONG = "It goes on for a while, so that the passage is long enough to be worth finding, which is what matters here."
@@ -172,7 +181,7 @@ def test_unknown_package_is_an_error_that_names_it_and_the_remedy(package):
 
 
 def test_package_without_python_source_is_an_error_that_names_it():
-    with pytest.raises(UserError, match="package sys: no Python source"):
+    with pytest.raises(UserError, match="`packages`: sys has no Python source"):
         collect(["sys"])
 
 
@@ -233,3 +242,24 @@ def test_rows_are_the_same_for_one_seed_and_differ_for_another():
 def test_too_few_passages_give_fewer_negatives_instead_of_repeats():
     assert [row["neg"] for row in to_rows(made_pairs({"a": 2}), 5, seed=0)] == [["passage 1 of a"], ["passage 0 of a"]]
     assert to_rows(made_pairs({"a": 1}), 5, seed=0)[0]["neg"] == []
+
+
+def test_rows_are_written_and_an_existing_file_is_replaced_on_request_only(write_package, tmp_path):
+    write_package(frogs=documented("hop", "Jump over the nearest leaf.") + documented("sit", "Wait.", LONG))
+    output = tmp_path / "rows.jsonl"
+    result = docstrings(["pondlib"], output, neg_nums=1)
+    assert (result.output, result.rows) == (output, 1)
+    assert json.loads(output.read_text())["name"] == "pondlib.frogs.hop"
+    with pytest.raises(UserError, match="exists; .*`overwrite`") as error:
+        docstrings(["pondlib"], output)
+    assert error.value.argument == "output"
+    assert docstrings(["pondlib"], output, overwrite=True).rows == 1
+
+
+def test_retrieval_dataset_asks_the_held_out_queries_of_all_passages(tmp_path):
+    pairs = made_pairs({"a": 2, "b": 1})
+    write_retrieval_dataset(tmp_path, pairs, pairs[2:])
+    corpus = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in corpus] == [pair.passage for pair in pairs]
+    assert json.loads((tmp_path / "queries.jsonl").read_text()) == {"_id": "q0", "text": "query 0 of b"}
+    assert (tmp_path / "qrels" / "test.tsv").read_text().splitlines()[1:] == ["q0\td2\t1"]
