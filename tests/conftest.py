@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,20 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def full_device(tmp_path: Path) -> Path:
+    """A device on which every write fails because it is full; not the machine's own, which a fault could remove."""
+    folder = tmp_path / "devices"
+    folder.mkdir()
+    path = folder / "full"
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+        path.open("wb").close()
+    except (PermissionError, AttributeError) as error:
+        pytest.skip(f"no device can be made here: {error}")
+    return path
 
 
 @pytest.fixture(scope="session")

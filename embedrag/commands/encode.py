@@ -46,7 +46,7 @@ class EncodeOptions(Options):
 def run(options: EncodeOptions) -> int:
     """`embedrag encode`: vectors into an .npy file, which appears when it is whole; see `View.stored`."""
     source, output = Path(options.input), Path(options.output)
-    check_targets({"--output": options.output}, [options.input], options.overwrite)
+    check_targets({"output": options.output}, [options.input], options.overwrite)
     if output.suffix != ".npy":
         raise UserError(f"--output {output}: must end in .npy")
     if not source.is_file():

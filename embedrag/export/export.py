@@ -44,7 +44,7 @@ def run(options: ExportOptions) -> int:
     """
     need("onnx", "onnx", "onnxruntime", "onnxscript")
     output, source = Path(options.output).expanduser(), Path(options.model).expanduser()
-    check_folder("--output", output, options.overwrite, EXPORT_CONFIG, "exports")
+    check_folder("output", output, options.overwrite, EXPORT_CONFIG, "exports")
     if adapter_file(source):
         raise UserError(f"--model {options.model}: an adapter; merge it first (python merge.py), and export the result")
     if source.is_dir() and overlap(output, source):

@@ -1,24 +1,30 @@
-"""Files and folders written whole or not at all.
+"""Files and folders that are written whole or not at all.
 
-Everything goes to a temporary name beside the target, is flushed to the disk, and renamed: a crash at any instant
-leaves what was there before (a folder that was being replaced may then have another name; `remove_leftover` gives it
-back its own).
+Everything is written under a temporary name beside the target, flushed to the disk, and then renamed. A crash at any
+moment leaves what was there before. (A folder that was being replaced may then have another name; `remove_leftover`
+gives it back its own.)
+
+A symlink is followed: its target is what is written. A device or a pipe (`/dev/null`, `/dev/stdout`, a FIFO) can't be
+renamed over without being lost, so it is written in place.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from embedrag.errors import RunError, UserError
+from embedrag.errors import RunError, UserError, raise_all
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,14 +32,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
+    """A temporary folder that becomes `target` when the block ends well, and is removed when it does not.
 
     Raises:
         RunError: when the disk refuses (full, read-only); `target` is then as it was.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+        place = _real_path(target)
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.tmp-", dir=place.parent))
         temporary.chmod(0o755)
     except OSError as error:
         raise RunError(f"{target}: can't be written ({error.strerror})") from None
@@ -43,15 +52,15 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             path.chmod(0o755 if path.is_dir() else 0o644)  # some libraries write files that only their owner may read
             _flush(path)
         old = temporary.with_name(f"{temporary.name}.old")
-        if target.exists():
-            target.rename(old)
+        if place.exists():
+            place.rename(old)
         try:
-            temporary.rename(target)
+            temporary.rename(place)
         except OSError:
             if old.exists():
-                old.rename(target)
+                old.rename(place)
             raise
-        _flush(target.parent)
+        _flush(place.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -61,7 +70,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_leftover(path: Path) -> None:
-    """Remove what a killed `atomic_folder` left; the folder it was replacing comes back, if it has no successor."""
+    """Remove what a killed `atomic_folder` left; a folder that was being replaced comes back if no new one is there."""
     target = path.with_name(path.name[1:].rsplit(".tmp-", 1)[0])
     if path.suffix == ".old" and not target.exists():
         path.rename(target)
@@ -70,29 +79,34 @@ def remove_leftover(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(target: Path) -> Iterator[TextIO]:
-    """A UTF-8 file that becomes `target` when the block ends well, and vanishes when it does not.
+def atomic_file(target: Path) -> Iterator[IO[str]]:
+    """A UTF-8 file that becomes `target` when the block ends well, and is removed when it does not.
 
     Raises:
         RunError: when the disk refuses; `target` is then as it was.
     """
-    with _temporary(target) as temporary:
-        # Half a surrogate pair is no UTF-8; what is written for it is what JSON writes for it.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            yield file
+    # UTF-8 has no form for half a surrogate pair; it is written as JSON writes it.
+    with _opened(target, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        yield file
 
 
 def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: str = "<f4") -> None:
     """Write an .npy file from blocks of rows; it appears when it is whole.
 
-    Written and not mapped, for a full disk would end the program where a mapped page finds no place.
+    The file is written, not memory-mapped: on a full disk, a mapped page without a place would end the program.
+
+    Args:
+        target: the file.
+        blocks: arrays [rows, D]; all rows together are `shape`.
+        shape: of the whole array, [n, D].
+        dtype: of the stored numbers, as NumPy writes it.
 
     Raises:
         RunError: when the disk refuses; `target` is then as it was.
     """
     import numpy as np
 
-    with _temporary(target) as temporary, temporary.open("wb") as file:
+    with _opened(target, "wb") as file:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
@@ -100,25 +114,70 @@ def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, 
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A file of a name that nobody else has; flushed and renamed when the block ends well, removed in any case."""
+def _opened(target: Path, mode: str, **settings: Any) -> Iterator[IO[Any]]:
+    """A file that is open for writing: a new one that becomes `target` at the end, or a device or pipe itself."""
+    temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
-        os.close(handle)
+        if _written_in_place(target):
+            sys.stdout.flush()  # lines that were printed before come first
+            number = _descriptor(target)
+            file = target.open(mode, **settings) if number is None else os.fdopen(os.dup(number), mode, **settings)
+        else:
+            place = _real_path(target)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{place.name}.tmp-", dir=place.parent)
+            temporary = Path(name)
+            file = os.fdopen(handle, mode, **settings)
     except OSError as error:
         raise RunError(f"{target}: can't be written ({error.strerror or error})") from None
-    temporary = Path(name)
     try:
-        temporary.chmod(0o644)
-        yield temporary
-        _flush(temporary)
-        temporary.replace(target)
+        with file:
+            if temporary:
+                temporary.chmod(0o644)
+            yield file
+        if temporary:
+            _flush(temporary)
+            temporary.replace(place)
     except OSError as error:
         raise RunError(f"{target}: not written ({error.strerror or error})") from None
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _real_path(target: Path) -> Path:
+    """The path with its symlinks followed; the end of them need not exist.
+
+    Raises:
+        OSError: when symlinks lead in a circle.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        target.stat()
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _written_in_place(target: Path) -> bool:
+    """Whether it is a device, a pipe, or an open file of this process (`/dev/stdout`)."""
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return _descriptor(target) is not None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number N of `/dev/fd/N`, or of a link to it such as `/dev/stdout`; None for other paths.
+
+    On Linux, opening such a name opens the file behind it a second time, from its beginning.
+    """
+    for _ in range(40):  # as many links as Linux follows
+        if os.path.realpath(path.parent) == f"/proc/{os.getpid()}/fd" and path.name.isdigit():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / path.readlink()
+    return None
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -127,52 +186,68 @@ def write_atomic(path: Path, text: str) -> None:
         file.write(text + "\n")
 
 
-def check_targets(targets: dict[str, str | None], sources: Iterable[str | None], overwrite: bool) -> None:
-    """Refuse to write over what is read, over what is there, into folders that are read, and where nobody may write.
+def check_targets(
+    targets: Mapping[str, str | Path | Iterable[Path] | None], sources: Iterable[str | None], overwrite: bool
+) -> None:
+    """Refuse outputs that would harm something, and outputs that can't be written, before any work is done.
+
+    A file that is read is not written over, nor is a file that exists without `overwrite`. Nothing is written into a
+    folder that is read.
 
     Args:
-        targets: flag -> file that will be written.
+        targets: name of the argument -> the file that will be written, several files, or None.
         sources: files and folders that are read.
-        overwrite: what is there may be replaced.
+        overwrite: files that exist may be replaced.
 
     Raises:
         UserError: with all problems together.
     """
     read = [path for path in (Path(name).expanduser() for name in sources if name) if path.exists()]
-    problems: list[str] = []
-    seen: dict[Path, str] = {}
-    for flag, name in targets.items():
-        if not name:
-            continue
-        path = Path(name).expanduser()
-        if other := seen.get(path.resolve()):
-            problems.append(f"{flag} {name}: is the file that {other} writes")
-        elif any(path.exists() and source.samefile(path) for source in read):
-            problems.append(f"{flag} {name}: is read by this command; name another file")
-        elif any(source.is_dir() and source.resolve() in path.resolve().parents for source in read):
-            problems.append(f"{flag} {name}: lies in a folder that is read; name another place")
-        elif path.is_dir():
-            problems.append(f"{flag} {name}: a folder; name a file")
-        elif path.exists() and not overwrite:
-            problems.append(f"{flag} {name}: exists; name another file, or replace it with --overwrite")
-        elif any(parent.is_file() for parent in path.parents):
-            problems.append(f"{flag} {name}: no folder can be made there; name another place")
-        elif not os.access(folder := next(parent for parent in path.absolute().parents if parent.exists()), os.W_OK):
-            problems.append(f"{flag} {name}: {folder} can't be written; name another place")
-        seen[path.resolve()] = flag
-    if problems:
-        raise UserError("\n".join(problems))
+    problems: list[UserError] = []
+    seen: dict[str, str] = {}
+    for argument, value in targets.items():
+        for name in [value] if isinstance(value, (str, Path)) else value or ():
+            if reason := _refusal(Path(name).expanduser(), read, seen, overwrite):
+                problems.append(UserError(reason, argument, name))
+            seen[os.path.realpath(Path(name).expanduser())] = argument
+    raise_all(problems)
 
 
-def check_folder(flag: str, output: Path, overwrite: bool, marker: str, kind: str) -> None:
-    """An output folder must be new, empty, or (with --overwrite) one of its kind; nothing else is ever removed.
+def _refusal(path: Path, read: list[Path], seen: dict[str, str], overwrite: bool) -> str:
+    """Why a file must not or can't be written; empty when it can."""
+    try:
+        if _written_in_place(path):
+            return "" if os.access(path, os.W_OK) else "can't be written; name another place"
+        path = _real_path(path)
+        if other := seen.get(os.path.realpath(path)):
+            return f"is the file that `{other}` writes"
+        if path.exists() and any(source.samefile(path) for source in read):
+            return "is read by this command; name another file"
+    except OSError as error:
+        return f"{error.strerror}; name another place"
+    if any(source.is_dir() and source.resolve() in path.resolve().parents for source in read):
+        return "lies in a folder that is read; name another place"
+    if path.is_dir():
+        return "a folder; name a file"
+    if path.exists() and not overwrite:
+        return "exists; name another file, or replace it with `overwrite`"
+    if any(parent.is_file() for parent in path.parents):
+        return "no folder can be made there; name another place"
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return "" if os.access(folder, os.W_OK) else f"{folder} can't be written; name another place"
+
+
+def check_folder(argument: str, output: Path, overwrite: bool, marker: str, kind: str) -> None:
+    """Refuse an output folder that is neither new nor empty, unless `overwrite` may replace it.
+
+    Only folders of the same kind are replaced. Nothing else is ever removed.
 
     Args:
-        flag: that named it.
+        argument: what the caller calls the folder, for messages.
         output: the folder.
-        overwrite: one of its kind may be replaced.
-        marker: file by which the kind is known.
-        kind: its name, in the plural.
+        overwrite: a folder of the same kind may be replaced.
+        marker: a file that every folder of this kind has.
+        kind: the name of the kind, in the plural.
 
     Raises:
         UserError: with the remedy.
@@ -180,9 +255,9 @@ def check_folder(flag: str, output: Path, overwrite: bool, marker: str, kind: st
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise UserError(f"{flag} {output}: exists; name another folder, or replace it with --overwrite")
+        raise UserError("exists; name another folder, or replace it with `overwrite`", argument, output)
     if not (output / marker).is_file():
-        raise UserError(f"{flag} {output}: --overwrite replaces {kind} only, and this is none")
+        raise UserError(f"`overwrite` replaces only {kind}, and this has no {marker}", argument, output)
 
 
 def overlap(a: Path, b: Path) -> bool:

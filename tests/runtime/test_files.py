@@ -5,15 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from embedrag.errors import RunError, UserError
 from embedrag.runtime.files import (
+    atomic_file,
     atomic_folder,
+    check_folder,
     check_targets,
     remove_leftover,
     write_atomic,
@@ -135,11 +142,6 @@ def test_folder_that_a_killed_process_was_replacing_comes_back(
     assert tree(tmp_path) == ({"final/next.txt": "next"} if successor else {"final/old.txt": "old"})
 
 
-def test_run_error_is_a_user_error_with_another_exit_code() -> None:
-    assert issubclass(RunError, UserError)
-    assert (RunError("x").exit_code, UserError("x").exit_code) == (1, 2)
-
-
 def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     for text in ("[1, 2, 3]", "개"):
@@ -188,28 +190,173 @@ def test_files_that_are_read_or_there_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("x")
     (tmp_path / "there.json").write_text("x")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("in.jsonl")
+    (tmp_path / "circle").symlink_to("circle")
     source = str(tmp_path / "in.jsonl")
     for name, overwrite, message in (
         ("in.jsonl", True, "is read by this command"),
-        ("there.json", False, "exists; name another file"),
+        ("link", True, "is read by this command"),
+        ("there.json", False, "exists; name another file, or replace it with `overwrite`"),
         ("folder", True, "a folder; name a file"),
         ("in.jsonl/x", True, "no folder can be made there"),
+        ("circle", True, "Too many levels of symbolic links; name another place"),
     ):
-        with pytest.raises(UserError, match=message):
-            check_targets({"--output": str(tmp_path / name)}, [source, None, "no such file"], overwrite)
+        with pytest.raises(UserError, match=re.escape(f"`output={tmp_path / name}`: {message}")):
+            check_targets({"output": str(tmp_path / name)}, [source, None, "no such file"], overwrite)
     with pytest.raises(UserError, match="lies in a folder that is read"):
-        check_targets({"--output": str(tmp_path / "folder" / "x")}, [str(tmp_path / "folder")], False)
-    with pytest.raises(UserError, match="is the file that --output writes"):
-        check_targets({"--output": str(tmp_path / "a"), "--html": str(tmp_path / "a")}, [], False)
-    check_targets({"--output": str(tmp_path / "there.json"), "--html": None}, [source], True)
+        check_targets({"output": str(tmp_path / "folder" / "x")}, [str(tmp_path / "folder")], False)
+    with pytest.raises(UserError, match="`html=.*`: is the file that `output` writes"):
+        check_targets({"output": str(tmp_path / "a"), "html": str(tmp_path / "a")}, [], False)
+    check_targets({"output": str(tmp_path / "there.json"), "html": None}, [source], True)
+
+
+def test_all_outputs_that_can_not_be_written_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("x")
+    (tmp_path / "test.jsonl").write_text("x")
+    files = [tmp_path / "train.jsonl", tmp_path / "new.jsonl", tmp_path / "test.jsonl"]
+    with pytest.raises(UserError) as caught:
+        check_targets({"output_dir": files}, [], False)
+    assert [(problem.argument, problem.value) for problem in caught.value.problems] == [
+        ("output_dir", files[0]),
+        ("output_dir", files[2]),
+    ]
 
 
 def test_place_where_nobody_may_write_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = {"--output": str(tmp_path / "new" / "deep" / "x.jsonl")}
+    target = {"output": str(tmp_path / "new" / "deep" / "x.jsonl")}
     check_targets(target, [], False)
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
-    with pytest.raises(UserError, match=f"--output .*x.jsonl: {tmp_path} can't be written; name another place"):
+    with pytest.raises(UserError, match=f"`output=.*x.jsonl`: {tmp_path} can't be written; name another place"):
         check_targets(target, [], True)
+    (tmp_path / "link").symlink_to(tmp_path / "new" / "x.jsonl")  # what counts is the folder of its target
+    with pytest.raises(UserError, match=f"`output=.*link`: {tmp_path} can't be written"):
+        check_targets({"output": str(tmp_path / "link")}, [], True)
+
+
+def write_text(target: Path) -> None:
+    write_atomic(target, "new")
+
+
+def write_rows(target: Path) -> None:
+    write_vectors(target, [np.zeros((2, 3), np.float32)], (2, 3))
+
+
+@pytest.mark.parametrize("write", [write_text, write_rows])
+@pytest.mark.parametrize("before", ["old", None], ids=["file", "dangling"])
+def test_a_symlink_stays_and_its_target_is_written(tmp_path: Path, write: Any, before: str | None) -> None:
+    (tmp_path / "links").mkdir()
+    link, target = tmp_path / "links" / "link", tmp_path / "elsewhere" / "file"
+    (tmp_path / "links" / "between").symlink_to(target)
+    link.symlink_to("between")
+    if before:
+        target.parent.mkdir()
+        target.write_text(before)
+        inode = target.stat().st_ino
+    check_targets({"output": str(link)}, [], overwrite=before is not None)
+    write(link)
+    assert link.is_symlink() and link.readlink() == Path("between")
+    assert target.is_file() and not target.is_symlink() and target.read_bytes() != b"old"
+    assert not before or target.stat().st_ino != inode, "renamed, so that it is whole or as it was"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["between", "elsewhere", "file", "link", "links"]
+
+
+def test_a_write_that_fails_leaves_the_target_of_a_symlink(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(RunError, match="link: not written .No space left"), atomic_file(tmp_path / "link") as file:
+        file.write("new")
+        full(tmp_path)
+    assert (tmp_path / "link").is_symlink() and tree(tmp_path) == {"file": "old", "link": "old"}
+
+
+def test_symlinks_in_a_circle_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(RunError, match="circle: can't be written .Too many levels"):
+        write_atomic(tmp_path / "circle", "new")
+    with pytest.raises(RunError, match="circle: can't be written .Too many levels"), atomic_folder(tmp_path / "circle"):
+        pytest.fail("the block must not start")
+    assert [path.is_symlink() for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("existed", [True, False], ids=["folder", "dangling"])
+def test_a_symlink_to_a_folder_stays_and_its_target_is_written(tmp_path: Path, existed: bool) -> None:
+    link, target = tmp_path / "link", tmp_path / "disk" / "model"
+    link.symlink_to(target)
+    if existed:
+        target.mkdir(parents=True)
+        (target / "old.txt").write_text("old")
+    with atomic_folder(link) as folder:
+        (folder / "new.txt").write_text("new")
+        assert folder.parent == target.parent, "on the disk that the symlink names"
+    assert link.is_symlink() and link.readlink() == target
+    assert tree(target.parent) == {"model/new.txt": "new"}
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RunError, match="file: can't be written .Not a directory"), atomic_folder(tmp_path / "file"):
+        pytest.fail("the block must not start")
+    assert tree(tmp_path) == {"file": "old"}
+
+
+def test_a_pipe_is_written_in_place_and_needs_no_overwrite(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check_targets({"output": str(pipe), "html": str(pipe)}, [], overwrite=False)
+    for write, content in ((write_text, b"new\n"), (write_rows, b"\x93NUMPY")):
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            write(pipe)
+            assert os.read(reader, 4096).startswith(content)
+        finally:
+            os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_full_device_is_an_error_and_stays_a_device(full_device: Path) -> None:
+    link = full_device.with_name("link")
+    link.symlink_to(full_device)
+    for path in (full_device, link):
+        check_targets({"output": str(path)}, [], overwrite=False)
+        for write in (write_text, write_rows):
+            with pytest.raises(RunError, match=f"{path.name}: not written .No space left"):
+                write(path)
+    assert full_device.is_char_device() and link.is_symlink()
+    assert sorted(path.name for path in full_device.parent.iterdir()) == ["full", "link"]
+
+
+PRINT_AND_WRITE = """
+from pathlib import Path
+from embedrag.runtime.files import check_targets, write_atomic
+print("first", flush=False)
+check_targets({"output": "/dev/stdout"}, [], False)
+write_atomic(Path("/dev/stdout"), "second")
+print("third")
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_standard_output_gets_its_lines_in_order(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "out"
+    with file.open("w") as out:
+        target = out if kind == "file" else subprocess.PIPE
+        ended = subprocess.run([sys.executable, "-c", PRINT_AND_WRITE], stdout=target, text=True, check=True)
+    assert (file.read_text() if kind == "file" else ended.stdout) == "first\nsecond\nthird\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_output_folder_of_another_kind_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        check_folder("output", tmp_path / name, False, "merge_config.json", "merged models")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("x")
+    with pytest.raises(UserError, match="`output=.*photos`: exists; name another folder, or replace it with `over"):
+        check_folder("output", tmp_path / "photos", False, "merge_config.json", "merged models")
+    with pytest.raises(UserError, match="`overwrite` replaces only merged models, and this has no merge_config.json"):
+        check_folder("output", tmp_path / "photos", True, "merge_config.json", "merged models")
+    (tmp_path / "photos" / "merge_config.json").write_text("{}")
+    check_folder("output", tmp_path / "photos", True, "merge_config.json", "merged models")
 
 
 def test_rows_are_written_one_a_line_into_a_new_folder(tmp_path: Path) -> None:

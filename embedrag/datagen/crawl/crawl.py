@@ -114,8 +114,8 @@ def write(folder: Path, rows: Sequence[tuple[str, str, str, str]]) -> None:
     write_lines(folder / "pairs.jsonl", lines)
 
 
-def _targets(folder: Path) -> dict[str, str | None]:
-    return {f"--output_dir {name}": str(folder / name) for name in OUTPUTS}
+def _targets(folder: Path) -> dict[str, list[Path]]:
+    return {"output_dir": [folder / name for name in OUTPUTS]}
 
 
 def _check_unchanged(folder: Path, state: State) -> None:

@@ -1,7 +1,8 @@
-"""Training and test rows from a list of terms and acronyms, by templates, and on request by a language model.
+"""Training and test rows from a list of terms and acronyms: by templates and, on request, by a language model.
 
-The two sides share no term, acronym or definition, so a score on the test set says how the model does on words that it
-was never taught. Negatives are near things of the same side. Everything is a function of the files and the seed.
+The training side and the test side share no term, acronym or definition. A score on the test side therefore says how
+well a model does on words that it was never taught. The negatives of a row come from its own side, and the nearest
+ones come first. The rows depend on nothing but the files, the arguments and the seed.
 """
 
 from __future__ import annotations
@@ -9,112 +10,213 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from embedrag.commands.synth import SynthOptions
-from embedrag.datagen.glossary.llm_writer import Writer
+from embedrag.datagen.glossary.llm_writer import Writer, WriterReport
 from embedrag.datagen.glossary.negatives import by_words
 from embedrag.datagen.glossary.tables import bare
-from embedrag.datagen.glossary.templates import Kind, fill, language_of, load, shipped
+from embedrag.datagen.glossary.templates import Kind, Templates, fill, language_of, load, shipped
 from embedrag.datagen.glossary.terms import Item, groups_of, read_items, split
-from embedrag.errors import UserError
+from embedrag.errors import UserError, all_problems, raise_all
 from embedrag.runtime.console import say
 from embedrag.runtime.files import check_targets, write_lines
 
-NEAR = 5  # nearest things that the negatives of an item rotate through
-CANDIDATES = 50  # near things that are looked at, and as many others of each sort where they do not suffice
-LLM = "llm_query"
+NEAR = 5  # the nearest items, which give an item its negatives by turns
+CANDIDATES = 50  # near items that are looked at; and random items of each sort, in case the near ones do not suffice
+LLM = Kind("llm_query", (), "{definition}", 0)
 ANSWERS = "llm_queries.jsonl"
 Row = dict[str, str]
 
 
-def run(options: SynthOptions) -> int:
-    """`embedrag synth`: write train.jsonl and test.jsonl."""
-    folder = Path(options.output_dir).expanduser()
-    outputs = {side: folder / f"{side}.jsonl" for side in ("train", "test")}
-    check_targets(
-        {f"--output_dir ({side})": str(path) for side, path in outputs.items()},
-        [options.terms, options.acronyms, options.templates],
-        options.overwrite,
-    )
-    items, notes = read_items(options.terms, options.acronyms, options.encoding, options.columns)
-    found = language_of(f"{item.term} {item.definition}" for item in items)
-    language = options.templates or found or "en"
-    templates = load(language)
+@dataclass(frozen=True)
+class SynthSide:
+    """What was written for one side.
+
+    Attributes:
+        rows: how many rows.
+        terms: how many terms they are about.
+        acronyms: how many acronyms they are about.
+        kinds: type of query -> rows.
+        without_negative: rows that have no negative, because the side has nothing else to take one from.
+        short: terms and acronyms that have fewer rows than asked for, because their templates are used up.
+    """
+
+    rows: int
+    terms: int
+    acronyms: int
+    kinds: Mapping[str, int]
+    without_negative: int
+    short: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SynthResult:
+    """What `synth` wrote.
+
+    Attributes:
+        output_dir: the folder with train.jsonl and test.jsonl.
+        train: the training rows.
+        test: the test rows; None when no test side was asked for.
+        language_model: what the language model did; None when none was asked.
+    """
+
+    output_dir: Path
+    train: SynthSide
+    test: SynthSide | None
+    language_model: WriterReport | None
+
+
+def synth(
+    output_dir: str | Path,
+    *,
+    terms: str | None = None,
+    acronyms: str | None = None,
+    templates: str | None = None,
+    pairs_per_term: int = 6,
+    pairs_per_acronym: int = 8,
+    test_split: float = 0.2,
+    seed: int = 42,
+    columns: Sequence[str] | None = None,
+    encoding: str | None = None,
+    llm_base_url: str | None = None,
+    llm_model: str | None = None,
+    llm_queries: int = 4,
+    llm_timeout: float = 60.0,
+    overwrite: bool = False,
+) -> SynthResult:
+    """Write training and test rows from terms and acronyms.
+
+    Args:
+        output_dir: folder for train.jsonl and test.jsonl.
+        terms: CSV, TSV or JSONL file of term, definition and perhaps category.
+        acronyms: JSONL file of acronym, full, definition and perhaps term and category.
+        templates: JSON file of query templates, or a language that has one in the package; left out: the language of
+            the terms.
+        pairs_per_term: rows of a term.
+        pairs_per_acronym: rows of an acronym.
+        test_split: share of the terms and acronyms that only the test side has, 0 to 1; 0: there is no test side.
+        seed: of the split and of the draws.
+        columns: names of the two columns of a table, the term first; left out: found by name.
+        encoding: of a table; left out: detected.
+        llm_base_url: OpenAI-compatible server that writes further queries.
+        llm_model: name of the model on that server.
+        llm_queries: queries that it writes for each definition.
+        llm_timeout: seconds that one answer may take.
+        overwrite: replace train.jsonl and test.jsonl if they exist.
+
+    Raises:
+        UserError: when an argument or a file is wrong, or when nothing can be made of the terms.
+        RunError: when the language model can't be asked (its answers so far are kept), or the disk refuses a file.
+    """
+    problems = []
+    if not terms and not acronyms:
+        problems.append(UserError("name `terms`, `acronyms` or both"))
+    if bool(llm_base_url) != bool(llm_model):
+        problems.append(UserError("`llm_base_url` and `llm_model` go together; name both or none"))
+    raise_all(problems)
+    folder = Path(output_dir).expanduser()
+    outputs = [folder / f"{name}.jsonl" for name in ("train", "test")]
+    sources = [terms, acronyms, templates]
+    all_problems(partial(check_targets, {"output_dir": str(path)}, sources, overwrite) for path in outputs)
+
+    items, notes = read_items(terms, acronyms, encoding, columns)
     for note in notes:
         say(note)
-    if not (options.templates or found):
-        say("note: no templates for these letters come with the package; name a file of yours with --templates")
-    say(f"templates: {language}{', which comes with the package' if language in shipped() else ''}")
+    language, chosen = _templates(templates, items)
     writer = None
-    if options.llm_base_url:
-        if not templates.llm_prompt:
-            raise UserError(f"--templates {language}: has no llm_prompt, which --llm_base_url needs")
-        writer = Writer(
-            options.llm_base_url,
-            options.llm_model or "",
-            templates.llm_prompt,
-            options.llm_queries,
-            options.llm_timeout,
-            folder / ANSWERS,
-        )
+    if llm_base_url and llm_model:
+        if not chosen.llm_prompt:
+            raise UserError("has no llm_prompt, which `llm_base_url` needs", "templates", language)
+        writer = Writer(llm_base_url, llm_model, chosen.llm_prompt, llm_queries, llm_timeout, folder / ANSWERS)
+
     groups = groups_of(items)
-    sides = split(items, groups, options.test_split, options.seed)
-    made = [Side([items[n] for n in numbers], [groups[n] for n in numbers], options.seed) for numbers in sides]
-    rows = [
-        [
-            (group, row)
-            for item, group in enumerate(side.groups)
-            for row in side.rows(item, templates.kinds, options, writer)
-        ]
-        for side in made
-    ]
-    train, test = _telling(rows)
-    written = [train, _unknown(test, train)]
-    for name, side, kept in zip(outputs, made, written, strict=True):
-        if side.items:
-            _tell(name, side, kept)
-    if not written[0]:
+    parts = split(items, groups, test_split, seed)
+    sides = [Side([items[n] for n in numbers], [groups[n] for n in numbers], seed) for numbers in parts]
+    made = [list(side.rows(chosen.kinds, pairs_per_term, pairs_per_acronym, writer)) for side in sides]
+    train, test = _without_ambiguous(made)
+    ambiguous = sum(map(len, made)) - len(train) - len(test)
+    test = _without_trained(test, train)
+    if not train:
         raise UserError(
-            f"--templates {language}: no kind of it fits these terms, or the numbers of pairs are 0; "
-            "there is nothing to train on"
+            "no kind of it fits these terms, or the numbers of pairs are 0; there is nothing to train on",
+            "templates",
+            language,
         )
-    for path, kept in zip(outputs.values(), written, strict=True):
-        if kept:
-            write_lines(path, kept)
-        elif path.exists():  # of an earlier run, whose terms are trained on now
+    for path, rows in zip(outputs, (train, test), strict=True):
+        if rows:
+            write_lines(path, rows)
+        elif path.exists():  # of an earlier run; its terms are trained on now
             path.unlink()
-    if writer:
-        say(
-            f"language model: asked {writer.asked:,} times, {writer.dropped:,} queries dropped (repeats, copies of the "
-            f"definition, empty) and {sum(map(len, rows)) - len(train) - len(test):,} more that fit several things, "
-            f"{writer.empty:,} definitions without an answer that could be read"
-        )
-    say(f"rows are in {folder}")
-    return 0
+    return SynthResult(
+        output_dir=folder,
+        train=sides[0].report(train),
+        test=sides[1].report(test) if sides[1].items else None,
+        language_model=writer.report(ambiguous) if writer else None,
+    )
+
+
+def _templates(name: str | None, items: Sequence[Item]) -> tuple[str, Templates]:
+    """The templates that were named, or those in the language of the items; with their name."""
+    found = language_of(f"{item.term} {item.definition}" for item in items)
+    language = name or found or "en"
+    templates = load(language)
+    if not (name or found):
+        say("note: the package has no templates for this script; name a file of yours with `templates`")
+    say(f"templates: {language}{', which comes with the package' if language in shipped() else ''}")
+    return language, templates
 
 
 class Side:
-    """The items of the training or of the test set."""
+    """The items of the training side or of the test side."""
 
     def __init__(self, items: Sequence[Item], groups: Sequence[int], seed: int) -> None:
-        """Rank for each item the others that may be its negatives, near ones first."""
+        """Rank for each item the others that may be its negatives, the nearest first.
+
+        Args:
+            items: terms and acronyms of this side.
+            groups: the group of each; items of one group are no negatives of each other.
+            seed: of the draws.
+        """
         self.items, self.groups, self.seed = items, groups, seed
         self.short: list[str] = []
         self._done = set[tuple[str, str]]()
         texts = [f"{item.term} {item.definition} {item.fields.get('category', '')}" for item in items]
         self._sorts: list[list[int]] = [[], []]
         for number, item in enumerate(items):
-            self._sorts["acronym" in item.fields].append(number)
+            self._sorts[item.is_acronym].append(number)
         found = by_words(texts, texts, min(len(items), CANDIDATES)) if items else iter(())
         self._near = [self._others(number, [int(other) for other in near]) for number, near in enumerate(found)]
 
-    def rows(self, number: int, kinds: Sequence[Kind], options: SynthOptions, writer: Writer | None) -> Iterator[Row]:
-        """Rows of one item: kinds take turns until there are enough, then those of the language model."""
+    def rows(
+        self, kinds: Sequence[Kind], pairs_per_term: int, pairs_per_acronym: int, writer: Writer | None
+    ) -> Iterator[tuple[int, Row]]:
+        """(group, row) of all items, item by item."""
+        for number, (item, group) in enumerate(zip(self.items, self.groups, strict=True)):
+            wanted = pairs_per_acronym if item.is_acronym else pairs_per_term
+            yield from ((group, row) for row in self._rows(number, kinds, wanted, writer))
+
+    def report(self, rows: Sequence[Row]) -> SynthSide:
+        """What was made of this side.
+
+        Args:
+            rows: those that were kept.
+        """
+        acronyms = sum(item.is_acronym for item in self.items)
+        return SynthSide(
+            rows=len(rows),
+            terms=len(self.items) - acronyms,
+            acronyms=acronyms,
+            kinds=Counter(row["type"] for row in rows),
+            without_negative=sum("negative" not in row for row in rows),
+            short=tuple(self.short),
+        )
+
+    def _rows(self, number: int, kinds: Sequence[Kind], wanted: int, writer: Writer | None) -> Iterator[Row]:
+        """Rows of one item: the kinds take turns until there are enough; those of the language model follow."""
         item = self.items[number]
-        acronym = "acronym" in item.fields
-        wanted = options.pairs_per_acronym if acronym else options.pairs_per_term
         made = 0
         for kind, template in self._turns(item, kinds):
             if made < wanted and (row := self._row(number, kind, fill(template, item.fields), made)):
@@ -123,10 +225,9 @@ class Side:
         if made < wanted:
             self.short.append(item.fields.get("acronym", item.term))
         if writer:
-            kind = Kind(LLM, (), "{definition}", options.llm_queries)
-            name = f"{item.fields['acronym']} ({item.fields['full']})" if acronym else item.term
+            name = f"{item.fields['acronym']} ({item.fields['full']})" if item.is_acronym else item.term
             for turn, query in enumerate(writer.queries(name, item.definition)):
-                if row := self._row(number, kind, query, turn):
+                if row := self._row(number, LLM, query, turn):
                     yield row
 
     def _turns(self, item: Item, kinds: Sequence[Kind]) -> Iterator[tuple[Kind, str]]:
@@ -142,7 +243,7 @@ class Side:
                     yield kind, queue[turn]
 
     def _row(self, number: int, kind: Kind, query: str, turn: int) -> Row | None:
-        """A row, unless it was there before or its query holds the answer."""
+        """A row; None when it was made before, or when its query holds the answer."""
         item = self.items[number]
         positive = fill(kind.positive, item.fields)
         key = (bare(query), bare(positive))
@@ -156,12 +257,13 @@ class Side:
         return row | {key: item.fields[key] for key in ("acronym", "full") if key in item.fields}
 
     def _negatives(self, number: int, kind: Kind, barred: set[str]) -> list[str]:
+        """Answers of the nearest other items to the same kind of query, without the barred texts."""
         found: dict[str, str] = {}
         for other in self._near[number]:
-            fields = self.items[other].fields
-            if ("acronym" in fields) != ("acronym" in self.items[number].fields) and "{definition" not in kind.positive:
-                continue  # a name of another sort would be told apart by its looks
-            text = fill(kind.positive, fields)
+            same_sort = self.items[other].is_acronym == self.items[number].is_acronym
+            if not same_sort and "{definition" not in kind.positive:
+                continue  # a term among acronyms would be told apart by its looks
+            text = fill(kind.positive, self.items[other].fields)
             if bare(text) not in barred:
                 found.setdefault(bare(text), text)
             if len(found) == NEAR:
@@ -169,44 +271,33 @@ class Side:
         return list(found.values())
 
     def _others(self, number: int, near: list[int]) -> list[int]:
-        """Items of other groups: near ones, then some terms and acronyms at random, should those not do."""
+        """Items of other groups: the near ones, then random terms and acronyms in case those do not suffice."""
         rng = random.Random(f"{self.seed}:{self.items[number].term}:rest")
         rest = [other for sort in self._sorts for other in rng.sample(sort, min(len(sort), CANDIDATES))]
         return [other for other in dict.fromkeys([*near, *rest]) if self.groups[other] != self.groups[number]]
 
 
 def _holds(query: str, answer: str) -> bool:
-    """Whether a text stands in another; one in Latin letters as words of its own: AI is not in "explain".
+    """Whether a query holds the answer. Latin letters must stand as words of their own: "explain" does not hold AI.
 
     >>> _holds("발광다이오드의 뜻", "다이오드"), _holds("explain this", "AI"), _holds("what is AI?", "ai")
     (True, False, True)
     """
     text = re.escape(answer.casefold())
-    before, behind = (r"(?<![a-z0-9])", r"(?![a-z0-9])")
+    before, after = (r"(?<![a-z0-9])", r"(?![a-z0-9])")
     latin = [letter.isascii() and letter.isalnum() for letter in (answer[0], answer[-1])]
-    return bool(re.search(before * latin[0] + text + behind * latin[1], query.casefold()))
+    return bool(re.search(before * latin[0] + text + after * latin[1], query.casefold()))
 
 
-def _telling(sides: list[list[tuple[int, Row]]]) -> list[list[Row]]:
-    """Rows of (group, row) without the queries that a language model wrote for things of different groups."""
+def _without_ambiguous(sides: list[list[tuple[int, Row]]]) -> list[list[Row]]:
+    """Rows of both sides, without queries that a language model wrote for items of different groups."""
     groups: dict[str, set[int]] = {}
     for group, row in (pair for side in sides for pair in side):
         groups.setdefault(bare(row["query"]), set()).add(group)
-    return [[row for _, row in side if row["type"] != LLM or len(groups[bare(row["query"])]) == 1] for side in sides]
+    return [[row for _, row in side if row["type"] != LLM.type or len(groups[bare(row["query"])]) == 1] for side in sides]
 
 
-def _unknown(rows: list[Row], trained: list[Row]) -> list[Row]:
-    """Test rows without those whose query or positive was trained on, which a language model may bring about."""
+def _without_trained(rows: list[Row], trained: list[Row]) -> list[Row]:
+    """Test rows, without those that have a query or positive of a training row; a language model may write such."""
     known = {bare(row[key]) for row in trained for key in ("query", "positive")}
     return [row for row in rows if not known & {bare(row["query"]), bare(row["positive"])}]
-
-
-def _tell(name: str, side: Side, rows: list[Row]) -> None:
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(Counter(row["type"] for row in rows).items()))
-    acronyms = sum("acronym" in item.fields for item in side.items)
-    say(f"{name}: {len(rows):,} rows of {len(side.items) - acronyms:,} terms and {acronyms:,} acronyms ({kinds})")
-    if side.short:
-        shown = ", ".join(side.short[:10]) + (" …" if len(side.short) > 10 else "")
-        say(f"{name}: {len(side.short):,} have fewer rows than asked for, their templates are used up: {shown}")
-    if bare := sum("negative" not in row for row in rows):
-        say(f"{name}: {bare:,} rows have no negative, for there is nothing else on this side to take one from")

@@ -644,7 +644,7 @@ def test_page_that_comes_later_brings_no_pair_twice(site: Site, clock: Clock, tm
 
 def test_damaged_state_and_files_of_somebody_else_are_refused(clock: Clock, tmp_path: Path) -> None:
     (tmp_path / "glossary.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"glossary.csv: exists"):
+    with pytest.raises(UserError, match=r"glossary.csv`: exists"):
         crawl(options(tmp_path, "http://h/"), fetcher(clock))
     (tmp_path / "crawl_state.jsonl").write_text("{no json\n")
     with pytest.raises(UserError, match="damaged"):
