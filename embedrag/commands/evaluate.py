@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from embedrag.data.retrieval_dataset import load_retrieval_dataset
-from embedrag.errors import UserError, flag_named
+from embedrag.errors import UserError
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.metrics import METRICS
 from embedrag.evaluation.report.html import write_html
@@ -80,26 +80,25 @@ def run(options: EvaluateOptions) -> int:
     if metric not in known:
         raise UserError(f"--metric {metric}: not among those that are computed, {', '.join(known)}")
     check_targets(
-        {"--output": options.output, "--html": options.html},
+        {"output": options.output, "html": options.html},
         [options.data, options.general_data, options.model, options.baseline],
         options.overwrite,
     )
-    for flag, name in (("--model", options.model), ("--baseline", options.baseline)):
+    for argument, name in (("model", options.model), ("baseline", options.baseline)):
         if name and not adapter_file(Path(name).expanduser()):
-            with flag_named(flag, "--model_name_or_path"):
-                check_local_path(name)
+            check_local_path(name, argument)
     data = load_retrieval_dataset(options.data, options.sample_size)
     general = load_retrieval_dataset(options.general_data, flag="--general_data") if options.general_data else None
     left_out = f"; {data.skipped:,} queries without a relevant passage are left out" if data.skipped else ""
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
     of_both: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
-    encoder = load_model(options.model, options.device, base_name=options.base_model_path, **of_both)
+    encoder = load_model(options.model, options.device, base_model_path=options.base_model_path, **of_both)
     tuned = score(encoder, data, options.k, "model", options.faiss_index, forms=_forms(options, encoder.dimension))
     tuned_general = score(encoder, general, options.k, "model, general") if general else None
     del encoder
     base = base_general = None
     if options.baseline:
-        encoder = load_model(options.baseline, options.device, **of_both)
+        encoder = load_model(options.baseline, options.device, argument="baseline", **of_both)
         base = score(encoder, data, options.k, "baseline", options.faiss_index)
         base_general = score(encoder, general, options.k, "baseline, general") if general else None
     result: dict[str, Any] = {"model": options.model, "data": options.data}

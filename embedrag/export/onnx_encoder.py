@@ -119,13 +119,14 @@ def load_onnx_encoder(
     """
     need("onnx", "onnxruntime")
     file = onnx_file(name, backend)
-    base = describe_base(name, trust_remote_code)
+    base = describe_base(name, trust_remote_code, argument="model")
     path = Path(base.name) / EXPORT_CONFIG
     lengths = read_json(path).get("lengths")
     if not isinstance(lengths, dict) or set(lengths) != set(LENGTHS):
         raise UserError(f"{path}: no lengths in it; the export is damaged")
     embedding_config = replace(saved_embedding_config(Path(base.name), base), **lengths)
-    return OnnxEncoder(file, load_tokenizer(base, embedding_config), device)
+    tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument="model")
+    return OnnxEncoder(file, tokenizer, device)
 
 
 def onnx_file(name: str, backend: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a base model says about itself; no weights are loaded."""
+"""What a base model says of itself in its small files. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -8,33 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import EmbeddingConfig, _Files, _read_contract
-from embedrag.training.config.options import TrainOptions
+from embedrag.models.embedding_config import EmbeddingConfig, ModelFiles, read_sentence_transformers
 
-# Families whose positions start behind the padding index, so two of them are lost.
+# Families that count positions from the padding index on: token 1 has the position pad_token_id + 1.
 OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "mpnet",
     "roberta",
+    "roberta-prelayernorm",
     "xlm-roberta",
     "xlm-roberta-xl",
-    "camembert",
-    "mpnet",
-    "longformer",
     "xmod",
-    "data2vec-text",
 }
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model, as far as its small files tell.
+    """A base model, as its small files describe it.
 
     Attributes:
-        name: hub id, or the folder's absolute path.
-        subfolder: where the weights lie in it (old sentence-transformers folders use `0_Transformer`).
+        name: hub id, or the absolute path of a folder.
+        subfolder: where its weights lie (old sentence-transformers folders use `0_Transformer`).
         config: its transformers configuration.
         is_decoder: left-to-right model.
-        position_limit: longest text that it has positions for; None when only memory limits it.
-        contract: its own contract; None when it is no sentence-transformers folder.
+        position_limit: longest text, in tokens, that it has positions for; None when only memory limits it.
+        embedding_config: from its sentence-transformers files, or the default of its family.
     """
 
     name: str
@@ -42,10 +45,10 @@ class Base:
     config: Any
     is_decoder: bool
     position_limit: int | None
-    embedding_config: EmbeddingConfig | None
+    embedding_config: EmbeddingConfig
 
     def folder(self) -> Path:
-        """The folder of its files, fetched from the hub where it is not local."""
+        """The folder of its files. A model of the hub is downloaded first."""
         folder = Path(self.name)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
@@ -55,11 +58,22 @@ class Base:
         return folder / self.subfolder
 
 
-def describe_base(name: str, trust_remote_code: bool = False, local_files_only: bool = False) -> Base:
-    """Read what a base model says about itself; loads no weights.
+def describe_base(
+    name: str,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+    argument: str = "model_name_or_path",
+) -> Base:
+    """Read what a base model says of itself. Loads no weights.
+
+    Args:
+        name: folder or hub id.
+        trust_remote_code: run Python code that comes with the model.
+        local_files_only: never ask the hub.
+        argument: what the caller calls `name`, for messages.
 
     Raises:
-        UserError: when there is no such model, or it is of a kind that can't be trained here.
+        UserError: there is no such model, or it is of a kind that EmbedRAG does not support.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
@@ -67,84 +81,110 @@ def describe_base(name: str, trust_remote_code: bool = False, local_files_only: 
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    check_local_path(name)
+    check_local_path(name, argument)
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser().resolve())
-    files = _Files(name, local_files_only)
-    subfolder, embedding_config = _read_contract(files)
+    files = ModelFiles(name, argument, local_files_only)
+    subfolder, embedding_config = read_sentence_transformers(files)
     try:
         config = AutoConfig.from_pretrained(
             name, subfolder=subfolder, trust_remote_code=trust_remote_code, local_files_only=local_files_only
         )
     except (OSError, ValueError) as error:
         if not trust_remote_code and (files.json(f"{subfolder}/config.json".lstrip("/")) or {}).get("auto_map"):
-            raise UserError(
-                f"--model_name_or_path {name}: the model has Python code of its own, which is not run unless you trust "
-                "it; read it, and add --trust_remote_code"
+            raise files.error(
+                "the model has Python code of its own, which runs only if you trust it; read it, and add "
+                "`trust_remote_code`"
             ) from None
-        here = "" if Path(name).is_dir() else ", and no such folder is here"
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--model_name_or_path {name}: no model can be read there{here} ({reason})") from None
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"--model_name_or_path {name}: encoder-decoder models ({config.model_type}) are not supported")
+        here = "" if Path(name).is_dir() else ", and there is no such folder here"
+        raise files.error(f"no model can be read there{here} ({str(error).splitlines()[0]})") from None
     kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise files.error(f"encoder-decoder models ({kind}) are not supported")
     is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and kind in OFFSET_POSITIONS:
-        limit -= (getattr(config, "pad_token_id", None) or 0) + 1
-    return Base(name, subfolder, config, is_decoder, limit, embedding_config)
+    if embedding_config is None:
+        embedding_config = EmbeddingConfig(pooling="last_token" if is_decoder else "mean")
+    return Base(name, subfolder, config, is_decoder, position_limit(config), embedding_config)
 
 
-def check_local_path(name: str) -> None:
-    """Reject a base that looks like a path and is none, or is an adapter; needs no heavy import.
+def check_local_path(name: str, argument: str = "model_name_or_path") -> None:
+    """Reject a path that holds no model, or holds an adapter. Imports nothing heavy.
+
+    Args:
+        name: folder or hub id.
+        argument: what the caller calls `name`, for messages.
 
     Raises:
-        UserError: naming the remedy.
+        UserError: with the remedy.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-            raise UserError(
-                f"--model_name_or_path {name}: an adapter, not a model; merge it first and train the result"
-            )
+            raise UserError("this is an adapter, not a model; merge it first and use the merged model", argument, name)
         if not (path / "config.json").exists() and not (path / "modules.json").exists():
-            raise UserError(
-                f"--model_name_or_path {name}: this folder holds no model (no config.json, no modules.json)"
-            )
+            raise UserError("this folder holds no model (no config.json, no modules.json)", argument, name)
     elif path.is_file():
-        raise UserError(f"--model_name_or_path {name}: a file; name the folder that holds it")
+        raise UserError("this is a file; name the folder that holds it", argument, name)
     elif name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
-        raise UserError(
-            f"--model_name_or_path {name}: no such folder; give a folder that exists, or a hub id such as owner/name"
-        )
+        raise UserError("no such folder; give a folder that exists, or a hub id such as owner/name", argument, name)
 
 
-def settle(base: Base, options: TrainOptions) -> tuple[EmbeddingConfig, list[str]]:
-    """The contract of a run: what the user asked for, else what the base says, else what its family needs.
+def position_limit(config: Any) -> int | None:
+    """Longest text that a model has positions for, in tokens with special tokens; None when only memory limits it.
+
+    Args:
+        config: the model's transformers configuration.
+
+    >>> from transformers import BertConfig, CamembertConfig
+    >>> position_limit(BertConfig()), position_limit(CamembertConfig(max_position_embeddings=514))
+    (512, 512)
+    """
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    if limit is not None and config.model_type in OFFSET_POSITIONS:
+        limit -= (getattr(config, "pad_token_id", None) or 0) + 1
+    return limit
+
+
+def resolve_embedding_config(
+    base: Base,
+    *,
+    pooling: str | None = None,
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
+    query_max_len: int | None = None,
+    passage_max_len: int | None = None,
+) -> tuple[EmbeddingConfig, list[str]]:
+    """How a model on this base embeds texts: what the caller asks for, otherwise what the base says.
+
+    Args:
+        base: from `describe_base`.
+        pooling: name in `embedrag.models.pooling.POOLING`; None: the base's.
+        query_prompt: put before every query; None: the base's.
+        passage_prompt: put before every passage; None: the base's.
+        query_max_len: longest query, in tokens; None: the base's, at most the default of `EmbeddingConfig`.
+        passage_max_len: longest passage, likewise.
 
     Returns:
-        The contract, and lines that tell the user of every length that had to be shortened.
+        The configuration, and a line for each length that was asked for and had to be shortened.
     """
-    own = base.embedding_config or EmbeddingConfig(pooling="last_token" if base.is_decoder else "mean")
-    given = options.model_fields_set
+    own = base.embedding_config
+    lengths: dict[str, Any] = {}
+    notices = []
+    for side, asked in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
+        length = min(getattr(own, side), getattr(EmbeddingConfig, side)) if asked is None else asked
+        if base.position_limit and length > base.position_limit:
+            if asked is not None:
+                limit = base.position_limit
+                notices.append(f"`{side}={asked}` is lowered to {limit}: the base model has no positions beyond that")
+            length = base.position_limit
+        lengths[side] = length
     embedding_config = replace(
         own,
-        pooling=own.pooling if options.pooling == "auto" else options.pooling,
-        query_prompt=own.query_prompt if options.query_prompt is None else options.query_prompt,
-        passage_prompt=own.passage_prompt if options.passage_prompt is None else options.passage_prompt,
+        pooling=own.pooling if pooling is None else pooling,
+        query_prompt=own.query_prompt if query_prompt is None else query_prompt,
+        passage_prompt=own.passage_prompt if passage_prompt is None else passage_prompt,
+        **lengths,
     )
-    notices = []
-    for side in ("query_max_len", "passage_max_len"):
-        length = getattr(options, side)
-        if side not in given and base.embedding_config:
-            length = min(length, getattr(base.embedding_config, side))
-        if base.position_limit and length > base.position_limit:
-            if side in given:
-                notices.append(
-                    f"{side} {length}: the base model has positions for {base.position_limit} tokens; that is used"
-                )
-            length = base.position_limit
-        embedding_config = replace(embedding_config, **{side: length})
     return embedding_config, notices
 
 

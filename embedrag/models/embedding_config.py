@@ -1,8 +1,8 @@
-"""The embedding contract: all that turns a text into the same vector everywhere.
+"""The embedding configuration: what a program must know besides the weights to compute the same vectors.
 
-Pooling, normalisation, prompts, lengths and the end token decide the vector as much as the weights do. The contract is
-read from a sentence-transformers folder where the base is one, follows from the model family where it is not, and is
-written in sentence-transformers' own files, so that every program that loads such a folder computes the same vectors.
+Pooling, normalisation, prompts and lengths decide a vector as much as the weights do. They are read from the
+sentence-transformers files of a model folder, and are written to the same files, so that every program that loads the
+folder computes the same vectors. A base without these files has the default of its family.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from embedrag.runtime.files import write_json
 
 POOLING_NAMES = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
 PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
+UNLIMITED = 10**7  # tokens; more than any model reads
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class EmbeddingConfig:
     passage_max_len: int = 1024
 
     def write(self, folder: Path, dimension: int) -> None:
-        """Write the sentence-transformers files beside the weights.
+        """Write the sentence-transformers files next to the weights.
 
         Args:
             folder: model folder.
-            dimension: length of a vector.
+            dimension: D, length of a vector.
         """
         modules = ["Transformer", "Pooling"] + (["Normalize"] if self.normalize else [])
         paths = ["", "1_Pooling", "2_Normalize"]
@@ -70,24 +71,39 @@ class EmbeddingConfig:
 
     @property
     def max_len(self) -> int:
-        """The longer of both sides, for programs that know one length only."""
+        """The longer of both lengths, for programs that know only one."""
         return max(self.query_max_len, self.passage_max_len)
 
 
-def read_embedding_config(name: str) -> EmbeddingConfig | None:
-    """The contract in a model's or adapter's sentence-transformers files; None without them."""
-    return _read_contract(_Files(name, local_files_only=True))[1]
+def read_embedding_config(name: str, argument: str = "model") -> EmbeddingConfig | None:
+    """The configuration in the sentence-transformers files of a model or adapter folder; None without them.
+
+    Args:
+        name: folder, or hub id of a model that is on this disk.
+        argument: what the caller calls `name`, for messages.
+
+    Raises:
+        UserError: the files ask for something that EmbedRAG does not support.
+    """
+    return read_sentence_transformers(ModelFiles(name, argument, local_files_only=True))[1]
 
 
-class _Files:
-    """Small files of a model, in a folder or on the hub."""
+@dataclass(frozen=True)
+class ModelFiles:
+    """Small files of a model, in a folder or on the hub.
 
-    def __init__(self, name: str, local_files_only: bool) -> None:
-        self.name = name
-        self.local_files_only = local_files_only
+    Attributes:
+        name: folder or hub id.
+        argument: what the caller calls `name`, for messages.
+        local_files_only: never ask the hub.
+    """
+
+    name: str
+    argument: str
+    local_files_only: bool
 
     def json(self, path: str) -> Any:
-        """A JSON file, or None when the model has none."""
+        """Content of a JSON file; None when the model has no such file."""
         local = Path(self.name).expanduser()
         if local.is_dir():
             found: str | None = str(local / path) if (local / path).is_file() else None
@@ -109,34 +125,43 @@ class _Files:
         except ValueError:
             raise UserError(f"{found}: not JSON; the model folder is damaged") from None
 
+    def error(self, reason: str) -> UserError:
+        """An error about this model."""
+        return UserError(reason, self.argument, self.name)
 
-def _read_contract(files: _Files) -> tuple[str, EmbeddingConfig | None]:
-    """Subfolder of the weights and the contract, from sentence-transformers' files; None without them."""
+
+def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig | None]:
+    """Read the files of sentence-transformers.
+
+    Returns:
+        The subfolder of the weights, and the configuration; "" and None for a model without these files.
+
+    Raises:
+        UserError: they ask for something that EmbedRAG does not support.
+    """
     modules = files.json("modules.json")
     if modules is None:
         return "", None
     kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown or not {"Transformer", "Pooling"} <= set(kinds):
-        raise UserError(
-            f"--model_name_or_path {files.name}: its modules.json has {', '.join(kinds)}; only Transformer, Pooling "
-            "and Normalize are supported, and dropping one would silently change its vectors"
+        raise files.error(
+            f"its modules.json has {', '.join(kinds)}; only Transformer, Pooling and Normalize are supported, and "
+            "without the others its vectors would change"
         )
     subfolder = kinds["Transformer"]
     prefix = f"{subfolder}/" if subfolder else ""
     text = files.json(f"{prefix}sentence_bert_config.json") or {}
     if text.get("do_lower_case"):
-        raise UserError(
-            f"--model_name_or_path {files.name}: do_lower_case in sentence_bert_config.json is not supported"
-        )
+        raise files.error("do_lower_case in its sentence_bert_config.json is not supported")
     length = text.get("max_seq_length") or (files.json(f"{prefix}tokenizer_config.json") or {}).get("model_max_length")
-    length = int(length) if length and length < 10**7 else 10**7
+    length = int(length) if length and length < UNLIMITED else UNLIMITED
     settings = files.json("config_sentence_transformers.json") or {}
     prompts: dict[str, str] = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
     fallback = prompts.get(settings.get("default_prompt_name") or "", "")
     passage = next((prompts[name] for name in PASSAGE_PROMPT_NAMES if name in prompts), fallback)
     return subfolder, EmbeddingConfig(
-        pooling=_pooling(files.json(f"{kinds['Pooling']}/config.json") or {}, files.name),
+        pooling=_pooling(files, f"{kinds['Pooling']}/config.json"),
         normalize="Normalize" in kinds,
         query_prompt=prompts.get("query", fallback),
         passage_prompt=passage,
@@ -145,7 +170,8 @@ def _read_contract(files: _Files) -> tuple[str, EmbeddingConfig | None]:
     )
 
 
-def _pooling(config: dict[str, Any], name: str) -> str:
+def _pooling(files: ModelFiles, path: str) -> str:
+    config = files.json(path) or {}
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [
@@ -154,7 +180,5 @@ def _pooling(config: dict[str, Any], name: str) -> str:
     modes = [modes] if isinstance(modes, str) else modes
     known = {alias: ours for ours, key in POOLING_NAMES.items() for alias in (key, ours)} | {"lasttoken": "last_token"}
     if len(modes) != 1 or modes[0] not in known or config.get("include_prompt") is False:
-        raise UserError(
-            f"--model_name_or_path {name}: its pooling ({', '.join(modes)}) is not one of mean, cls, last_token"
-        )
+        raise files.error(f"its pooling ({', '.join(modes)}) is not supported; EmbedRAG has {', '.join(POOLING_NAMES)}")
     return known[modes[0]]

@@ -100,7 +100,7 @@ def embed_trained(
     """[n, D] by base + adapter as in training, and [n, D] by the same base with the adapter switched off."""
     encoder = load_model(
         str(file),
-        base_name=base_name,
+        base_model_path=base_name,
         trust_remote_code=trust_remote_code,
         quantization=quantization,
         lora_alpha=lora_alpha,

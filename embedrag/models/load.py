@@ -1,4 +1,4 @@
-"""Open what a run saved, or any base model, for encoding."""
+"""Open a model for encoding: a trained or merged folder, an adapter with its base, or any base model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_con
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
 from embedrag.models.quantization import quantization_config
-from embedrag.models.tokenizer import load_tokenizer
+from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import quiet
 from embedrag.runtime.device import pick_device, pick_dtype
 from embedrag.weights.adapter_file import CONFIG, WEIGHTS, plain_name, read_adapter
@@ -30,10 +30,11 @@ def load_model(
     name: str,
     device: str = "auto",
     dtype: str = "float32",
-    base_name: str | None = None,
+    base_model_path: str | None = None,
     trust_remote_code: bool = False,
     quantization: dict[str, Any] | None = None,
     lora_alpha: int | None = None,
+    argument: str = "model",
 ) -> Encoder:
     """Open a model for encoding: a trained folder, an adapter with its base, or any base model.
 
@@ -41,10 +42,11 @@ def load_model(
         name: folder, adapter file, or hub id. A QLoRA adapter gets its base quantised as in training.
         device: `auto`, `cuda`, `mps` or `cpu`.
         dtype: of the computation.
-        base_name: base of an adapter, when it has moved or the adapter does not name it.
-        trust_remote_code: run code that comes with the base.
-        quantization: how an adapter's base was quantised, when its folder does not tell.
+        base_model_path: base of an adapter, when it has moved or the adapter does not name it.
+        trust_remote_code: run Python code that comes with the base.
+        quantization: how an adapter's base was quantised, when the adapter's folder does not say.
         lora_alpha: scale of an adapter without adapter_config.json.
+        argument: what the caller calls `name`, for messages.
 
     Raises:
         UserError: when it, or its base, can't be read, or the two do not belong together.
@@ -54,19 +56,15 @@ def load_model(
     path = Path(name).expanduser()
     file = adapter_file(path)
     if file is None:
-        base = _describe(name, "model", trust_remote_code)
-        embedding_config = saved_embedding_config(path, base)
+        base = describe_base(name, trust_remote_code, argument=argument)
+        embedding_config = saved_embedding_config(path, base, argument)
+        tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument=argument)
         backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code)
-        return _packed(Encoder(backbone, load_tokenizer(base, embedding_config), embedding_config, precision))
+        return _packed(Encoder(backbone, tokenizer, embedding_config, precision))
     folder = file.parent
-    base = _describe(
-        base_name or _base_of(folder), f"base of the adapter {folder} (--base_model_path)", trust_remote_code
-    )
-    embedding_config = saved_embedding_config(folder, base)
-    own_tokenizer = (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(
-        replace(base, name=str(folder), subfolder="") if own_tokenizer else base, embedding_config
-    )
+    base = describe_adapter_base(folder, base_model_path, trust_remote_code, argument)
+    embedding_config = saved_embedding_config(folder, base, argument)
+    tokenizer = load_adapter_tokenizer(folder, base, embedding_config, trust_remote_code, argument)
     stored = model_settings(folder).get("quantization") or quantization
     settings = None
     if stored:
@@ -79,7 +77,7 @@ def load_model(
         # What was stored in fewer bits is what training saw; now it computes in this precision.
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(precision)
-    return _packed(Encoder(_with_adapter(file, backbone, lora_alpha), tokenizer, embedding_config, precision))
+    return _packed(Encoder(_with_adapter(file, backbone, lora_alpha, argument), tokenizer, embedding_config, precision))
 
 
 def _packed(encoder: Encoder) -> Encoder:
@@ -118,16 +116,18 @@ def trained_from(name: str) -> str:
     raise UserError(f"{name}: no {MERGE_CONFIG} or {TRAINING_CONFIG} tells what it was trained from")
 
 
-def saved_embedding_config(folder: Path, base: Base) -> EmbeddingConfig:
-    """The contract of a model or adapter folder: its own files, else the base's, else that of its family.
+def saved_embedding_config(folder: Path, base: Base, argument: str = "model") -> EmbeddingConfig:
+    """The embedding configuration of a model or adapter folder: from its own files, otherwise the base's.
 
-    sentence-transformers' files know one length, training_config.json both.
+    The files of sentence-transformers hold one length, training_config.json holds both.
+
+    Args:
+        folder: where the model or adapter lies.
+        base: its base, from `describe_base`.
+        argument: what the caller calls the folder, for messages.
     """
-    embedding_config = (
-        (read_embedding_config(str(folder)) if folder.is_dir() else None)
-        or base.embedding_config
-        or _family_contract(base)
-    )
+    own = read_embedding_config(str(folder), argument) if folder.is_dir() else None
+    embedding_config = own or base.embedding_config
     settings = model_settings(folder)
     limit = base.position_limit or 10**9
     return replace(
@@ -137,13 +137,68 @@ def saved_embedding_config(folder: Path, base: Base) -> EmbeddingConfig:
     )
 
 
-def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None) -> torch.nn.Module:
+def describe_adapter_base(
+    folder: Path, base_model_path: str | None = None, trust_remote_code: bool = False, argument: str = "model"
+) -> Base:
+    """The base of an adapter.
+
+    Args:
+        folder: of the adapter.
+        base_model_path: its base; None: the base that adapter_config.json names.
+        trust_remote_code: run Python code that comes with the base.
+        argument: what the caller calls the adapter, for messages.
+
+    Raises:
+        UserError: the base is not named, or can't be read.
+    """
+    if base_model_path:
+        return describe_base(base_model_path, trust_remote_code, argument="base_model_path")
+    config = folder / CONFIG
+    name = read_json(config).get("base_model_name_or_path") if config.is_file() else None
+    if not name:
+        raise UserError("the adapter does not name its base; give `base_model_path`", argument, folder)
+    try:
+        return describe_base(str(name), trust_remote_code)
+    except UserError as error:
+        reason = f"its base {name}: {error.reason}; if the base has moved, give `base_model_path`"
+        raise UserError(reason, argument, folder) from None
+
+
+def load_adapter_tokenizer(
+    folder: Path,
+    base: Base,
+    embedding_config: EmbeddingConfig,
+    trust_remote_code: bool = False,
+    argument: str = "model",
+) -> TextTokenizer:
+    """The tokenizer in an adapter's folder, otherwise its base's.
+
+    Args:
+        folder: of the adapter.
+        base: its base, from `describe_base`.
+        embedding_config: from `saved_embedding_config`.
+        trust_remote_code: run Python code that comes with the tokenizer.
+        argument: what the caller calls the adapter, for messages.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    own = (folder / "tokenizer_config.json").is_file()
+    return load_tokenizer(
+        replace(base, name=str(folder), subfolder="") if own else base,
+        embedding_config,
+        trust_remote_code=trust_remote_code,
+        argument=argument if own else "base_model_path",
+    )
+
+
+def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None, argument: str) -> torch.nn.Module:
     """Put an adapter on a backbone; every tensor of the file must find its place, and every place its tensor.
 
     peft alone ignores keys that it does not know (the older prefix, adapters of AutoModelForCausalLM) and would give
     the base's vectors.
     """
-    adapter = read_adapter(str(file), lora_alpha)
+    adapter = read_adapter(str(file), lora_alpha, argument)
     with quiet():
         from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
         from peft.config import PeftConfig
@@ -169,25 +224,6 @@ def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None)
             )
         set_peft_model_state_dict(model, {wanted[name]: tensors.rows(key) for key, name in found.items()})
     return cast(torch.nn.Module, model)
-
-
-def _describe(name: str, what: str, trust_remote_code: bool) -> Base:
-    try:
-        return describe_base(name, trust_remote_code)
-    except UserError as error:
-        raise UserError(str(error).replace("--model_name_or_path", what)) from None
-
-
-def _base_of(folder: Path) -> str:
-    config = folder / CONFIG
-    name = read_json(config).get("base_model_name_or_path") if config.is_file() else None
-    if not name:
-        raise UserError(f"{folder}: the adapter does not name its base; give --base_model_path")
-    return str(name)
-
-
-def _family_contract(base: Base) -> EmbeddingConfig:
-    return EmbeddingConfig(pooling="last_token" if base.is_decoder else "mean")
 
 
 def read_json(path: Path) -> dict[str, Any]:

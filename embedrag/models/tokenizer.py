@@ -1,4 +1,4 @@
-"""Texts -> token ids under a contract: prompts, lengths, and the end token, in the tokenizer's own files too."""
+"""Texts -> token ids: prompts, lengths and the end token. A saved tokenizer gives the same ids in other programs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 from embedrag.errors import UserError
 from embedrag.models.base_model import Base
 from embedrag.models.embedding_config import EmbeddingConfig
-from embedrag.training.config.options import TrainOptions
 
 
 class TextTokenizer:
-    """A tokenizer under a contract: (role, texts) -> token ids, the prompt before and the end token behind.
+    """(role, texts) -> token ids, with the prompt before the text and the end token after it.
 
-    Decoders that pool the last token end every text in the end token, after truncation too. The rule is put into the
-    tokenizer's own post-processor, so a saved folder gives the same ids in every program.
+    A decoder that pools the last token needs the end token at the end of every text, also after truncation. The
+    tokenizer's own post-processor adds it, so that a saved folder gives the same ids in every program.
+
+    Attributes:
+        tokenizer: of transformers.
+        embedding_config: prompts, lengths and pooling.
     """
 
     def __init__(self, tokenizer: Any, embedding_config: EmbeddingConfig, is_decoder: bool) -> None:
@@ -75,31 +78,50 @@ class TextTokenizer:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_tokenizer(base: Base, embedding_config: EmbeddingConfig, options: TrainOptions | None = None) -> TextTokenizer:
-    """The base model's tokenizer (or `--tokenizer_id`) under a contract.
+def load_tokenizer(
+    base: Base,
+    embedding_config: EmbeddingConfig,
+    tokenizer_id: str | None = None,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+    argument: str = "model_name_or_path",
+) -> TextTokenizer:
+    """The tokenizer of a base model, with prompts and lengths.
+
+    Args:
+        base: from `describe_base`.
+        embedding_config: prompts, lengths and pooling.
+        tokenizer_id: folder or hub id of another tokenizer; None: the base's own.
+        trust_remote_code: run Python code that comes with the tokenizer.
+        local_files_only: never ask the hub.
+        argument: what the caller calls the base, for messages.
 
     Raises:
-        UserError: when there is none that can be read.
+        UserError: no tokenizer can be read there, or it does not fit the model.
     """
     from transformers import AutoTokenizer
 
-    name = options.tokenizer_id if options and options.tokenizer_id else base.name
-    flag = "--tokenizer_id" if options and options.tokenizer_id else "--model_name_or_path"
+    name = tokenizer_id or base.name
     settings: dict[str, Any] = {"subfolder": base.subfolder} if name == base.name else {}
-    if options:
-        settings |= {"trust_remote_code": options.trust_remote_code, "local_files_only": options.local_files_only}
+
+    def error(reason: str) -> UserError:
+        return UserError(reason, "tokenizer_id" if tokenizer_id else argument, name)
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-    except Exception as error:  # every tokenizer class has its own way to fail on a broken file
-        raise UserError(f"{flag} {name}: no tokenizer can be read there ({str(error).splitlines()[0]})") from None
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, local_files_only=local_files_only, **settings
+        )
+    except Exception as problem:  # every tokenizer class fails on a broken file in its own way
+        raise error(f"no tokenizer can be read there ({str(problem).splitlines()[0]})") from None
     if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{flag} {name}: only tokenizers with a tokenizer.json (fast tokenizers) are supported")
+        raise error("only tokenizers with a tokenizer.json (fast tokenizers) are supported")
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(f"{flag} {name}: no tokenizer files are there, so every word would be unknown; fetch them")
+        raise error("there are no tokenizer files, so every word would be unknown; download them")
     vocabulary = getattr(base.config, "vocab_size", None)
     if vocabulary and len(tokenizer) > vocabulary:
-        raise UserError(
-            f"{flag} {name}: {len(tokenizer)} tokens, but the model has vectors for {vocabulary}; use its own"
+        raise error(
+            f"it has {len(tokenizer)} tokens, but the model has vectors for {vocabulary} tokens only; use the model's "
+            "own tokenizer"
         )
     return TextTokenizer(tokenizer, embedding_config, base.is_decoder)
 
@@ -111,7 +133,7 @@ def _end_with_eos(tokenizer: Any) -> None:
     if tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids:
         return
     if tokenizer.eos_token is None:
-        raise UserError("the tokenizer has no end token, which last_token pooling needs; choose --pooling mean")
+        raise UserError("the tokenizer has no end token, which last_token pooling needs; choose `pooling=mean`")
     eos = tokenizer.eos_token
     ending = processors.TemplateProcessing(
         single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]

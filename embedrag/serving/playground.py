@@ -151,20 +151,22 @@ def run(options: PlaygroundOptions) -> int:
     need("serve", "fastapi", "uvicorn")  # named before the models are loaded
     import uvicorn
 
-    names = {"--baseline": options.baseline or _base_of(options.model), "--model": options.model}
-    for flag, name in names.items():
+    names = {"baseline": options.baseline or _base_of(options.model), "model": options.model}
+    for argument, name in names.items():
         if not adapter_file(Path(name).expanduser()):
-            with flag_named(flag, "--model_name_or_path"):
-                check_local_path(name)
+            check_local_path(name, argument)
     with flag_named("--data", "--corpus"):
         documents = list(dict.fromkeys(text for text in read_corpus(options.data, options.field) if text.strip()))
     if not documents:
         raise UserError(f"--data {options.data}: no texts in it")
     with listen(options.host, options.port) as listener:
         encoders = []  # both, before the documents are embedded by one
-        for (flag, name), base_of in zip(names.items(), (None, options.base_model_path), strict=True):
-            with flag_named(flag, "--model_name_or_path"):
-                encoders.append(load_model(name, options.device, options.dtype, base_of, options.trust_remote_code))
+        for (argument, name), base_of in zip(names.items(), (None, options.base_model_path), strict=True):
+            encoders.append(
+                load_model(
+                    name, options.device, options.dtype, base_of, options.trust_remote_code, argument=argument
+                )
+            )
         base, tuned = (Ranker(name, encoder, documents) for name, encoder in zip(names.values(), encoders, strict=True))
         app = application(documents, base, tuned, allowed_names(options.host))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from embedrag.commands.serve import ServeOptions
-from embedrag.errors import UserError, flag_named, need
+from embedrag.errors import UserError, need
 from embedrag.export.onnx_encoder import load_onnx_encoder, onnx_file
 from embedrag.models.artifacts import EXPORT_CONFIG
 from embedrag.models.base_model import check_local_path
@@ -38,13 +38,12 @@ def run(options: ServeOptions) -> int:
     """
     need("serve", "fastapi", "orjson", "prometheus_client", "uvicorn")
     key = _key(options)
-    with flag_named("--model", "--model_name_or_path"):
-        if options.backend != "torch":
-            onnx_file(options.model, options.backend)
-        elif Path(options.model, EXPORT_CONFIG).expanduser().is_file():
-            raise UserError(f"--model {options.model}: an export; serve it with --backend onnx")
-        elif not adapter_file(Path(options.model).expanduser()):
-            check_local_path(options.model)
+    if options.backend != "torch":
+        onnx_file(options.model, options.backend)
+    elif Path(options.model, EXPORT_CONFIG).expanduser().is_file():
+        raise UserError(f"--model {options.model}: an export; serve it with --backend onnx")
+    elif not adapter_file(Path(options.model).expanduser()):
+        check_local_path(options.model, "model")
     with listen(options.host, options.port) as listener:
         return asyncio.run(_serve(options, key, listener))
 
@@ -102,13 +101,12 @@ def _stop_signal() -> asyncio.Event:
 def _load(options: ServeOptions) -> TextEncoder:
     """The model, warmed up."""
     encoder: TextEncoder
-    with flag_named("--model", "--model_name_or_path"):
-        if options.backend == "torch":
-            encoder = load_model(
-                options.model, options.device, options.dtype, options.base_model_path, options.trust_remote_code
-            )
-        else:
-            encoder = load_onnx_encoder(options.model, options.backend, options.device, options.trust_remote_code)
+    if options.backend == "torch":
+        encoder = load_model(
+            options.model, options.device, options.dtype, options.base_model_path, options.trust_remote_code
+        )
+    else:
+        encoder = load_onnx_encoder(options.model, options.backend, options.device, options.trust_remote_code)
     encoder.encode(["warm"], "query")
     return encoder
 

@@ -7,17 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 from embedrag.errors import UserError
-from embedrag.models.base_model import describe_base, settle
+from embedrag.models.base_model import check_local_path, describe_base, position_limit, resolve_embedding_config
 from embedrag.models.embedding_config import EmbeddingConfig
+from embedrag.models.load import load_model
 from embedrag.models.tokenizer import load_tokenizer
-from embedrag.training.config.options import TrainOptions
-
-
-def options(**changes: object) -> TrainOptions:
-    return TrainOptions(output_dir="x", batch_size=2, **changes).resolved()
 
 
 @pytest.fixture
@@ -30,34 +27,65 @@ def folder(tiny_bert: str, tmp_path: Path) -> Path:
 
 
 def test_folder_of_sentence_transformers_is_honoured(folder: Path) -> None:
-    embedding_config, notices = settle(describe_base(str(folder)), options())
+    embedding_config, notices = resolve_embedding_config(describe_base(str(folder)))
     assert embedding_config == EmbeddingConfig("cls", False, "query: ", "passage: ", 77, 77)
     assert notices == []
 
 
-def test_flags_win_over_the_folder(folder: Path) -> None:
-    asked = options(pooling="mean", query_prompt="", passage_prompt="text: ", passage_max_len=100)
-    embedding_config, _ = settle(describe_base(str(folder)), asked)
+def test_arguments_win_over_the_folder(folder: Path) -> None:
+    embedding_config, _ = resolve_embedding_config(
+        describe_base(str(folder)), pooling="mean", query_prompt="", passage_prompt="text: ", passage_max_len=100
+    )
     assert embedding_config == EmbeddingConfig("mean", False, "", "text: ", 77, 100)
 
 
-def test_max_seq_length_sets_both_sides(folder: Path) -> None:
-    embedding_config, _ = settle(describe_base(str(folder)), options(max_seq_length=50))
-    assert (embedding_config.query_max_len, embedding_config.passage_max_len) == (50, 50)
+def test_lengths_of_a_folder_are_used_up_to_the_default(folder: Path) -> None:
+    EmbeddingConfig("cls", query_max_len=700, passage_max_len=700).write(folder, 64)
+    embedding_config, notices = resolve_embedding_config(describe_base(str(folder)))
+    assert (embedding_config.query_max_len, embedding_config.passage_max_len) == (256, 512)  # 512 positions
+    assert notices == []  # nobody asked for a length
 
 
 def test_default_pooling_follows_the_family(tiny_bert: str, tiny_qwen3: str) -> None:
-    assert settle(describe_base(tiny_bert), options())[0].pooling == "mean"
-    assert settle(describe_base(tiny_qwen3), options())[0].pooling == "last_token"
+    assert resolve_embedding_config(describe_base(tiny_bert))[0] == EmbeddingConfig("mean", passage_max_len=512)
+    assert describe_base(tiny_qwen3).embedding_config == EmbeddingConfig("last_token")
 
 
 def test_length_beyond_the_positions_is_cut_with_a_notice(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     config = transformers.XLMRobertaConfig(**sizes, vocab_size=99, max_position_embeddings=514, pad_token_id=1)
     config.save_pretrained(tmp_path)
-    embedding_config, notices = settle(describe_base(str(tmp_path)), options(passage_max_len=1000))
+    embedding_config, notices = resolve_embedding_config(describe_base(str(tmp_path)), passage_max_len=1000)
     assert embedding_config.passage_max_len == 512  # XLM-R counts positions from the padding index on
-    assert "1000" in notices[0]
+    assert notices == ["`passage_max_len=1000` is lowered to 512: the base model has no positions beyond that"]
+
+
+@pytest.mark.parametrize("kind", ["Camembert", "Roberta", "RobertaPreLayerNorm", "MPNet", "Luke", "IBert", "Bert"])
+def test_longest_text_of_a_family_fits_and_a_longer_one_does_not(kind: str) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    sizes |= {"entity_emb_size": 8} if kind == "Luke" else {}
+    config = getattr(transformers, f"{kind}Config")(**sizes, vocab_size=9, max_position_embeddings=20, pad_token_id=1)
+    model = getattr(transformers, f"{kind}Model")(config)
+    longest = position_limit(config)
+    model(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_error_of_a_path_names_the_argument_of_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^`base_model_path=\./none`: no such folder"):
+        check_local_path("./none", "base_model_path")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^`baseline=/.*`: no model can be read there"):
+        describe_base(str(tmp_path), argument="baseline")
+
+
+def test_base_that_an_adapter_names_and_that_is_gone_can_be_given(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
+    with pytest.raises(UserError, match=r"^`model=/.*`: its base /gone/base: no such folder.*give `base_model_path`"):
+        load_model(str(tmp_path), "cpu")
+    with pytest.raises(UserError, match=r"^`base_model_path=\./none`: no such folder"):
+        load_model(str(tmp_path), "cpu", base_model_path="./none")
 
 
 @pytest.mark.parametrize(
@@ -90,8 +118,6 @@ def test_weights_in_a_subfolder_are_found(tiny_bert: str, tmp_path: Path) -> Non
     modules[0]["path"] = "0_Transformer"
     (target / "modules.json").write_text(json.dumps(modules))
     (target / "sentence_bert_config.json").rename(target / "0_Transformer" / "sentence_bert_config.json")
-    from embedrag.models.load import load_model
-
     assert describe_base(str(target)).subfolder == "0_Transformer"
     assert load_model(str(target), "cpu").encode(["x"], "query").shape == (1, 64)
 
@@ -131,8 +157,8 @@ def test_decoder_whose_tokenizer_has_no_end_token_is_refused(tiny_qwen3: str, tm
 
 def test_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_qwen3: str, minilm: str) -> None:
     base = describe_base(tiny_qwen3)
-    with pytest.raises(UserError, match="the model has vectors for"):
-        load_tokenizer(base, EmbeddingConfig("mean"), options(tokenizer_id=minilm))
+    with pytest.raises(UserError, match=r"^`tokenizer_id=.*the model has vectors for"):
+        load_tokenizer(base, EmbeddingConfig("mean"), tokenizer_id=minilm)
 
 
 def test_model_with_code_of_its_own_names_the_flag_that_trusts_it(tmp_path: Path) -> None:
@@ -141,7 +167,7 @@ def test_model_with_code_of_its_own_names_the_flag_that_trusts_it(tmp_path: Path
     (tmp_path / "own.py").write_text(
         "from transformers import BertConfig\n\n\nclass OwnConfig(BertConfig):\n    model_type = 'own'\n"
     )
-    with pytest.raises(UserError, match=r"code of its own.*add --trust_remote_code"):
+    with pytest.raises(UserError, match=r"code of its own.*add `trust_remote_code`"):
         describe_base(str(tmp_path))
     assert describe_base(str(tmp_path), trust_remote_code=True).config.model_type == "own"
 

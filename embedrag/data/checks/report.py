@@ -23,11 +23,10 @@ from embedrag.data.checks.scan import SIDES, EvaluationTexts, Scan, expand, surv
 from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.errors import UserError, flag_named, near_miss
-from embedrag.models.base_model import describe_base, settle
+from embedrag.models.base_model import describe_base, resolve_embedding_config
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import say
 from embedrag.runtime.files import atomic_file, check_targets
-from embedrag.training.config.options import TrainOptions
 
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured
@@ -45,7 +44,7 @@ def run(options: CheckOptions) -> int:
     """
     files = expand(options.train_dataset)
     check_targets(
-        {"--fix": options.fix, "--output": options.output},
+        {"fix": options.fix, "output": options.output},
         [*options.train_dataset, *files, options.eval],
         options.overwrite,
     )
@@ -142,16 +141,16 @@ def percentiles(counts: Counter[int]) -> dict[str, int]:
 
 def _tokenizer(options: CheckOptions) -> TextTokenizer:
     """The model's tokenizer with prompts and lengths as training would have them."""
-    given = options.model_dump(
-        include={"query_max_len", "passage_max_len", "trust_remote_code"} & options.model_fields_set
+    base = describe_base(str(options.model), options.trust_remote_code, argument="model")
+    given = options.model_fields_set
+    embedding_config, notices = resolve_embedding_config(
+        base,
+        query_max_len=options.query_max_len if "query_max_len" in given else None,
+        passage_max_len=options.passage_max_len if "passage_max_len" in given else None,
     )
-    settings = TrainOptions(model_name_or_path=options.model, output_dir="-", batch_size=1, **given)
-    with flag_named("--model", "--model_name_or_path"):
-        base = describe_base(settings.model_name_or_path, settings.trust_remote_code)
-        embedding_config, notices = settle(base, settings)
-        for line in notices:
-            say(line)
-        return load_tokenizer(base, embedding_config, settings)
+    for line in notices:
+        say(line)
+    return load_tokenizer(base, embedding_config, trust_remote_code=options.trust_remote_code, argument="model")
 
 
 def _token_lengths(texts: list[str], side: str, tokenizer: TextTokenizer) -> dict[str, Any]:
