@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.models.load import load_model
-from embedrag.serving.request import embed, find_model, read_request
+from embedrag.models.load import find_model, load_model
+from embedrag.serving.request import embed, read_request
 
 encoder: Any = None
 

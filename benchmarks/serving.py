@@ -175,7 +175,7 @@ async def load(url: str, process: psutil.Process, texts: list[str], clients: int
 async def soak(folders: dict[str, str], backend: str, minutes: float) -> None:
     """Good and bad requests from eight clients; prints what was answered, and the memory."""
     from embedrag.models.load import load_model
-    from embedrag.serving.app import TRIM_SECONDS
+    from embedrag.serving.embedding_service import TRIM_SECONDS
 
     texts = texts_of("mixed", "query", folders["torch"])[::2] + texts_of("mixed", "passage", folders["torch"])[::2]
     expected = load_model(folders["torch"], "cpu").encode(texts, "passage")

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from embedrag.errors import UserError
-from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
+from embedrag.models.artifacts import MERGE_CONFIG, MODEL_MARKERS, TRAINING_CONFIG
 from embedrag.models.backbone import load_backbone
 from embedrag.models.base_model import Base, describe_base
 from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
@@ -91,6 +91,22 @@ def adapter_file(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix in (".safetensors", ".bin") else None
     return path / WEIGHTS if (path / CONFIG).is_file() and not (path / "config.json").is_file() else None
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder in `folder`, at most four levels below it (Azure ML adds levels of its own).
+
+    Raises:
+        UserError: when there is none, or several at the same level.
+    """
+    for depth in range(5):
+        found = sorted({path.parent for name in MODEL_MARKERS for path in folder.glob("*/" * depth + name)})
+        # The parts of a model (1_Pooling) lie one level below it and have a config.json too.
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{folder}: several models, {', '.join(map(str, found))}; name one of them")
+    raise UserError(f"{folder}: no model in it (no {', '.join(MODEL_MARKERS)})")
 
 
 def model_settings(folder: Path) -> dict[str, Any]:

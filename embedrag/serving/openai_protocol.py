@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BeforeValidator, FailFast, Field
 
 from embedrag.errors import UserError
-from embedrag.serving.request import ROLES, Request, check_request, read_object
+from embedrag.serving.request import ROLES, EmbedRequest, check_request, read_object
 
 SHOWN = 1000  # characters of a message
 
@@ -47,7 +47,7 @@ def _as_texts(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class EmbeddingsRequest(Request):
+class EmbeddingsRequest(EmbedRequest):
     """A request to /v1/embeddings.
 
     Attributes:

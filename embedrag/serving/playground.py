@@ -163,9 +163,7 @@ def run(options: PlaygroundOptions) -> int:
         encoders = []  # both, before the documents are embedded by one
         for (argument, name), base_of in zip(names.items(), (None, options.base_model_path), strict=True):
             encoders.append(
-                load_model(
-                    name, options.device, options.dtype, base_of, options.trust_remote_code, argument=argument
-                )
+                load_model(name, options.device, options.dtype, base_of, options.trust_remote_code, argument=argument)
             )
         base, tuned = (Ranker(name, encoder, documents) for name, encoder in zip(names.values(), encoders, strict=True))
         app = application(documents, base, tuned, allowed_names(options.host))

@@ -49,11 +49,12 @@ def run(options: ServeOptions) -> int:
 
 
 async def _serve(options: ServeOptions, key: str | None, listener: socket.socket) -> int:
-    from embedrag.serving.app import Service, make_app, make_server
+    from embedrag.serving.app import make_app, make_server
+    from embedrag.serving.embedding_service import EmbeddingService
 
     path = Path(options.model).expanduser()
     name = options.served_name or (path.resolve().name if path.exists() else options.model)
-    service = Service(name, options.model, options.max_queue)
+    service = EmbeddingService(name, options.model, options.max_queue)
     hosts = allowed_names(options.host) if key is None and not options.no_api_key else ["*"]
     server = make_server(make_app(service, key, hosts))
     stop = _stop_signal()

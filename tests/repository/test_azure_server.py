@@ -114,7 +114,7 @@ def test_fields_choose_size_length_and_role(server: str, tiny_bert: str) -> None
         ({"inputs": {"data": None}}, "inputs.data: "),
         ({"texts": ["a"] * 10_000}, "at most 2,048"),
         ({"texts": ["a" * (2 << 20)]}, "send several"),
-        (GOOD | {"dimensions": 65}, "64 components"),
+        (GOOD | {"dimensions": 65}, "64 dimensions"),
         (GOOD | {"prompt_name": "title"}, "prompt_name"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

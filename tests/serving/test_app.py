@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,12 +29,16 @@ from embedrag.errors import UserError
 from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_model
+from embedrag.serving import admission
 from embedrag.serving import app as server_module
-from embedrag.serving.app import MAX_BYTES, Room, Service, make_app
+from embedrag.serving.admission import MAX_BYTES, Quota
+from embedrag.serving.app import ROUTES, make_app
+from embedrag.serving.embedding_service import EmbeddingService
 from embedrag.serving.listener import allowed_names, listen
 from embedrag.serving.openai_protocol import EmbeddingsRequest, answer_bytes, embeddings_body
 from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS
 
+ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
 TEXTS = ["a frog", "저항의 단위는 옴이다", "a much longer text about frogs and ponds " * 20, "x"]
 ROOM = 60
@@ -202,7 +207,7 @@ def test_null_is_a_field_that_is_left_out(server: Running, encoder: Encoder) -> 
 )
 def test_without_a_key_pages_of_the_web_are_refused(headers: dict[str, str], status: int, encoder: Encoder) -> None:
     async def ask(hosts: list[str]) -> list[int]:
-        service = Service("frogs", "folder", 10)
+        service = EmbeddingService("frogs", "folder", 10)
         service.open(encoder, 100)
         transport = httpx.ASGITransport(make_app(service, None, hosts))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers) as client:
@@ -220,7 +225,7 @@ def test_command_restricts_who_may_ask_where_there_is_no_key(
 ) -> None:
     asked: list[Any] = []
 
-    def make(service: Service, key: str | None, hosts: list[str]) -> None:
+    def make(service: EmbeddingService, key: str | None, hosts: list[str]) -> None:
         asked.append(hosts)
         raise UserError("enough")
 
@@ -229,6 +234,22 @@ def test_command_restricts_who_may_ask_where_there_is_no_key(
     assert main(["serve", "--model", folder, "--port", "0", *words]) == 2
     assert asked == [allowed_names("127.0.0.1") if restricted else ["*"]]
     assert "*" not in allowed_names("127.0.0.1")
+
+
+def test_docs_list_every_route_and_whether_it_needs_the_key() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `([A-Z]+) (/\S*)` \|.*\| (yes|no) \|$", page, re.MULTILINE)
+    assert told == [
+        (route.method, route.path.replace(":path", ""), "yes" if route.needs_key else "no") for route in ROUTES
+    ]
+
+
+def test_other_pages_name_only_routes_that_exist() -> None:
+    paths = {route.path.replace(":path", "") for route in ROUTES}
+    pages = [*ROOT.glob("README*.md"), *(ROOT / "docs" / f"{name}.md" for name in ("serving", "deploy", "index"))]
+    for page in [*pages, ROOT / "docker" / "serve.Dockerfile"]:
+        for path in re.findall(r"(?:[` ]|://[\w.]+:\d+)(/(?:v1/|health|metrics)[\w/{}]*)", page.read_text("utf-8")):
+            assert path in paths, (page.name, path)
 
 
 def test_models_and_health_are_told(server: Running) -> None:
@@ -411,7 +432,7 @@ def test_sigterm_loses_no_running_request_and_takes_no_new_one(server: Running, 
     assert server.process.wait(60) == 0
 
 
-def ask(service: Service, path: str = "/v1/embeddings", **request: Any) -> httpx.Response:
+def ask(service: EmbeddingService, path: str = "/v1/embeddings", **request: Any) -> httpx.Response:
     """A request to an application in this process."""
 
     async def go() -> httpx.Response:
@@ -423,7 +444,7 @@ def ask(service: Service, path: str = "/v1/embeddings", **request: Any) -> httpx
 
 
 def test_before_the_model_is_there_all_is_503_and_nothing_is_read() -> None:
-    service = Service("frogs", "", 10)
+    service = EmbeddingService("frogs", "", 10)
     assert ask(service, "/health").status_code == 503
     response = ask(service, json={"input": "a"})
     assert "being loaded" in refusal(response, 503)
@@ -435,8 +456,8 @@ def test_request_that_does_not_arrive_is_given_up(encoder: Encoder, monkeypatch:
         await asyncio.Event().wait()
         yield b""
 
-    monkeypatch.setattr(server_module, "READ_SECONDS", 0.01)
-    service = Service("frogs", "", 10)
+    monkeypatch.setattr(admission, "READ_SECONDS", 0.01)
+    service = EmbeddingService("frogs", "", 10)
     service.open(encoder, 100)
     assert "did not arrive" in refusal(ask(service, content=never()), 408)
 
@@ -452,7 +473,7 @@ def test_failing_model_is_a_server_error_and_the_next_request_is_answered(
         return real(ids)
 
     monkeypatch.setattr(encoder, "vectors", moody)
-    service = Service("frogs", "", 10)
+    service = EmbeddingService("frogs", "", 10)
     service.open(encoder, 100)
     assert refusal(ask(service, json={"input": ["a", "long " * 60]}), 500) == "the model fails on this request"
     assert ask(service, json={"input": "a"}).status_code == 200
@@ -468,13 +489,13 @@ def test_answer_is_never_longer_than_the_room_it_takes(shape: tuple[int, int], e
         assert len(body) <= answer_bytes(*shape, encoding_format)
 
 
-def test_room_is_given_back_and_never_exceeded() -> None:
-    room = Room(5)
-    with room.part() as mine, room.part() as other:
-        assert mine(3) and other(2)
-        assert not mine(1) and not other(1)
-        assert room.used == 5
-    assert room.used == 0
+def test_quota_is_given_back_and_never_exceeded() -> None:
+    quota = Quota(5)
+    with quota.reserve() as mine, quota.reserve() as other:
+        assert mine.grow(3) and other.grow(2)
+        assert not mine.grow(1) and not other.grow(1)
+        assert quota.used == 5
+    assert quota.used == 0
 
 
 @pytest.mark.parametrize(
@@ -491,7 +512,7 @@ def test_room_is_given_back_and_never_exceeded() -> None:
         (["--backend", "onnx_int8"], None, "embedrag export --int8"),
         (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype: only with --backend torch"),
         (["--model", "/no/such/folder"], None, "--model /no/such/folder"),
-        (["--model", __file__], None, "test_serve.py: a file; name the folder that holds it"),
+        (["--model", __file__], None, "test_app.py: this is a file; name the folder that holds it"),
     ],
 )
 def test_wrong_flag_is_told_before_the_model_is_loaded(
@@ -509,7 +530,10 @@ def test_wrong_flag_is_told_before_the_model_is_loaded(
 def test_signal_while_the_model_is_loaded_ends_the_server_at_once(folder: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    slow = "import sys, time; from embedrag import cli, serve; serve.load_model = lambda *_: time.sleep(100); "
+    slow = (
+        "import sys, time; from embedrag import cli; from embedrag.serving import run; "
+        "run.load_model = lambda *_, **__: time.sleep(100); "
+    )
     words = ["serve", "--model", folder, "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, "-c", slow + f"sys.exit(cli.main({words}))"], stdout=subprocess.PIPE, text=True

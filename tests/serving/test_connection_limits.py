@@ -19,8 +19,9 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
 from embedrag.serving import connection_limits as connections  # noqa: E402
-from embedrag.serving.app import Service, make_app, make_server  # noqa: E402
+from embedrag.serving.app import make_app, make_server  # noqa: E402
 from embedrag.serving.connection_limits import MAX_CONNECTIONS, OWN_FILES, Connection, limited_connection  # noqa: E402
+from embedrag.serving.embedding_service import EmbeddingService  # noqa: E402
 
 DIMENSION = 16_384  # 64 answers do not fit into the buffers of a socket
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -54,7 +55,7 @@ class Listening:
 
     async def _serve(self) -> None:
         self.loop, self.stopping = asyncio.get_running_loop(), asyncio.Event()
-        self.service = Service("m", "", 64)
+        self.service = EmbeddingService("m", "", 64)
         self.service.open(self.encoder, 64)  # type: ignore[arg-type]
         self.server = make_server(make_app(self.service, None))
         serving = asyncio.create_task(self.server.serve([self.listener]))
@@ -197,7 +198,7 @@ def unread(server: Listening, texts: int = 64) -> Iterator[socket.socket]:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(server.address)
         connection.sendall(post(texts))
-        while not server.service.bytes.used:
+        while not server.service.admission.bytes.used:
             time.sleep(0.01)
         yield connection
 
@@ -206,14 +207,14 @@ def test_answer_keeps_its_bytes_until_it_is_read(server: Listening, monkeypatch:
     for name in ("READ_SECONDS", "KEEP_ALIVE_SECONDS"):
         monkeypatch.setattr(connections, name, 60)
     with unread(server) as connection:
-        while server.service._texts.used:
+        while server.service.admission.texts.used:
             time.sleep(0.01)
         time.sleep(0.3)
         connection.settimeout(10)
-        held = server.service.bytes.used
+        held = server.service.admission.bytes.used
         _, body = answer(connection)
         assert len(json.loads(body)["data"]) == 64 and len(body) <= held < 1.4 * len(body)
-        while server.service.bytes.used:
+        while server.service.admission.bytes.used:
             time.sleep(0.01)
         connection.sendall(HEAD)
         assert answer(connection)[0] == 200  # the connection goes on
@@ -222,7 +223,7 @@ def test_answer_keeps_its_bytes_until_it_is_read(server: Listening, monkeypatch:
 def test_answer_that_nobody_reads_is_given_up_and_its_bytes_are_free(server: Listening) -> None:
     with unread(server):
         begin = time.monotonic()
-        while server.service.bytes.used:
+        while server.service.admission.bytes.used:
             time.sleep(0.01)
             assert time.monotonic() - begin < 5
     assert server.health() == 200
@@ -230,15 +231,15 @@ def test_answer_that_nobody_reads_is_given_up_and_its_bytes_are_free(server: Lis
 
 def test_more_answers_than_fit_are_refused_and_not_held(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "READ_SECONDS", 2)
-    server.service.bytes.limit = 64 * (DIMENSION * 16 + 64) + 10_000
+    server.service.admission.bytes.limit = 64 * (DIMENSION * 16 + 64) + 10_000
     with unread(server):
-        while server.service._texts.used:
+        while server.service.admission.texts.used:
             time.sleep(0.01)
         body = {"input": ["a"] * 64}
         url = "http://{}:{}/v1/embeddings".format(*server.address)
         refused = httpx.post(url, json=body)
         assert refused.status_code == 429 and "large answers" in refused.text
-        while server.service.bytes.used:
+        while server.service.admission.bytes.used:
             time.sleep(0.05)
         assert httpx.post(url, json=body).status_code == 200
 
@@ -249,7 +250,7 @@ def test_stopping_ends_what_nobody_reads_without_a_traceback(
     monkeypatch.setattr(connections, "READ_SECONDS", 60)
     monkeypatch.setattr(connections, "LINGER_SECONDS", 0.5)
     with unread(server):
-        while server.service._texts.used:
+        while server.service.admission.texts.used:
             time.sleep(0.01)
         server.close()
     assert caplog.records == []
@@ -260,7 +261,7 @@ def test_stopping_refuses_at_once_a_request_that_is_still_arriving(
 ) -> None:
     with server.connect() as connection:
         connection.sendall(post(9)[:-3])
-        while not server.service._reading:
+        while not server.service.admission._reading:
             time.sleep(0.01)
         begin = time.monotonic()
         server.stop()

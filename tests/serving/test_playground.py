@@ -192,7 +192,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(
             (["--data", str(texts), "--port", port], f"--port {port}"),
             (["--data", str(texts), "--host", "no host"], "--host no host"),
             (["--data", str(texts), "--host", "a..b"], "--host a..b: no such address"),
-            (["--data", str(tmp_path / "lists.jsonl")], "lists.jsonl:1: a list, where one text is wanted"),
+            (["--data", str(tmp_path / "lists.jsonl")], "lists.jsonl:1: a list under 'text'"),
             (["--data", str(texts), "--baseline", "./nowhere"], "--baseline ./nowhere: no such folder"),
             (["--data", str(texts), "--port", "70000"], "--port"),
         ):

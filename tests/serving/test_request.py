@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from embedrag.errors import UserError
-from embedrag.models.load import load_model
+from embedrag.models.load import find_model, load_model
 from embedrag.serving.openai_protocol import EmbeddingsRequest
-from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS, Request, check_request, find_model
+from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS, EmbedRequest, check_request
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,9 +94,9 @@ def test_wrong_request_says_what_to_change_and_the_next_one_is_answered(request_
     assert len(score["run"]({"texts": ["a frog"]})["embeddings"]) == 1
 
 
-@pytest.mark.parametrize("kind", [Request, EmbeddingsRequest])
+@pytest.mark.parametrize("kind", [EmbedRequest, EmbeddingsRequest])
 @pytest.mark.parametrize("wrong", ["items", "keys"])
-def test_request_with_very_many_faults_is_refused_at_the_first_few(wrong: str, kind: type[Request]) -> None:
+def test_request_with_very_many_faults_is_refused_at_the_first_few(wrong: str, kind: type[EmbedRequest]) -> None:
     """One error of pydantic takes a kilobyte, so that eight million bytes of a request once took gigabytes."""
     request = {kind.texts_key: [None] * 100_000} if wrong == "items" else {str(n): n for n in range(100_000)}
     tracemalloc.start()
