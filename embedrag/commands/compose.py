@@ -1,4 +1,4 @@
-"""`embedrag compose`."""
+"""`embedrag compose`: training rows with hard negatives from a glossary."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from embedrag.options.command import Command
 from embedrag.options.field import Device, Options, as_list, option
+from embedrag.runtime.console import say
 
 
 class ComposeOptions(Options):
@@ -20,7 +21,7 @@ class ComposeOptions(Options):
     hard_k: int = option(3, "hard negatives of a row: the nearest definitions of other terms", group="compose", ge=0)
     columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
         None,
-        "names of the two columns, term first; left out: found by their names in several languages",
+        "names of the two columns, the term first; left out: found by their names in several languages",
         group="compose",
         min_length=2,
         max_length=2,
@@ -31,16 +32,21 @@ class ComposeOptions(Options):
     model: str | None = option(
         None, "model or adapter folder, or hub id, that finds the negatives; left out: BM25", group="compose"
     )
-    device: Device = option("auto", "where to compute", group="compose")
+    device: Device = option("auto", "where the model computes", group="compose")
     overwrite: bool = option(False, "replace the output file", group="compose")
     trust_remote_code: bool = option(False, "run Python code that comes with the model", group="compose")
 
 
 def run(options: ComposeOptions) -> int:
-    """Do what the options say."""
-    from embedrag.datagen.glossary.compose import run
+    """Write the rows and print how many there are, and how many lack negatives."""
+    from embedrag.datagen.glossary.compose import compose
 
-    return run(options)
+    result = compose(**options.model_dump())
+    say(
+        f"composed: {result.rows:,} rows of {result.pairs:,} pairs into {result.output}; "
+        f"{result.short:,} have fewer than {options.hard_k} negatives, {result.without_negatives:,} have none"
+    )
+    return 0
 
 
 COMMAND = Command(ComposeOptions, run, "make training rows with hard negatives from a glossary")

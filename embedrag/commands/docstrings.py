@@ -27,13 +27,7 @@ def run(options: DocstringsOptions) -> int:
     """Write the rows and print how many there are."""
     from embedrag.datagen.docstrings import docstrings
 
-    result = docstrings(
-        options.packages,
-        options.output,
-        neg_nums=options.neg_nums,
-        seed=options.seed,
-        overwrite=options.overwrite,
-    )
+    result = docstrings(**options.model_dump())
     say(f"{result.rows:,} rows in {result.output}")
     return 0
 

@@ -1,13 +1,19 @@
-"""`embedrag synth`."""
+"""`embedrag synth`: training and test rows from terms and acronyms."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator
 
 from embedrag.options.command import Command
 from embedrag.options.field import Options, as_list, option
+from embedrag.runtime.console import say
+
+if TYPE_CHECKING:
+    from embedrag.datagen.glossary.synth import SynthSide
+
+SHOWN = 10  # terms that are named; the others are counted
 
 
 class SynthOptions(Options):
@@ -34,7 +40,7 @@ class SynthOptions(Options):
     output_dir: str = option(..., "folder for train.jsonl and test.jsonl", group="synth", min_length=1)
     columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
         None,
-        "names of the two columns of a CSV or TSV file, term first; left out: found by name in several languages",
+        "names of the two columns of a CSV or TSV file, the term first; left out: found by name in several languages",
         group="synth",
         min_length=2,
         max_length=2,
@@ -48,23 +54,37 @@ class SynthOptions(Options):
     llm_timeout: float = option(60.0, "seconds that one answer may take", group="synth", gt=0)
     overwrite: bool = option(False, "replace train.jsonl and test.jsonl", group="synth")
 
-    @model_validator(mode="after")
-    def _agree(self) -> SynthOptions:
-        problems = []
-        if not self.terms and not self.acronyms:
-            problems.append("name --terms, --acronyms or both")
-        if bool(self.llm_base_url) != bool(self.llm_model):
-            problems.append("--llm_base_url and --llm_model go together; name both or none")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
 
 def run(options: SynthOptions) -> int:
-    """Do what the options say."""
-    from embedrag.datagen.glossary.synth import run
+    """Write the rows and print what each side has."""
+    from embedrag.datagen.glossary.synth import synth
 
-    return run(options)
+    result = synth(**options.model_dump())
+    for name, side in (("train", result.train), ("test", result.test)):
+        if side:
+            _print_side(name, side)
+    if result.language_model:
+        did = result.language_model
+        say(
+            f"language model: {did.requests:,} requests; {did.dropped:,} queries dropped as repeats, as copies of the "
+            f"definition or as empty; {did.ambiguous:,} more dropped because they fit several things; "
+            f"{did.unanswered:,} definitions without a readable answer"
+        )
+    say(f"rows are in {result.output_dir}")
+    return 0
+
+
+def _print_side(name: str, side: SynthSide) -> None:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(side.kinds.items()))
+    say(f"{name}: {side.rows:,} rows of {side.terms:,} terms and {side.acronyms:,} acronyms ({kinds})")
+    if side.short:
+        shown = ", ".join(side.short[:SHOWN]) + (" …" if len(side.short) > SHOWN else "")
+        say(f"{name}: {len(side.short):,} have fewer rows than asked for, because their templates are used up: {shown}")
+    if side.without_negative:
+        say(
+            f"{name}: {side.without_negative:,} rows have no negative, because this side has nothing else to take one "
+            "from"
+        )
 
 
 COMMAND = Command(SynthOptions, run, "make training and test rows from terms and acronyms")

@@ -35,8 +35,6 @@ UNTIL_THE_SPLIT: set[tuple[str, str]] = {
     ("embedrag.data.checks.report", "embedrag.models.tokenizer"),
     ("embedrag.datagen.crawl.crawl", "embedrag.commands.crawl"),
     ("embedrag.datagen.crawl.pages", "embedrag.commands.crawl"),
-    ("embedrag.datagen.glossary.compose", "embedrag.commands.compose"),
-    ("embedrag.datagen.glossary.synth", "embedrag.commands.synth"),
     ("embedrag.evaluation.mteb_adapter", "embedrag.commands.mteb"),
     ("embedrag.export.export", "embedrag.commands.export"),
     ("embedrag.merging.merge", "embedrag.commands.merge"),

@@ -1,4 +1,4 @@
-"""Words by which glossaries are known, in several languages: headings of their tables, and what is no term at all."""
+"""Words by which glossaries are recognised, in several languages: headings of tables, and words that are not terms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-HEADING = 40  # characters; what is longer is no heading
+HEADING = 40  # characters; a longer text is not a heading
 NOTE = re.compile(
     r"\[\s*(?:\d{1,3}|(?:note|nb|n|a|Anm\.|注|註|주) ?\d{1,3}|edit|citation needed|clarification needed|by whom\?"
     r"|when\?|who\?|편집|출처 필요|编辑|編輯|編集|要出典|来源请求|來源請求|Bearbeiten|modifier|editar|réf\. nécessaire"
@@ -23,7 +23,7 @@ NO_TERM = re.compile(
     re.I,
 )
 REFERENCE_ONLY = re.compile(r"(?:see|see also|siehe|voir|véase|참조|参见|參見|見よ|→|⇒)\s.{0,80}$", re.I)
-# Headings of columns, in order of certainty: a table with `term` and `title` has its terms under `term`.
+# Headings of columns, the surest first: a table with `term` and `title` has its terms under `term`.
 TERM_HEADS = (
     "term terms headword keyword anchor 용어 용어명 표제어 术语 術語 用語 词条 詞條 begriff fachbegriff terme término "
     "termo termine термин",
@@ -41,13 +41,13 @@ DEFINITION_HEADS = (
 )
 _OTHER = set("id ids no nr number count source sources url link code type date author version language lang".split())
 _CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]{2,}")
-WEAK = 2  # rank of words that other tables have as well
+WEAK = 2  # rank of words that are also headings of other tables
 
 
 def rank(heading: str, words: Sequence[str]) -> int | None:
-    """How surely a heading names a column; 0 is sure, None: it does not.
+    """How surely a heading names a column: 0 is the surest; None: it does not name it.
 
-    A heading that is one of the words comes before all that merely hold one.
+    A heading that is one of the words is surer than a heading that only contains one.
 
     >>> [rank(text, TERM_HEADS) for text in ("Term", "name", "Term (English)", "中文名称", "term_id", "year")]
     [0, 2, 3, 5, None, None]
@@ -65,13 +65,15 @@ def rank(heading: str, words: Sequence[str]) -> int | None:
 
 
 def columns_of(headings: Sequence[str]) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Places of the columns of terms and of definitions, and how surely each is one; the surest, then the first.
+    """Places of the column of terms and of the column of definitions, and how sure each is; None without both.
+
+    The surest column is taken, and the first of equally sure ones.
 
     >>> columns_of(["title", "term", "definition"]), columns_of(["용어 설명", "용어명"]), columns_of(["year", "winner"])
     (((1, 2), (0, 0)), ((1, 0), (0, 5)), None)
     """
     meanings = [(r, place) for place, text in enumerate(headings) if (r := rank(text, DEFINITION_HEADS)) is not None]
-    taken = {place for _, place in meanings}  # `용어 설명` holds both: it is the explanation
+    taken = {place for _, place in meanings}  # `용어 설명` holds both words: it is the column of definitions
     terms = [
         (r, place)
         for place, text in enumerate(headings)

@@ -1,7 +1,8 @@
-"""Korean particles, whose form depends on the sound before them: 저항은, 전류는; 칩으로, 코일로.
+"""Korean particles. Their form depends on the sound before them: 저항은, 전류는; 칩으로, 코일로.
 
-The sound is that of the last letter read aloud. Latin capitals are read by name (LED: 엘이디), small letters as an
-English word, whose last sound is guessed from its spelling (coil: 코일, chip: 칩), digits one by one (4: 사).
+The sound is that of the last letter when it is read aloud. Latin capitals are read by their names (LED: 엘이디).
+Small Latin letters are read as an English word; its last sound is guessed from its spelling (coil: 코일, chip: 칩).
+Digits are read one by one (4: 사).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PARTICLES = {
     "아": ("아", "야"),
 }
 NAMES = {form: forms for forms in PARTICLES.values() for form in forms}
-# Final sound of Latin letters and of digits when they are read: "" a vowel, "l" the liquid ㄹ, "c" another consonant.
+# The last sound of Latin letters and of digits: "" a vowel, "l" the consonant ㄹ, "c" another consonant.
 LETTERS = {"l": "l", "m": "c", "n": "c", "r": "l"}
 DIGITS = {"0": "c", "1": "l", "3": "c", "6": "c", "7": "l", "8": "l"}
 SPOKEN = dict.fromkeys("bit kit set lidar radar sonar laser maser or nor xor mp3 mp4".split(), "")  # 비트, 라이다, 노어
@@ -34,7 +35,7 @@ SIGNS = {"℃": "", "#": "c", "%": "", "Ω": "c", "\u2126": "c", "μ": "", "°":
 
 
 def final_sound(text: str) -> str:
-    """How a text ends when it is read in Korean: `c` a consonant, `l` the consonant ㄹ, empty a vowel.
+    """The last sound of a text when it is read in Korean: empty for a vowel, `l` for ㄹ, `c` for another consonant.
 
     >>> [final_sound(text) for text in ("저항", "전류", "코일", "LED", "USB 3", "coil", "LCD(액정)")]
     ['c', '', 'l', '', 'c', 'l', '']
@@ -54,14 +55,14 @@ def final_sound(text: str) -> str:
     spoken = re.findall(r"[a-z]*[0-9]*$", text.lower())[0]
     if spoken in SPOKEN:
         return SPOKEN[spoken]
-    if last.isdecimal():  # 10, 100 and 1000 (십, 백, 천) end in consonants too, as 0 (영) does
+    if last.isdecimal():  # 10, 100 and 1000 (십, 백, 천) end in a consonant, and so does 0 (영)
         return DIGITS.get(unicodedata.normalize("NFKC", last), "")
     word = re.findall(r"[A-Za-z]*$", text)[0]
     return _english(word) if word else ""
 
 
 def _english(word: str) -> str:
-    """Final sound of a word in Latin letters; all but words of small letters behind the first are spelt (LED, IoT)."""
+    """The last sound of a word in Latin letters; one with a capital after its first letter is spelt out (LED, IoT)."""
     if word.lower().endswith("fet"):  # 모스펫
         return "c"
     if len(word) == 1 or not word[1:].islower():
@@ -71,13 +72,17 @@ def _english(word: str) -> str:
         return "l"
     if re.search(r"([mn]e?|ng)$", word):
         return "c"
-    # A short vowel and a stop: chip 칩, socket 소켓, block 블록. Behind anything else a vowel is added: note 노트.
+    # A short vowel and a stop: chip 칩, socket 소켓, block 블록. After anything else a vowel is added: note 노트.
     short = re.search(r"(^|[^aeiou]|qu)[aeiou](ck|[ptkc])$|(cuit|ook)$", word)
     return "c" if short else ""
 
 
 def with_particle(word: str, particle: str) -> str:
-    """A word and the form of the particle that fits it; either form names the particle.
+    """A word with the particle in the form that fits.
+
+    Args:
+        word: any text.
+        particle: either form of the particle.
 
     >>> with_particle("저항", "는"), with_particle("코일", "으로"), with_particle("LED", "은")
     ('저항은', '코일로', 'LED는')

@@ -1,7 +1,8 @@
-"""Queries written by a language model behind an OpenAI-compatible server.
+"""Queries that a language model writes; it is asked through an OpenAI-compatible server.
 
-Models answer with JSON that is nearly right, repeat themselves, and copy what they were shown; what comes back is read
-with patience and judged without it. Every answer is kept on the disk at once, so an interrupted run goes on.
+Language models answer with JSON that is nearly right, they repeat themselves, and they copy what they were shown. An
+answer is therefore read leniently, and its queries are filtered strictly. Every answer goes to the disk at once, so
+that an interrupted run can go on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -21,47 +23,64 @@ from embedrag.retrieval.bm25 import words
 
 KEY = "OPENAI_API_KEY"
 RETRIES = 3
-ATTEMPTS = 2  # answers that hold no query at all
-COPIED = 0.8  # share of a query's words that stand in the definition, from which on it is a copy if it is as long
+ATTEMPTS = 2  # how often a definition is asked about when the answer holds no query at all
+COPIED = 0.8  # a query with this share of words from the definition is a copy, unless it is much shorter
+
+
+@dataclass(frozen=True)
+class WriterReport:
+    """What a language model did.
+
+    Attributes:
+        requests: questions that were sent to it.
+        dropped: queries dropped as repeats, as copies of the definition or as empty.
+        ambiguous: queries dropped because it wrote them for several things.
+        unanswered: definitions for which no readable answer came.
+    """
+
+    requests: int
+    dropped: int
+    ambiguous: int
+    unanswered: int
 
 
 class Writer:
-    """Asks for queries, and remembers the answers."""
+    """Asks for queries and remembers the answers."""
 
     def __init__(self, base_url: str, model: str, prompt: str, wanted: int, timeout: float, cache: Path) -> None:
-        """Open the connection's settings and the file of earlier answers; nothing is sent yet.
+        """Prepare the connection and read the earlier answers. Nothing is sent yet.
 
         Args:
-            base_url: of the server; `/v1` is added where it has no path.
-            model: name that the server knows.
+            base_url: of the server; `/v1` is added when it has no path.
+            model: name of the model on the server.
             prompt: text with `{n}`, `{term}` and `{definition}`.
             wanted: queries for each definition.
-            timeout: seconds for one answer.
-            cache: JSONL file of answers; made when the first one comes.
+            timeout: seconds that one answer may take.
+            cache: JSONL file of answers; it is created with the first answer.
 
         Raises:
-            UserError: when the package is missing, or the address is none.
+            UserError: when the package openai is missing, or when the address is wrong.
         """
         try:
             import openai
         except ImportError:
-            raise UserError("--llm_base_url needs openai: pip install openai (or leave the flag out)") from None
+            raise UserError("`llm_base_url` needs a package: pip install openai (or leave it out)") from None
         address = urlparse(base_url)
         if address.scheme not in ("http", "https") or not address.netloc:
-            raise UserError(f"--llm_base_url {base_url}: give an address such as http://localhost:8000/v1")
+            raise UserError("give an address such as http://localhost:8000/v1", "llm_base_url", base_url)
         self._url = base_url.rstrip("/") if address.path.strip("/") else f"{base_url.rstrip('/')}/v1"
         self._model, self._prompt, self._wanted, self._cache = model, prompt, wanted, cache
         self._client = openai.OpenAI(
             base_url=self._url, api_key=os.environ.get(KEY) or "none", timeout=timeout, max_retries=RETRIES
         )
         self._known = _read(cache)
-        self.asked = self.empty = self.dropped = 0
+        self._requests = self._unanswered = self._dropped = 0
 
     def queries(self, term: str, definition: str) -> list[str]:
         """Different queries for a definition, at most as many as wanted.
 
         Raises:
-            RunError: when the server can't be reached, refuses, or is too slow; answers so far are kept.
+            RunError: when the server can't be reached, refuses, or is too slow. The answers so far are kept.
         """
         filled = {"{n}": str(self._wanted), "{term}": term, "{definition}": definition}
         prompt = re.sub(r"\{(?:n|term|definition)\}", lambda hole: filled[hole[0]], self._prompt)
@@ -70,10 +89,10 @@ class Writer:
         for _ in range(ATTEMPTS):
             if given:
                 break
-            self.asked += 1
+            self._requests += 1
             given = parse_list(self._ask(prompt, term))
         if not given:
-            self.empty += 1
+            self._unanswered += 1
             return []
         if key not in self._known:
             self._known[key] = given
@@ -81,8 +100,16 @@ class Writer:
             with self._cache.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "queries": given}, ensure_ascii=False) + "\n")
         kept = useful(given, definition)
-        self.dropped += len(given) - len(kept)
+        self._dropped += len(given) - len(kept)
         return kept[: self._wanted]
+
+    def report(self, ambiguous: int) -> WriterReport:
+        """What it did so far.
+
+        Args:
+            ambiguous: queries that the caller dropped because they fit several things.
+        """
+        return WriterReport(self._requests, self._dropped, ambiguous, self._unanswered)
 
     def _ask(self, prompt: str, term: str) -> str:
         import openai
@@ -93,25 +120,27 @@ class Writer:
             )
             return "" if answer.choices == [] else answer.choices[0].message.content or ""
         except openai.APITimeoutError:
-            problem = "no answer in time; raise --llm_timeout"
+            problem = "no answer in time; raise `llm_timeout`"
         except openai.APIConnectionError as error:
-            problem = f"can't be reached ({error.__cause__ or error}); is the server running?"
+            problem = f"the server can't be reached ({error.__cause__ or error}); is it running?"
         except (openai.AuthenticationError, openai.PermissionDeniedError):
-            problem = f"refuses the key; set the environment variable {KEY}"
+            problem = f"the server refuses the key; set the environment variable {KEY}"
         except openai.NotFoundError:
-            problem = f"knows no such address or no model {self._model}; check --llm_base_url and --llm_model"
+            problem = f"the server has no such address, or no model {self._model}; check `llm_base_url`, `llm_model`"
         except openai.APIError as error:
             problem = " ".join(str(error).split())[:200]
         except (ValueError, TypeError, AttributeError):  # a web page, for example
-            problem = "does not answer as an OpenAI-compatible server does"
-        kept = (
-            f"; {len(self._known):,} answers are kept in {self._cache}, the same command goes on" if self._known else ""
-        )
-        raise RunError(f"--llm_base_url {self._url}: {problem} (term {term}){kept}")
+            problem = "the server does not answer as an OpenAI-compatible server does"
+        kept = ""
+        if self._known:
+            kept = f"; {len(self._known):,} answers are kept in {self._cache}, and the same command goes on from them"
+        raise RunError(f"`llm_base_url={self._url}`: {problem} (term {term}){kept}")
 
 
 def parse_list(answer: str) -> list[str]:
-    r"""Texts of a list, as models write it: in a code block, with words around it, with a comma too many, or as lines.
+    r"""Texts of a list as language models write it.
+
+    The list may stand in a code block, have words around it or one comma too many, or be written as lines.
 
     >>> parse_list('Sure!\n```json\n["a b", "c d",]\n```'), parse_list("1. a b\n2. c d")
     (['a b', 'c d'], ['a b', 'c d'])
@@ -128,7 +157,7 @@ def parse_list(answer: str) -> list[str]:
 
 
 def useful(queries: list[str], definition: str) -> list[str]:
-    """Queries without repeats, without those that say nothing, and without copies of the definition.
+    """Queries without repeats, without empty ones, and without copies of the definition.
 
     >>> useful(["퓨즈는 왜 끊어지나요?", "퓨즈는 왜  끊어지나요?", "??", "과전류가 흐르면 녹아 끊어지는 소자"],
     ...        "과전류가 흐르면 녹아 끊어지는 소자.")
@@ -148,14 +177,14 @@ def useful(queries: list[str], definition: str) -> list[str]:
 
 
 def _text(item: Any) -> str:
-    """A query that is a text, or the only or `query` text of an object."""
+    """A query: a text, or the text under `query`, `question` or the first key of an object."""
     if isinstance(item, dict):
         item = item.get("query") or item.get("question") or next(iter(item.values()), None)
     return item.strip() if isinstance(item, str) else ""
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """Answers of an earlier run; a last line that was cut off is passed over."""
+    """Answers of an earlier run. A last line that was cut off is skipped."""
     found: dict[str, list[str]] = {}
     if not path.is_file():
         return found

@@ -294,7 +294,9 @@ def _without_ambiguous(sides: list[list[tuple[int, Row]]]) -> list[list[Row]]:
     groups: dict[str, set[int]] = {}
     for group, row in (pair for side in sides for pair in side):
         groups.setdefault(bare(row["query"]), set()).add(group)
-    return [[row for _, row in side if row["type"] != LLM.type or len(groups[bare(row["query"])]) == 1] for side in sides]
+    return [
+        [row for _, row in side if row["type"] != LLM.type or len(groups[bare(row["query"])]) == 1] for side in sides
+    ]
 
 
 def _without_trained(rows: list[Row], trained: list[Row]) -> list[Row]:

@@ -1,8 +1,9 @@
-"""Glossaries as people keep them: CSV files of any delimiter, in the encodings that Windows and old systems write.
+"""Glossaries as people keep them: CSV files of any delimiter, also in the encodings of Windows and of old systems.
 
-A byte-order mark decides. Else what is valid UTF-8 is UTF-8, for text in another encoding is so only by accident.
-What is left is judged by charset-normalizer among the national encodings, and its choice must pass a check of its
-own: text read in the wrong one is full of rare characters. Doubt is an error that names the flag to settle it.
+How the encoding is found: a byte-order mark decides. Otherwise valid UTF-8 is taken as UTF-8, because text in another
+encoding is valid UTF-8 only by accident. Otherwise charset-normalizer ranks the national encodings, and its choice
+must pass a check: text that is read in the wrong encoding is full of rare characters. When doubt remains, that is an
+error that asks for `encoding`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from embedrag.datagen.glossary.column_names import columns_of
 from embedrag.errors import UserError, near_miss
 
 NATIONAL = ("cp949", "gb18030", "big5")
-# Lead and trail bytes of each one's everyday characters: all Hangul syllables in use, and the first level of hanzi.
+# (first and last lead byte, first trail byte) of everyday characters: the Hangul syllables in use, the common hanzi.
 EVERYDAY = {"cp949": (0xB0, 0xC8, 0xA1), "gb18030": (0xB0, 0xD7, 0xA1), "big5": (0xA4, 0xC6, 0x40)}
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -34,14 +35,22 @@ DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
 CATEGORY_COLUMNS = frozenset(
     "category topic field domain subject 분류 분야 범주 类别 分类 领域 類別 分類 領域 カテゴリ".split()
 )
-FEW = 8  # wide letters that tell one national encoding from another; fewer leave doubt
+FEW = 8  # wide letters that are needed to tell one national encoding from another
 NEGATIVE_COLUMNS = frozenset("negative negatives neg neg_doc hard_negative 오답 负例 負例".split())
-SHOWN = 20  # faulty lines that are named; the rest is counted
+SHOWN = 20  # faulty lines that are named; the others are counted
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of a glossary: a term, what it means, category and wrong answer (or nothing), and where it stands."""
+    """One row of a glossary.
+
+    Attributes:
+        term: the term.
+        definition: what it means.
+        category: its category, or empty.
+        negative: a wrong answer, or empty.
+        place: file and line.
+    """
 
     term: str
     definition: str
@@ -52,14 +61,14 @@ class Pair:
 
 @dataclass
 class Table:
-    """Rows that were read, and what was wrong with the others.
+    """The rows of a table that were read, and what was wrong with the others.
 
     Attributes:
-        pairs: the good rows, in order.
-        faults: kind of fault -> places.
         encoding: how the file was read.
         delimiter: what stands between its cells.
-        columns: names of the two columns, in the file's spelling.
+        columns: names of the two columns, as the file spells them.
+        pairs: the good rows, in order.
+        faults: kind of fault -> places.
     """
 
     encoding: str
@@ -73,7 +82,7 @@ class Table:
         self.faults.setdefault(kind, []).append(place)
 
     def report(self) -> Iterator[str]:
-        """Lines for the user: how the file was read, then each kind of fault with its places."""
+        """Lines for people: how the file was read, then each kind of fault with its places."""
         yield f"read as {self.encoding}, {DELIMITERS[self.delimiter]} between cells, columns {', '.join(self.columns)}"
         for kind, places in self.faults.items():
             more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
@@ -81,7 +90,7 @@ class Table:
 
 
 def plain(text: str) -> str:
-    """A text without what people do not see as a difference: case, spacing, Unicode form.
+    """A text without differences that people do not see: case, spacing and Unicode form.
 
     >>> plain("  ＬＥＤ  Lamp")
     'led lamp'
@@ -94,7 +103,7 @@ _TELLING = re.compile(r"((?<=[a-z])[+#]+(?![a-z0-9])|(?<=[0-9])\.(?=[0-9]))")  #
 
 
 def bare(text: str) -> str:
-    """What names and definitions are compared by: letters and digits, without spacing, punctuation, case and plural.
+    """The form in which names and definitions are compared: without spacing, punctuation, case and plural.
 
     >>> bare("압전 효과") == bare("압전효과"), bare("Light-Emitting Diodes.") == bare("light emitting diode")
     (True, True)
@@ -107,41 +116,57 @@ def bare(text: str) -> str:
     return "".join(parts) or plain(text)
 
 
+def existing_file(name: str, argument: str) -> Path:
+    """The path of a file.
+
+    Args:
+        name: as the caller wrote it.
+        argument: what the caller calls it, for messages.
+
+    Raises:
+        UserError: when there is no such file.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError("no such file", argument, name)
+    return path
+
+
 def decode(path: Path, encoding: str | None) -> tuple[str, str]:
-    """Text of a file, and the encoding it is in.
+    """Text of a file, and its encoding.
 
     Args:
         path: the file.
-        encoding: its encoding, where the user names it.
+        encoding: its encoding; None: detected.
 
     Raises:
-        UserError: when it can't be read, or no encoding fits.
+        UserError: when it can't be read, or when no encoding fits.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     if not data.strip():
-        raise UserError(f"{path}: empty; a header and rows are needed")
+        raise UserError(f"{path}: the file is empty; a header and rows are needed")
     name = encoding or detect(data)
     if name is None:
         raise UserError(
-            f"{path}: in none of UTF-8, UTF-16, CP949, GB18030, Big5 for sure; name its encoding with --encoding, "
-            "or save it as UTF-8"
+            f"{path}: it is not certain whether this is UTF-8, UTF-16, CP949, GB18030 or Big5; name the encoding with "
+            "`encoding`, or save the file as UTF-8"
         )
     try:
         text = data.decode(name)
     except LookupError:
         known = ("utf-8", "utf-16", "latin-1", "shift_jis", "euc-kr", *NATIONAL)
-        raise UserError(f"--encoding {name}: unknown{near_miss(name, known)}; try {', '.join(known)}") from None
+        raise UserError(f"unknown{near_miss(name, known)}; try {', '.join(known)}", "encoding", name) from None
     except UnicodeError as error:
         line = data[: getattr(error, "start", 0)].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not {name}; name its encoding with --encoding") from None
+        raise UserError(f"{path}:{line}: not {name}; name the right encoding with `encoding`") from None
     return text.removeprefix("\ufeff"), name
 
 
 def detect(data: bytes) -> str | None:
-    r"""Name of the encoding, None where there is doubt.
+    r"""Name of the encoding; None when it is not certain.
 
     >>> detect("용어,정의\n저항,전류를 막는 소자".encode("cp949"))
     'cp949'
@@ -149,7 +174,7 @@ def detect(data: bytes) -> str | None:
     for mark, name in MARKS:
         if data.startswith(mark):
             return name
-    for zero, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # the high bytes of commas, line ends and Latin letters
+    for zero, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # where commas, line ends and Latin letters have a zero
         if len(data) % 2 == 0 and data[zero::2].count(0) > max(1, 4 * data[1 - zero :: 2].count(0)):
             return name
     if is_utf8(data):
@@ -163,7 +188,7 @@ def detect(data: bytes) -> str | None:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether all of it is UTF-8."""
+    """Whether all bytes are valid UTF-8."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
@@ -172,7 +197,7 @@ def is_utf8(data: bytes) -> bool:
 
 
 def _sane(data: bytes, encoding: str) -> bool:
-    """Whether nine of ten wide letters are everyday ones of the encoding."""
+    """Whether nine of ten wide letters are everyday letters of the encoding."""
     try:
         wide = [letter for letter in data.decode(encoding) if unicodedata.category(letter) == "Lo"]
     except UnicodeDecodeError:
@@ -187,14 +212,14 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
 
     Args:
         path: CSV or TSV file.
-        columns: names of the column of terms and that of definitions; left out: found by name.
-        encoding: left out: detected.
+        columns: names of the column of terms and of the column of definitions; left out: found by name.
+        encoding: of the file; left out: detected.
 
     Raises:
-        UserError: when it is no table, lacks the columns, or holds no good row.
+        UserError: when it is not a table, when it lacks the columns, or when it has no good row.
     """
     text, name = decode(path, encoding)
-    text = re.sub(r"\Asep=.[ \t]*(?=[\r\n])", "", text)  # a note of Excel's; the header says it as well
+    text = re.sub(r"\Asep=.[ \t]*(?=[\r\n])", "", text)  # Excel's note on the delimiter; the header shows it too
     delimiter, header, places = _layout(path, text, columns)
     table = Table(name, delimiter, (header[places[0]], header[places[1]]))
     topic, wrong = (
@@ -206,7 +231,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
         place = f"{path}:{line}"
         cells = [*cells[: len(header)], *_without_tail(cells[len(header) :])]
         if len(cells) != len(header):
-            table.fault(f"not as many cells as the header's {len(header)}", place)
+            table.fault(f"not the {len(header)} cells of the header", place)
             continue
         term, definition = (" ".join(cells[number].split()) for number in places)
         if not term or not definition:
@@ -220,7 +245,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
             category, negative = ("" if n is None else " ".join(cells[n].split()) for n in (topic, wrong))
             table.pairs.append(Pair(term, definition, category, negative, place))
     if not table.pairs:
-        raise UserError("\n".join([f"{path}: no row with a term and a definition", *table.report()]))
+        raise UserError("\n".join([f"{path}: no row has both a term and a definition", *table.report()]))
     return table
 
 
@@ -230,7 +255,7 @@ def _without_tail(cells: list[str]) -> list[str]:
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line at which it begins, cells) of each row that is not blank."""
+    """(number of its first line, cells) of each row that is not blank."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     if delimiter == "\t" and not _is_quoted(text, delimiter):
@@ -242,13 +267,13 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{path}:{line}: not a readable table ({error}); check the quotes") from None
+            raise UserError(f"{path}:{line}: the table can't be read ({error}); check the quotes") from None
         if any(cell.strip() for cell in cells):
             yield line, cells
 
 
 def _is_quoted(text: str, delimiter: str) -> bool:
-    """Whether all quotes make sense as such. Many programs that write tabs between cells write quotes as letters."""
+    """Whether quotes surround cells. Many programs that write tabs between cells use quotes as ordinary letters."""
     try:
         return all(True for _ in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error:
@@ -256,11 +281,11 @@ def _is_quoted(text: str, delimiter: str) -> bool:
 
 
 def _layout(path: Path, text: str, columns: Sequence[str] | None) -> tuple[str, list[str], tuple[int, int]]:
-    """Delimiter, header, and places of the two columns: those under which the header has them most surely."""
+    """Delimiter, header, and places of the two columns. The delimiter with the surest columns is taken."""
     first = next((line for line in re.split(r"\r\n|\r|\n", text) if line.strip()), "")
     headers: dict[str, list[str]] = {}
     for mark in DELIMITERS:
-        with suppress(csv.Error):  # quoted cells make sense with their own delimiter alone
+        with suppress(csv.Error):  # quoted cells can be read with the right delimiter only
             headers[mark] = next(csv.reader([first], delimiter=mark, strict=True))
     if not headers:
         raise UserError(f"{path}:1: the header can't be read; check the quotes")
@@ -277,9 +302,9 @@ def _layout(path: Path, text: str, columns: Sequence[str] | None) -> tuple[str, 
     if found:
         return min(found, key=lambda layout: sum(layout[0]))[1:]
     there = [cell.strip() for cell in max(headers.values(), key=len)]
-    known = " and ".join(columns) if columns else "term and definition, or anchor and positive,"
+    wanted = " and ".join(columns) if columns else "term and definition, or anchor and positive,"
     hint = next((hint for name in columns or () if name not in there and (hint := near_miss(name, there))), "")
     raise UserError(
-        f"{path}:1: no columns {known} in its header; there are: {', '.join(there)}{hint}; "
-        "name two of them with --columns TERM DEFINITION; if these are no names, write a line of names above them"
+        f"{path}:1: no columns {wanted} in the header; it has: {', '.join(there)}{hint}; name two of them with "
+        "`columns`, the term first; if this line is not a header, write one above it"
     )

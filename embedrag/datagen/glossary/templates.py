@@ -1,9 +1,9 @@
-"""Templates of queries, kept in JSON files: another language or tone needs no code.
+"""Query templates. They stand in JSON files, so that another language or another tone needs no code.
 
-A file holds `kinds`; each has a `type` (written into the rows), `queries` to fill in, and the `positive` that answers
-them. `{term}` is replaced by a field; `{term:은}` adds the Korean particle in the form that fits. A kind is used for
-what has all its fields: terms have `term` and `definition`, acronyms `acronym`, `full` and `definition`, both perhaps
-`category`. `most` limits how many rows of one term a kind gives.
+A file holds `kinds`. Each kind has a `type` (it is written into the rows), `queries` to fill in, and the `positive`
+that answers them. `{term}` is replaced by a field; `{term:은}` adds the Korean particle in the form that fits. Terms
+have the fields `term` and `definition`; acronyms have `acronym`, `full` and `definition`; both may have `category`. A
+kind is used for the items that have all its fields. `most` limits how many rows a kind gives to one item.
 """
 
 from __future__ import annotations
@@ -16,17 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.datagen.glossary.korean_particles import NAMES, with_particle
-from embedrag.errors import UserError, near_miss
+from embedrag.errors import UserError, near_miss, raise_all
 
 FOLDER = Path(__file__).with_name("data")
 FIELDS = ("term", "definition", "category", "acronym", "full")
-SHARE = 0.3  # of the letters, by which a language is told
+SHARE = 0.3  # of the letters that a script needs to decide the language
 HOLE = re.compile(r"\{(\w*)(?::(\w*))?\}")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Queries of one type, and what answers them."""
+    """Queries of one type, and the text that answers them.
+
+    Attributes:
+        type: name, written into the rows.
+        queries: templates.
+        positive: template of the answer.
+        most: rows of one item, at most.
+    """
 
     type: str
     queries: tuple[str, ...]
@@ -34,20 +41,26 @@ class Kind:
     most: int
 
     def fits(self, fields: Mapping[str, str]) -> bool:
-        """Whether a thing has every field that occurs."""
+        """Whether an item has every field that the templates use."""
         return all(fields.get(hole[1]) for text in (*self.queries, self.positive) for hole in HOLE.finditer(text))
 
 
 @dataclass(frozen=True)
 class Templates:
-    """One file: its kinds, and what a language model is asked (`{n}` queries for a `{term}` and its `{definition}`)."""
+    """What a template file holds.
+
+    Attributes:
+        kinds: its kinds of queries.
+        llm_prompt: what a language model is asked, with `{n}` (the number of queries), `{term}` and `{definition}`;
+            empty when the file has none.
+    """
 
     kinds: tuple[Kind, ...]
     llm_prompt: str
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """A template with its fields, each with its particle.
+    """A template with its fields filled in, each with its particle.
 
     >>> fill("{term:은} 무엇인가?", {"term": "저항"})
     '저항은 무엇인가?'
@@ -56,12 +69,12 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
 
 
 def shipped() -> dict[str, Path]:
-    """Language -> template file that comes with the package."""
+    """Language -> template file, of those that come with the package."""
     return {path.stem.removeprefix("templates_"): path for path in sorted(FOLDER.glob("templates_*.json"))}
 
 
 def language_of(texts: Iterable[str]) -> str:
-    """Korean, Chinese or English, by the letters that make up 30 % of texts; nothing for another script.
+    """Korean, Chinese or English: the language with at least 30 % of the letters; empty for another script.
 
     >>> [language_of([text]) for text in ("저항 LED", "提单 B/L", "Seoul (서울), a city in the north", "でんき", "ток")]
     ['ko', 'zh', 'en', '', '']
@@ -74,7 +87,7 @@ def language_of(texts: Iterable[str]) -> str:
     )
     if hangul >= SHARE and hangul >= han:
         return "ko"
-    if kana >= SHARE / 3:  # Japanese, half of whose letters are Chinese ones
+    if kana >= SHARE / 3:  # Japanese; about half of its letters are Chinese ones
         return ""
     return "zh" if han >= SHARE else "en" if latin >= SHARE else ""
 
@@ -83,7 +96,7 @@ def load(name: str) -> Templates:
     """Read a template file.
 
     Args:
-        name: its path, or the language of one that is shipped.
+        name: its path, or the language of a file that comes with the package.
 
     Raises:
         UserError: with every problem of the file.
@@ -92,27 +105,26 @@ def load(name: str) -> Templates:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise UserError(f"--templates {path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})", "templates") from None
     except UnicodeDecodeError:
-        raise UserError(f"--templates {path}: not UTF-8; save it as UTF-8") from None
+        raise UserError("not UTF-8; save it as UTF-8", "templates", name) from None
     except OSError as error:
-        raise UserError(
-            f"--templates {name}: {error.strerror or error}; give a file, or one of {', '.join(shipped())}"
-        ) from None
+        reason = f"{error.strerror or error}; give a file, or one of {', '.join(shipped())}"
+        raise UserError(reason, "templates", name) from None
     kinds = data.get("kinds") if isinstance(data, dict) else None
     if not isinstance(kinds, list) or not kinds:
-        raise UserError(f'--templates {path}: must hold {{"kinds": [{{"type", "queries", "positive"}}, …]}}')
+        raise UserError('must hold {"kinds": [{"type", "queries", "positive"}, …]}', "templates", name)
     prompt = data.get("llm_prompt", "")
-    problems = [f"{path}: kinds[{i}]: {text}" for i, kind in enumerate(kinds) for text in _problems(kind)]
+    problems = [f"kinds[{i}]: {text}" for i, kind in enumerate(kinds) for text in _problems(kind)]
     if not isinstance(prompt, str) or (prompt and not {"{n}", "{definition}"} <= set(re.findall(r"\{\w+\}", prompt))):
-        problems.append(f"{path}: llm_prompt must be a text with {{n}} and {{definition}}")
-    if problems:
-        raise UserError("\n".join(problems))
+        problems.append("llm_prompt must be a text with {n} and {definition}")
+    raise_all(UserError(problem, "templates", name) for problem in problems)
     made = [Kind(k["type"], tuple(dict.fromkeys(k["queries"])), k["positive"], k.get("most", 10**9)) for k in kinds]
     return Templates(tuple(made), prompt)
 
 
 def _problems(kind: Any) -> list[str]:
+    """What is wrong with one kind of a file."""
     if not isinstance(kind, dict):
         return ["must be an object"]
     problems = [
@@ -133,10 +145,11 @@ def _problems(kind: Any) -> list[str]:
         for name, particle in HOLE.findall(text):
             if name not in FIELDS:
                 problems.append(
-                    f"{text!r}: no field {{{name}}}{near_miss(name, FIELDS)}; there are {', '.join(FIELDS)}"
+                    f"{text!r}: there is no field {{{name}}}{near_miss(name, FIELDS)}; the fields are "
+                    f"{', '.join(FIELDS)}"
                 )
             if particle and particle not in NAMES:
-                problems.append(f"{text!r}: unknown particle {particle}; there are {', '.join(NAMES)}")
+                problems.append(f"{text!r}: unknown particle {particle}; the particles are {', '.join(NAMES)}")
         if text in queries and not HOLE.search(text):
-            problems.append(f"{text!r}: has no field, so every term would get the same query")
+            problems.append(f"{text!r}: has no field, so that every term would get the same query")
     return problems

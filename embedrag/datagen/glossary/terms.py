@@ -1,7 +1,8 @@
-"""Terms and acronyms as they are read, and their split into two sides that share nothing.
+"""Terms and acronyms: how they are read, and how they are split into two sides that share nothing.
 
-Whatever shares a text (a term, its acronym, the words that this stands for, a definition) is one group, and groups
-are never split: no test query asks for something that was trained on. Spacing and punctuation make no other text.
+Items that share a text are one group. The text may be a term, its acronym, the words that the acronym stands for, or
+a definition. Groups are never split, so no test query asks for something that was trained on. Texts that differ in
+spacing or punctuation only are the same text.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 from embedrag.data.rows import MAX_ERRORS
 from embedrag.data.sources import numbered_lines
-from embedrag.datagen.glossary.tables import Table, bare, plain, read_table
-from embedrag.errors import UserError, near_miss
+from embedrag.datagen.glossary.tables import Table, bare, existing_file, plain, read_table
+from embedrag.errors import UserError, near_miss, raise_all
 
 JSON = (".jsonl", ".ndjson", ".json")
 
@@ -27,9 +28,9 @@ class Item:
     """A term or an acronym.
 
     Attributes:
-        fields: what templates may use; never `term` for an acronym, whose templates are its own.
-        term: the term that it is, or stands for.
-        place: where it was read.
+        fields: what templates may use. An acronym has no field `term`, because it has templates of its own.
+        term: the term itself, or the term that the acronym stands for.
+        place: the file and line that it was read from.
     """
 
     fields: dict[str, str]
@@ -41,16 +42,21 @@ class Item:
         """What it means."""
         return self.fields["definition"]
 
+    @property
+    def is_acronym(self) -> bool:
+        """Whether it is an acronym, not a term."""
+        return "acronym" in self.fields
+
     def texts(self) -> set[str]:
-        """Every text that stands for it: its fields but the category, and its term."""
+        """Every text that stands for it: its term and its fields, without the category."""
         return {plain(text) for key, text in self.fields.items() if key != "category"} | {plain(self.term)}
 
     def names(self) -> set[str]:
-        """Those texts as they are compared."""
+        """The same texts in the form in which they are compared."""
         return {bare(text) for key, text in self.fields.items() if key != "category"} | {bare(self.term)}
 
     def aliases(self) -> set[str]:
-        """What may be another's name: the parts of a name with brackets.
+        """Parts of a name with brackets. Each part may be the name of another item.
 
         >>> sorted(Item({"term": "발광 다이오드(LED)", "definition": "빛"}, "발광 다이오드(LED)", "").aliases())
         ['led', '발광다이오드']
@@ -68,20 +74,21 @@ def read_items(
         terms: CSV, TSV or JSONL file of term, definition and perhaps category.
         acronyms: JSONL file of acronym, full, definition and perhaps term, category.
         encoding: of a table; left out: detected.
-        columns: of a table, those of terms and of definitions; left out: found by name.
+        columns: of a table: the column of terms and that of definitions; left out: found by name.
 
     Returns:
         Items without repeats, and lines about what was left out.
 
     Raises:
-        UserError: naming file and line.
+        UserError: with file and line.
     """
     items: list[Item] = []
     notes: list[str] = []
     if columns and (not terms or Path(terms).suffix.lower() in JSON):
-        raise UserError("--columns: names columns of a table in --terms; keys of JSONL are term, definition, category")
+        reason = "is for a table in `terms`; in JSONL the keys are always term, definition, category"
+        raise UserError(reason, "columns", columns)
     if terms:
-        path = _file("--terms", terms)
+        path = existing_file(terms, "terms")
         if path.suffix.lower() in JSON:
             for place, row in _objects(path, ("term", "definition"), ("category",)):
                 items.append(Item(row, row["term"], place))
@@ -92,9 +99,8 @@ def read_items(
                 fields = {"term": pair.term, "definition": pair.definition, "category": pair.category}
                 items.append(Item({key: text for key, text in fields.items() if text}, pair.term, pair.place))
     if acronyms:
-        for place, row in _objects(
-            _file("--acronyms", acronyms), ("acronym", "full", "definition"), ("term", "category")
-        ):
+        path = existing_file(acronyms, "acronyms")
+        for place, row in _objects(path, ("acronym", "full", "definition"), ("term", "category")):
             term = row.pop("term", row["full"])
             items.append(Item(row, term, place))
     kept: dict[tuple[tuple[str, str], ...], Item] = {}
@@ -109,7 +115,7 @@ def read_items(
 
 
 def groups_of(items: Sequence[Item]) -> list[int]:
-    """Number of the group of each item: that of the first item it is bound to through shared names."""
+    """The group of each item: the number of the first item that it is connected to through shared names."""
     parent = list(range(len(items)))
 
     def root(number: int) -> int:
@@ -123,7 +129,7 @@ def groups_of(items: Sequence[Item]) -> list[int]:
         for name in item.names():
             first, second = sorted((root(number), root(owner.setdefault(name, number))))
             parent[second] = first
-    for number, item in enumerate(items):  # a word in brackets that nobody is called by, such as a unit, binds nothing
+    for number, item in enumerate(items):  # a word in brackets that names no item, such as a unit, connects nothing
         for name in item.aliases() & owner.keys():
             first, second = sorted((root(number), root(owner[name])))
             parent[second] = first
@@ -131,10 +137,18 @@ def groups_of(items: Sequence[Item]) -> list[int]:
 
 
 def split(items: Sequence[Item], groups: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the items to train on and of those to test with; whole groups, in an order fixed by seed and name.
+    """Numbers of the items to train on, and of those to test with.
+
+    Groups stay whole. They are taken in the order of a hash of seed and name.
+
+    Args:
+        items: all items.
+        groups: from `groups_of`.
+        share: of the items that go to the test side, 0 to 1.
+        seed: another seed gives another split.
 
     Raises:
-        UserError: when no group fits into the test set, or nothing is left to train on.
+        UserError: when no group fits into the test side, or when nothing would be left to train on.
     """
     members: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
@@ -148,22 +162,17 @@ def split(items: Sequence[Item], groups: Sequence[int], share: float, seed: int)
             room -= len(members[group])
     if share and not test:
         raise UserError(
-            f"--test_split {share}: {len(items)} terms and acronyms that hang together in {len(members)} groups "
-            "can't be split; give more terms, a larger share, or 0"
+            f"{len(items)} terms and acronyms in {len(members)} groups that share texts can't be split; give more "
+            "terms, a larger share, or 0",
+            "test_split",
+            share,
         )
     numbers = range(len(items))
     return [n for n in numbers if groups[n] not in test], [n for n in numbers if groups[n] in test]
 
 
-def _file(flag: str, name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(f"{flag} {name}: no such file")
-    return path
-
-
 def _objects(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, known fields) of each line of a JSONL file; all problems together."""
+    """(place, known fields) of each line of a JSONL file; raises UserError with all problems together."""
     problems: list[str] = []
     count = 0
     for number, line in numbered_lines(path):
@@ -182,20 +191,20 @@ def _objects(path: Path, needed: Sequence[str], allowed: Sequence[str]) -> Itera
             texts = {key: " ".join(str(row[key]).split()) for key in (*needed, *allowed) if row.get(key)}
             yield place, {key: text for key, text in texts.items() if text}
         if len(problems) == MAX_ERRORS:
-            problems.append("… further rows were not looked at")
+            problems.append("… the rows after it were not checked")
             break
     if not count:
-        problems.append(f"{path}: no rows; one object {{{', '.join(needed)}}} a line is expected")
-    if problems:
-        raise UserError("\n".join(problems))
+        problems.append(f"{path}: no rows; one object {{{', '.join(needed)}}} is expected on each line")
+    raise_all(map(UserError, problems))
 
 
 def _wrong(row: Any, needed: Sequence[str], allowed: Sequence[str]) -> str:
+    """What is wrong with a row; empty when nothing is."""
     if not isinstance(row, dict):
         return f"must be an object {{{', '.join(needed)}}}"
     for key in needed:
         if key not in row:
-            return f"no {key} among its keys {', '.join(row) or '(none)'}{near_miss(key, row)}"
+            return f"no key {key}; its keys are {', '.join(row) or '(none)'}{near_miss(key, row)}"
     for key in (*needed, *allowed):
         value = row.get(key)
         if value is not None and not isinstance(value, str):
@@ -203,5 +212,5 @@ def _wrong(row: Any, needed: Sequence[str], allowed: Sequence[str]) -> str:
         if key in needed and not str(value or "").strip():
             return f"{key} is blank"
         if value and any("\ud800" <= letter <= "\udfff" for letter in value):
-            return f"{key} holds half of a surrogate pair, which is no text; remove it"
+            return f"{key} holds half of a surrogate pair, which is not text; remove it"
     return ""

@@ -13,7 +13,10 @@ import torch
 from embedrag.cli import main
 from embedrag.data.rows import read_rows
 from embedrag.data.text import identity
+from embedrag.datagen.glossary.compose import ComposeResult
+from embedrag.datagen.glossary.compose import compose as compose_rows
 from embedrag.datagen.glossary.tables import DELIMITERS, detect, read_table
+from embedrag.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 KOREAN = [
@@ -171,7 +174,7 @@ def test_few_letters_leave_doubt_about_the_encoding(tmp_path: Path, capsys) -> N
     rows = [("term", "definition"), ("LED", "발광"), ("IC", "lamp")]
     path = write(tmp_path / "t.csv", rows, "cp949")
     compose(path, code=2)
-    assert "name its encoding with --encoding" in capsys.readouterr().err
+    assert "name the encoding with --encoding" in capsys.readouterr().err
     assert compose(path, "--encoding", "cp949")[0]["pos"] == ["발광"]
     assert read_table(write(path, [*rows, ("퓨즈", "지나친 전류를 막는 선")], "cp949")).encoding == "cp949"
 
@@ -185,7 +188,7 @@ def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> No
     assert [row["query"] for row in compose(path)] == ["a", "f"]
     said = capsys.readouterr().out
     assert f"empty cell: 2 ({path}:5, {path}:6)" in said
-    assert f"header's 2: 1 ({path}:8)" in said
+    assert f"not the 2 cells of the header: 1 ({path}:8)" in said
     assert f"same as an earlier row: 1 ({path}:9)" in said
     assert f"repeats the term: 1 ({path}:10)" in said
 
@@ -194,9 +197,9 @@ def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> No
     ("text", "message"),
     [
         ("", "empty"),
-        ("term,definition\n", "no row with a term and a definition"),
-        ("term,definition\na,\n", "no row with a term and a definition"),
-        ('term,definition\na,b\nc,"open\n', ":3: not a readable table"),
+        ("term,definition\n", "no row has both a term and a definition"),
+        ("term,definition\na,\n", "no row has both a term and a definition"),
+        ('term,definition\na,b\nc,"open\n', ":3: the table can't be read"),
         ('"term,definition\n', ":1: the header can't be read"),
     ],
 )
@@ -258,6 +261,19 @@ def test_negatives_of_the_table_come_first_and_rows_without_any_are_counted(tmp_
     assert "1 have fewer than 2 negatives, 1 have none" in capsys.readouterr().out
 
 
+def test_function_returns_what_it_wrote_and_names_its_arguments(tmp_path: Path) -> None:
+    path, output = write(tmp_path / "t.csv", [HEADERS["zh"], *CHINESE]), tmp_path / "pairs.jsonl"
+    assert compose_rows(path, output, hard_k=9) == ComposeResult(output, rows=3, pairs=3, short=3, without_negatives=1)
+    for argument, more in {
+        "input": {"input": "none.csv", "output": "new.jsonl"},
+        "output": {"input": path, "output": output},
+        "encoding": {"input": path, "output": "new.jsonl", "encoding": "utf8x"},
+    }.items():
+        with pytest.raises(UserError) as error:
+            compose_rows(**more)
+        assert (error.value.argument, error.value.value) == (argument, str(more[argument]))
+
+
 class Letters:
     """An encoder whose vectors count the letters of a text."""
 
@@ -270,7 +286,7 @@ class Letters:
 
 
 def test_negatives_of_a_model_follow_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedrag.datagen.glossary.negatives.load_model", lambda *_, **__: Letters())
+    monkeypatch.setattr("embedrag.datagen.glossary.compose.load_model", lambda *_, **__: Letters())
     rows = [("stone", "a stone"), ("toner", "one toner"), ("STONE", "the stone"), ("fig", "zig"), ("jig", "quick")]
     found = compose(write(tmp_path / "t.csv", [("term", "definition"), *rows]), "--model", "x", "--hard_k", "2")
     assert [len(row["neg"]) for row in found] == [2, 2, 2, 2]

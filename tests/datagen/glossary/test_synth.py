@@ -20,8 +20,10 @@ from embedrag.data.text import identity
 from embedrag.datagen.glossary.korean_particles import with_particle
 from embedrag.datagen.glossary.llm_writer import parse_list, useful
 from embedrag.datagen.glossary.synth import Side
+from embedrag.datagen.glossary.synth import synth as synthesise
 from embedrag.datagen.glossary.templates import load, shipped
 from embedrag.datagen.glossary.terms import groups_of, read_items
+from embedrag.errors import UserError
 from embedrag.retrieval.bm25 import words
 
 DATA = Path(__file__).parents[3] / "datasets"
@@ -200,13 +202,13 @@ def test_columns_can_be_named_and_a_missing_header_is_said(tmp_path: Path, write
     rows = [f"pump {i},x,a machine with number {i} for water" for i in range(6)]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     synth(tmp_path / "out", "--terms", str(path), code=2)
-    assert "write a line of names above them" in capsys.readouterr().err
+    assert "write one above it" in capsys.readouterr().err
     path.write_text("\n".join(["kurz,y,lang", *rows]) + "\n", encoding="utf-8")
     made = synth(tmp_path / "out", "--terms", str(path), "--columns", "kurz", "lang")
     assert {row["term"] for side in SIDES for row in made[side]} == {f"pump {i}" for i in range(6)}
     lines = write_jsonl([{"term": "a", "definition": "b"}], "t.jsonl")
     synth(tmp_path / "new", "--terms", str(lines), "--columns", "kurz", "lang", code=2)
-    assert "keys of JSONL are term" in capsys.readouterr().err
+    assert "--columns kurz lang: is for a table in --terms" in capsys.readouterr().err
 
 
 def test_letters_without_templates_are_said(tmp_path: Path, write_jsonl: Any, capsys) -> None:
@@ -215,7 +217,7 @@ def test_letters_without_templates_are_said(tmp_path: Path, write_jsonl: Any, ca
     for rows, said in ((japanese, True), (english, False)):
         synth(tmp_path / str(said), "--terms", str(write_jsonl(rows, "t.jsonl")))
         out = capsys.readouterr().out
-        assert "templates: en" in out and ("no templates for these letters" in out) == said
+        assert "templates: en" in out and ("no templates for this script" in out) == said
 
 
 def test_answer_inside_a_word_does_not_cost_a_row(tmp_path: Path, write_jsonl: Any) -> None:
@@ -358,7 +360,7 @@ def test_faulty_templates_are_named(text: str, message: str, small: Path, tmp_pa
     [
         ("{", "a.jsonl:2: not JSON"),
         ("[1]", "a.jsonl:2: must be an object"),
-        ('{"acronym": "B", "ful": "b", "definition": "x"}', "a.jsonl:2: no full among its keys"),
+        ('{"acronym": "B", "ful": "b", "definition": "x"}', "a.jsonl:2: no key full"),
         ('{"acronym": "B", "full": " ", "definition": "x"}', "a.jsonl:2: full is blank"),
         ('{"acronym": 3, "full": "b", "definition": "x"}', "a.jsonl:2: acronym must be a text"),
     ],
@@ -383,6 +385,20 @@ def test_wrong_flags_and_lists_too_short_to_split_are_errors(small: Path, tmp_pa
     ):
         synth(tmp_path / "out", *more, code=2)
         assert message in capsys.readouterr().err
+
+
+def test_function_returns_what_it_wrote_and_names_its_arguments(small: Path, tmp_path: Path) -> None:
+    result = synthesise(tmp_path / "out", terms=str(small), pairs_per_term=20)
+    assert result.output_dir == tmp_path / "out" and result.language_model is None and result.test is not None
+    assert (result.train.terms, result.train.acronyms, result.test.terms) == (5, 0, 1)
+    assert result.train.rows == sum(result.train.kinds.values()) == len(read(tmp_path / "out" / "train.jsonl"))
+    assert len(result.train.short) == 5 and result.test.without_negative == result.test.rows
+    for argument, value in {"terms": "none.csv", "templates": "none.json"}.items():
+        with pytest.raises(UserError) as error:
+            synthesise(tmp_path / "new", **{"terms": str(small), "acronyms": None, argument: value})
+        assert (error.value.argument, error.value.value) == (argument, value)
+    with pytest.raises(UserError, match=r"`output_dir=.*train.jsonl`: exists.*\n.*test.jsonl`: exists"):
+        synthesise(tmp_path / "out", terms=str(small))
 
 
 class Stub(ThreadingHTTPServer):
@@ -466,7 +482,7 @@ def test_a_query_that_fits_two_things_is_dropped(small: Path, tmp_path: Path, se
     rows = synth(tmp_path / "out", "--terms", str(small), *server.flags)
     written = [row["query"] for side in SIDES for row in rows[side] if row["type"] == "llm_query"]
     assert len(written) == 6 and all(query.startswith("why a ") for query in written)
-    assert "and 6 more that fit several things" in capsys.readouterr().out
+    assert "6 more dropped because they fit several things" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_goes_on_where_it_was(small: Path, tmp_path: Path, server: Stub, capsys) -> None:
@@ -487,7 +503,7 @@ def test_a_busy_server_is_asked_again_and_a_useless_answer_counts(
 ) -> None:
     server.answers = [(500, "busy"), (200, "I can't."), (200, "no list"), (200, '["why a TERM?"]')]
     synth(tmp_path / "out", "--terms", str(small), *server.flags)
-    assert "1 definitions without an answer" in capsys.readouterr().out
+    assert "1 definitions without a readable answer" in capsys.readouterr().out
 
 
 def test_a_dead_or_slow_server_is_a_clear_error(
@@ -496,7 +512,7 @@ def test_a_dead_or_slow_server_is_a_clear_error(
     monkeypatch.setattr("embedrag.datagen.glossary.llm_writer.RETRIES", 0)
     flags = ["--llm_base_url", "http://127.0.0.1:1", "--llm_model", "x"]
     synth(tmp_path / "out", "--terms", str(small), *flags, code=1)
-    assert "http://127.0.0.1:1/v1: can't be reached" in capsys.readouterr().err
+    assert "http://127.0.0.1:1/v1: the server can't be reached" in capsys.readouterr().err
     server.answers = [(404, "no such model")]
     synth(tmp_path / "out", "--terms", str(small), *server.flags, code=1)
     assert "no model stub" in capsys.readouterr().err
