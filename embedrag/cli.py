@@ -19,8 +19,10 @@ from collections.abc import Callable, Sequence
 from embedrag import __version__
 from embedrag.errors import (
     LAUNCHED,
+    ChildError,
     EmbedRagError,
     LostContactError,
+    RunError,
     Spelling,
     UserError,
     as_python,
@@ -130,9 +132,7 @@ def _guarded(run: Callable[[], int]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        remedy = "on a GPU try --dtype bfloat16, --device cpu or a smaller model"
-        print(f"error: memory ran out; {remedy}", file=sys.stderr)
-        return 1
+        return _report(RunError("memory ran out; on a GPU try `dtype=bfloat16`, `device=cpu` or a smaller model"))
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -142,6 +142,8 @@ def _guarded(run: Callable[[], int]) -> int:
 
 
 def _report(error: EmbedRagError) -> int:
+    if isinstance(error, ChildError) and error.said:
+        return error.exit_code
     for line in error.text(console.spell).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return error.exit_code

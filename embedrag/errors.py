@@ -88,6 +88,19 @@ class LostContactError(RunError):
     exit_code = 70
 
 
+class ChildError(RunError):
+    """Processes that this one started have failed.
+
+    Attributes:
+        exit_code: of the process that failed first.
+        said: that process has already written the reason to standard error.
+    """
+
+    def __init__(self, reason: str, exit_code: int = 1, said: bool = False) -> None:
+        super().__init__(reason)
+        self.exit_code, self.said = exit_code, said
+
+
 def all_problems(checks: Iterable[Callable[[], object]]) -> None:
     """Run checks to the end, and report what all of them found.
 
@@ -160,6 +173,17 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_choice(argument: str, value: object, choices: Iterable[object]) -> None:
+    """Raise UserError when a value is not one of those that an argument accepts.
+
+    >>> check_choice("role", "query", ("query", "passage"))
+    """
+    known = list(choices)
+    if value not in known:
+        names = [str(choice) for choice in known if choice is not None]
+        raise UserError(f"must be one of {', '.join(names)}{near_miss(str(value), names)}", argument, value)
 
 
 @contextmanager

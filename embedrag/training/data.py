@@ -1,12 +1,10 @@
-"""The data of a run: read, checked, tokenised, ordered, and a part of it held out."""
+"""The data of a run: read, checked, tokenised and ordered; a part of it may be held out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -26,11 +24,10 @@ from embedrag.models.tokenizer import TextTokenizer
 from embedrag.options.field import Source
 from embedrag.runtime.console import say
 from embedrag.runtime.distributed import ProcessGroup
-from embedrag.runtime.files import atomic_file
 from embedrag.runtime.paths import cache_folder
 from embedrag.training.config.options import TrainOptions
 
-DEFAULT_DATASETS = ("data/pairs.jsonl", "tools/data/pairs.jsonl")
+PROBED_ROWS = 200
 
 
 @dataclass
@@ -38,11 +35,11 @@ class TrainingData:
     """The rows of a run and their order.
 
     Attributes:
-        store: the rows; of a stream, those of the present epoch.
-        order: which comes when; the same for all epochs of a stream.
-        checksum: of rows and order, to know them again; of a stream, of its first epoch.
-        slices: the further epochs of a stream.
-        epoch: the one that `store` holds, where it is a stream's.
+        store: the rows; with a stream, the rows of the current epoch.
+        order: in which order they come; the same for all epochs of a stream.
+        checksum: of rows and order, so that a resumed run can compare; with a stream, of its first epoch.
+        slices: the later epochs of a stream.
+        epoch: with a stream, the epoch that `store` holds.
     """
 
     store: TokenStore
@@ -52,7 +49,7 @@ class TrainingData:
     epoch: int = 0
 
     def at(self, epoch: int) -> TokenStore:
-        """The rows of an epoch, from 0; a stream only goes forward."""
+        """The rows of an epoch, counted from 0; a stream only goes forward."""
         if self.slices and epoch != self.epoch:
             self.store, self.epoch = self.slices.store(epoch), epoch
         return self.store
@@ -61,27 +58,29 @@ class TrainingData:
 def open_data(
     options: TrainOptions, tokenizer: TextTokenizer, processes: ProcessGroup
 ) -> tuple[TrainingData, RetrievalDataset | None]:
-    """Rows to train on, and what the model is scored on meanwhile.
+    """Open the rows to train on, and the set that the model is scored on during the training.
 
     Args:
         options: of the run, with its data sets named.
         tokenizer: texts -> ids.
-        processes: one tokenises, the others find it in the cache.
+        processes: one of them tokenises, the others read the result from the cache.
 
     Raises:
-        UserError: for bad rows, for settings in which nothing can be learnt from them.
+        UserError: for bad rows, and for settings with which nothing can be learnt from the rows.
     """
     sources = options.train_dataset or []
     paths, cache = [source.path for source in sources], cache_folder(options.cache_dir)
     prompts = [_prompts(source, tokenizer.embedding_config) for source in sources]
     batch = options.batch_size * processes.size
-    evaluation = load_retrieval_dataset(options.eval_dataset, flag="--eval_dataset") if options.eval_dataset else None
+    evaluation = load_retrieval_dataset(options.eval_dataset, argument="eval_dataset") if options.eval_dataset else None
     slices = None
     if options.stream:
         slices = Slices(paths, _quotas(options, batch), tokenizer.ids, prompts, cache)
         store, found = slices.store(0), False
         if len(set(processes.gather(store.checksum))) > 1:
-            raise UserError("--stream: the processes were given different rows; the source must give all the same")
+            raise UserError(
+                "the processes read different rows; the source must give all of them the same rows", "stream"
+            )
     else:
         with processes.main_first():
             store, found = open_store(paths, tokenizer.ids, tokenizer.key, cache, prompts)
@@ -91,7 +90,7 @@ def open_data(
         total = len(store)
         store, held = hold_out(store, options.eval_split, options.seed)
         evaluation = held_out_set(paths, held, total, options.seed)
-        say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are trained on")
+        say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are used for training")
     for line in _check_negatives(store, options):
         say(line)
     if evaluation:
@@ -100,15 +99,17 @@ def open_data(
             say(line)
     if not options.gather_negatives and len(store) < 2 * processes.size:
         raise UserError(
-            f"--gather_negatives false: {len(store)} rows are too few for {processes.size} processes with rows of "
-            "their own; lower --num_processes"
+            f"{len(store)} rows are too few for {processes.size} processes with rows of their own; lower "
+            "`num_processes`",
+            "gather_negatives",
+            False,
         )
     order, mix = _order(store, options, batch)
     return TrainingData(store, order, store.checksum + mix, slices), evaluation
 
 
 def _prompts(source: Source, embedding_config: EmbeddingConfig) -> Prompts:
-    """What stands before the texts of a data set: its own prompts, or those of all."""
+    """The prompts of a data set: its own, otherwise those of the run."""
     query, passage = source.query_prompt, source.passage_prompt
     return (
         embedding_config.query_prompt if query is None else query,
@@ -124,14 +125,15 @@ def _quotas(options: TrainOptions, batch: int) -> list[int]:
     for source, share in zip(sources, shares, strict=True):
         if not share:
             raise UserError(
-                f"--train_dataset {source}: its weight gives it none of the {rows:,} rows of an epoch; raise it, or "
-                "--steps_per_epoch"
+                f"its weight gives it none of the {rows:,} rows of an epoch; raise the weight, or `steps_per_epoch`",
+                "train_dataset",
+                source,
             )
     return shares
 
 
 def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[ShuffledSampler, str]:
-    """The order of the rows, and what tells it from others."""
+    """The order of the rows, and a text that differs for every other order."""
     sources = options.train_dataset or []
     weights = [1.0 if options.stream else source.weight for source in sources]
     together = batch if options.one_source_per_batch and len(sources) > 1 else 1
@@ -141,34 +143,18 @@ def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[Shuffl
     for source, rows in zip(sources, sets, strict=True):
         if len(rows) < together:
             raise UserError(
-                f"--one_source_per_batch: {source.path} has {len(rows)} rows, fewer than the {together} of a batch; "
-                "lower --batch_size, or leave the flag out"
+                f"{source.path} has {len(rows)} rows, fewer than the {together} rows of a batch; lower `batch_size`, "
+                "or leave `one_source_per_batch` out",
+                "one_source_per_batch",
             )
     order = WeightedSampler(sets, weights, options.seed, together)
     for source, rows, count in zip(sources, sets, order.positions, strict=True):
         if len(rows) and not count:
             raise UserError(
-                f"--train_dataset {source}: its weight leaves none of its {len(rows)} rows in an epoch; raise it"
+                f"its weight leaves none of its {len(rows)} rows in an epoch; raise the weight", "train_dataset", source
             )
-        say(f"data: {source.path}: {len(rows):,} rows, {count:,} of the {len(order):,} that an epoch shows")
+        say(f"data: {source.path}: {len(rows):,} rows; {count:,} of the {len(order):,} rows of an epoch come from it")
     return order, f"-{weights}-{together}"
-
-
-def default_dataset(options: TrainOptions) -> list[Source]:
-    """Where data is looked for when none is named: two well-known paths, then a demo set that is written here."""
-    for name in DEFAULT_DATASETS:
-        if Path(name).is_file():
-            say(f"data: no --train_dataset named; {name} is used")
-            return [Source(path=name)]
-    from embedrag.datagen.docstrings import collect, to_rows
-
-    cache = cache_folder(options.cache_dir)
-    path = cache / "demo_pairs.jsonl"
-    say(f"data: no --train_dataset named, and no {' or '.join(DEFAULT_DATASETS)}; a demo set is written to {path}")
-    with atomic_file(path) as file:  # other processes write the same at the same time
-        for row in to_rows(collect(["stdlib"]), neg_nums=4, seed=42):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return [Source(path=str(path))]
 
 
 def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
@@ -178,18 +164,18 @@ def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
     yield f"data: {report['rows']:,} rows{first} ({shapes}) from {', '.join(store.sources)}"
     yield (
         f"data: {report['unique_texts']:,} different texts, {len(store.token_ids):,} tokens "
-        f"({'tokenised before' if found else 'tokenised now'}); {report['mean_negatives']:.1f} negatives a row, "
-        f"{report['rows_without_negatives']:,} rows with none"
+        f"({'tokenised before' if found else 'tokenised now'}); {report['mean_negatives']:.1f} negatives for each row, "
+        f"{report['rows_without_negatives']:,} rows have none"
     )
     if report["dropped_negatives"]:
         places = ", ".join(report["dropped_at"])
         count = report["dropped_negatives"]
-        yield f"data: {count} negatives dropped (blank, doubled, or equal to a positive): {places}"
+        yield f"data: {count} negatives were dropped (blank, repeated, or equal to a positive): {places}"
     yield from short_report(Rows(store.forms[store.row_texts], store.row_offsets, store.row_positives))
 
 
 def _shared_lines(store: TokenStore, evaluation: RetrievalDataset) -> Iterator[str]:
-    """A line when rows have queries that the model is scored on, or passages that answer these as positives."""
+    """A line when training rows share queries or relevant passages with the evaluation set."""
     right = {number for gains in evaluation.relevant for number in gains}
     queries, answers = (
         np.isin(store.text_identities, np.array([identity(text) for text in texts], np.uint64))
@@ -202,41 +188,40 @@ def _shared_lines(store: TokenStore, evaluation: RetrievalDataset) -> Iterator[s
     answered = len(np.unique(rows[(within > 0) & (within <= store.row_positives[rows])]))
     if asked or answered:
         yield (
-            f"evaluation: {asked:,} training rows have one of its queries, {answered:,} a passage that answers one"
-            + ("; its scores say less about new queries then, and embedrag check --eval shows those rows" * bool(asked))
+            f"evaluation: {asked:,} training rows have a query of it, {answered:,} a relevant passage of it"
+            + ("; so its scores say less about new queries; embedrag check --eval lists those rows" * bool(asked))
         )
 
 
 def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
-    """Refuse a setting in which nothing can be learnt, and tell of rows that will not count."""
+    """Refuse settings with which nothing can be learnt; lines about rows that will not count."""
     without = store.report["rows_without_negatives"]
     none = without == len(store) or options.neg_nums == 0
     alone = min(options.batch_size, len(store)) == 1 or len(np.unique(store.known_positives)) == 1
     if none and (alone or options.candidates == "hard"):
         raise UserError(
-            "this setting leaves no negatives at all, so nothing can be learnt: "
-            + ("the rows have none" if options.neg_nums else "--neg_nums is 0")
-            + f", and --candidates {options.candidates} with --batch_size {options.batch_size} adds none of other rows"
-            + "; give rows negatives, or use --candidates all with --batch_size 2 or more"
+            "these settings leave no negatives at all, so nothing can be learnt: "
+            + ("the rows have none" if options.neg_nums else "`neg_nums` is 0")
+            + f", and `candidates={options.candidates}` with `batch_size={options.batch_size}` adds none of other rows"
+            + "; add negatives to the rows, or use `candidates=all` with `batch_size=2` or more"
         )
     scored = store.report["rows_with_teacher_scores"]
     if options.distillation and not scored:
         raise UserError(
-            f"--distillation {options.distillation}: no row has teacher_scores; make them with embedrag mine "
-            "(--score_with names a cross-encoder)"
+            "no row has teacher_scores; make them with `embedrag mine --cross_encoder MODEL`",
+            "distillation",
+            options.distillation,
         )
     if options.distillation and scored < store.report["rows"]:
-        yield f"data: {scored:,} rows have teacher_scores; the others learn from their labels alone"
+        yield f"data: {scored:,} rows have teacher_scores; the other rows are learnt from their labels alone"
     if store.report["rows_with_grades"] and options.pos_nums == 1:
-        yield "data: rows have grades, which count where several positives are scored at once (--pos_nums 2 or more)"
+        yield "data: rows have grades; they only count with several positives in one step (`pos_nums=2` or more)"
     if alone and without and options.batch_size == 1:
-        yield f"data: {without:,} rows have no negatives and, with --batch_size 1, teach nothing"
+        yield f"data: {without:,} rows have no negatives; with `batch_size=1` nothing is learnt from them"
 
 
-PROBED_ROWS = 200
-
-
-def _probes(options: TrainOptions) -> list[tuple[str, str]]:
+def probe_texts(options: TrainOptions) -> list[tuple[str, str]]:
+    """(role, text) pairs of the first rows; a merge is checked with them."""
     paths = [source.path for source in options.train_dataset or []]
-    records = islice(endless_rows(paths[0]) if options.stream else read_rows(paths), PROBED_ROWS)
-    return choose_probes([pair for _, record in records for pair in row_texts(record)])
+    rows = islice(endless_rows(paths[0]) if options.stream else read_rows(paths), PROBED_ROWS)
+    return choose_probes([pair for _, row in rows for pair in row_texts(row)])

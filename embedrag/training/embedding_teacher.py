@@ -1,11 +1,11 @@
-"""Learning the vectors of a larger model (embedding distillation, arXiv 2004.09813), with no teacher in memory.
+"""Learn the vectors of a larger model (embedding distillation, arXiv 2004.09813) without the teacher in memory.
 
-The teacher embeds every text once, before the training; its vectors stay on the disk and are mapped. Its space is
-turned so that it lies as close as possible to that of the model as it begins, by a matrix with orthonormal columns
-(orthogonal Procrustes, Schönemann 1966): cosines among the teacher's vectors hardly change, the dimensions may differ,
-and nothing has to be learnt, saved or merged beside the model.
+The teacher embeds every text once, before the training. Its vectors stay on the disk and are memory-mapped. They are
+rotated so that they lie as close as possible to the vectors of the untrained model, by a matrix with orthonormal
+columns (orthogonal Procrustes, Schönemann 1966). Cosines between the teacher's vectors hardly change, the two models
+may have different dimensions, and nothing has to be learnt, saved or merged in addition to the model.
 
-Dimensions: U texts of the store, n texts of a batch, E components of the teacher, D of the student.
+Letters: U texts of the store, n texts of a batch, E dimensions of the teacher, D of the student.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedrag.data.rows import read_rows, row_texts
-from embedrag.data.token_batch import PASSAGE, QUERY
+from embedrag.data.text import PASSAGE, QUERY
 from embedrag.data.token_store import TokenStore
-from embedrag.errors import RunError, UserError
+from embedrag.errors import RunError
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.load import load_model
@@ -37,18 +37,18 @@ ALIGNED_TEXTS = 4096
 
 @dataclass(frozen=True)
 class EmbeddingTeacher:
-    """What the vectors of the texts should be.
+    """The vectors that the texts should have.
 
     Attributes:
-        vectors: [m, E] float32 of queries and of passages, of length 1, mapped from the disk.
-        place: [U] number of each text in the two, one behind the other.
-        turn: [E, D] from the teacher's space to the student's.
-        weight: of this loss beside the contrastive one.
+        vectors: [m, E] float32 of queries and of passages, of length 1, memory-mapped.
+        place: [U] number of each text in the two arrays, counted through both.
+        rotation: [E, D] from the teacher's space to the student's.
+        weight: of this loss, added to the contrastive loss.
     """
 
     vectors: tuple[np.ndarray, np.ndarray]
     place: np.ndarray
-    turn: Tensor
+    rotation: Tensor
     weight: float
 
     def of(self, texts: np.ndarray) -> Tensor:
@@ -60,21 +60,21 @@ class EmbeddingTeacher:
         return torch.from_numpy(found)
 
     def distance(self, embeddings: Tensor, texts: Tensor) -> Tensor:
-        """[n] 1 - cosine to what the vectors should be (half the squared distance of vectors of length 1).
+        """[n] 1 - cosine to the wanted vectors: half the squared distance of vectors of length 1.
 
         Args:
             embeddings: [n, D] of the student.
             texts: [n] their numbers in the store, on the host.
         """
-        wanted = self.of(texts.numpy()).to(embeddings) @ self.turn.to(embeddings)
+        wanted = self.of(texts.numpy()).to(embeddings) @ self.rotation.to(embeddings)
         return 1 - F.cosine_similarity(embeddings, wanted, dim=1)
 
     def aligned(self, student: Encoder, store: TokenStore) -> EmbeddingTeacher:
-        """The same, turned to the student as it is now, by up to `ALIGNED_TEXTS` texts of the rows."""
+        """The same, rotated to the student as it is now, by up to `ALIGNED_TEXTS` texts of the rows."""
         texts = np.unique(store.row_texts[: 4 * ALIGNED_TEXTS])[:ALIGNED_TEXTS]
         with torch.no_grad(), dropout_on(student, False):
             vectors = F.normalize(student(store.batch(texts)).double(), dim=1).cpu()
-        return replace(self, turn=procrustes(self.of(texts).double(), vectors).float())
+        return replace(self, rotation=procrustes(self.of(texts).double(), vectors).float())
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
@@ -89,14 +89,14 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
     True
     """
     left, _, right = torch.linalg.svd(source.T @ target, full_matrices=False)
-    turn: Tensor = left @ right
-    return turn
+    rotation: Tensor = left @ right
+    return rotation
 
 
-def ask_teacher(
+def teacher_vectors(
     encoder: Encoder, paths: Sequence[str], store: TokenStore, weight: float, cache: Path
 ) -> EmbeddingTeacher:
-    """Embed every text of the store by another model, or find its vectors in the cache; they are not turned yet.
+    """Embed every text of the store with another model, or find its vectors in the cache. They are not rotated yet.
 
     Args:
         encoder: the teacher, with its own tokenizer, prompts and lengths.
@@ -106,7 +106,7 @@ def ask_teacher(
         cache: folder of the vectors.
 
     Raises:
-        RunError: when the sources are not what the store was made of any more.
+        RunError: when the sources changed after the store was made.
     """
     numbers: dict[str, list[int]] = {QUERY: [], PASSAGE: []}
     texts: dict[str, list[str]] = {QUERY: [], PASSAGE: []}
@@ -130,15 +130,15 @@ def ask_teacher(
     return EmbeddingTeacher((queries, passages), places, torch.eye(encoder.dimension), weight)
 
 
-def _teacher(options: TrainOptions, store: TokenStore, processes: ProcessGroup) -> EmbeddingTeacher:
-    """The vectors of `--embedding_teacher`; the model itself is let go of."""
+def ask_teacher(options: TrainOptions, store: TokenStore, processes: ProcessGroup) -> EmbeddingTeacher:
+    """The vectors of the model that `embedding_teacher` names; the model itself is released afterwards."""
     name = options.embedding_teacher or ""
-    try:
-        encoder = load_model(name, options.device, "auto", trust_remote_code=options.trust_remote_code)
-    except UserError as error:
-        raise UserError(f"--embedding_teacher: {error}") from None
+    remote = options.trust_remote_code
+    encoder = load_model(name, options.device, "auto", trust_remote_code=remote, argument="embedding_teacher")
     paths = [source.path for source in options.train_dataset or []]
     with processes.main_first():
-        teacher = ask_teacher(encoder, paths, store, options.embedding_teacher_weight, cache_folder(options.cache_dir))
-    say(f"teacher: {name}, {encoder.dimension} components, {len(teacher.place):,} texts")
+        teacher = teacher_vectors(
+            encoder, paths, store, options.embedding_teacher_weight, cache_folder(options.cache_dir)
+        )
+    say(f"teacher: {name}, {encoder.dimension} dimensions, {len(teacher.place):,} texts")
     return teacher

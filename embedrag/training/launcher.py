@@ -1,4 +1,4 @@
-"""Start one process for each GPU (or as many as asked for), and end them all together."""
+"""Start one process for each GPU, or the number of processes that is asked for, and end them all together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from embedrag.errors import LAUNCHED, LostContactError, UserError
+from embedrag.errors import LAUNCHED, ChildError, LostContactError, UserError
 from embedrag.runtime.distributed import world_size
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.training.config.options import TrainOptions
@@ -25,7 +26,7 @@ SHOWN = 15  # last lines of a process that failed without a message of its own
 
 
 def wanted_processes(options: TrainOptions) -> int:
-    """How many processes this command has to start; 1 under a launcher, which has started them.
+    """How many processes this run has to start; 1 under a launcher, because that has started them already.
 
     Raises:
         UserError: when there are fewer GPUs than asked for.
@@ -39,18 +40,18 @@ def wanted_processes(options: TrainOptions) -> int:
         gpus = torch.cuda.device_count()
     if gpus and options.num_processes and options.num_processes > gpus:
         raise UserError(
-            f"--num_processes {options.num_processes}: only {gpus} GPUs are visible; lower it, or add --use_cpu"
+            f"only {gpus} GPUs are visible; lower it, or add `use_cpu`", "num_processes", options.num_processes
         )
     return options.num_processes or max(1, gpus)
 
 
-def launch(options: TrainOptions, count: int) -> int:
+def launch(options: TrainOptions, count: int) -> None:
     """Run the training in `count` processes of this machine.
 
-    Lines, logs and files come from the first. When one fails the others are ended, and there is one message.
+    Lines, logs and files come from the first process. When one fails, the others are ended, and there is one message.
 
-    Returns:
-        Exit code of the first process that failed, or 0.
+    Raises:
+        ChildError: with the exit code of the first process that failed.
     """
     with tempfile.TemporaryDirectory(prefix="embedrag-") as folder:
         config = Path(folder, "options.json")
@@ -64,11 +65,12 @@ def launch(options: TrainOptions, count: int) -> int:
                 if child.poll() is None:
                     child.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in SIGNALS}
+        in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python has no handlers
+        before = {number: signal.signal(number, forward) for number in SIGNALS if in_main_thread}
         try:
             for rank in range(count):
                 children.append(_start(config, rank, count, port, errors[rank]))
-            return _wait(children, errors)
+            _wait(children, errors)
         finally:
             for child in children:
                 if child.poll() is None:
@@ -96,13 +98,13 @@ def _start(config: Path, rank: int, count: int, port: int, errors: Path) -> subp
             env=os.environ | {name: str(value) for name, value in environment.items()},
             stdout=None if rank == 0 else subprocess.DEVNULL,
             stderr=None if rank == 0 else file,
-            start_new_session=True,  # Ctrl-C comes to this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches only the parent, and the parent passes it on
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
 
 
-def _wait(children: list[subprocess.Popen[bytes]], errors: list[Path]) -> int:
-    """Until all have ended, or until some time after one has failed."""
+def _wait(children: list[subprocess.Popen[bytes]], errors: list[Path]) -> None:
+    """Wait until all have ended, or until some time after one has failed."""
     first: int | None = None
     deadline = float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
@@ -114,19 +116,18 @@ def _wait(children: list[subprocess.Popen[bytes]], errors: list[Path]) -> int:
     if first is None:
         first = next((rank for rank, code in enumerate(codes) if code), None)
     if first is None:
-        return 0
+        return
     lost = LostContactError.exit_code
     if codes[0] and codes[0] > 0 and codes[0] != lost:
-        return codes[0]  # it has said why
+        raise ChildError("the training failed; the reason is on standard error", codes[0], said=True)
     first = next((rank for rank, code in enumerate(codes) if code not in (None, 0, lost)), first)
     code = codes[first] or 1
-    print(f"error: process {first} of {len(children)} {_reason(code, errors[first])}", file=sys.stderr)
-    return code if code > 0 else 1
+    raise ChildError(f"process {first} of {len(children)} {_reason(code, errors[first])}", code if code > 0 else 1)
 
 
 def _reason(code: int, errors: Path) -> str:
     if code < 0:
-        return f"was killed by {signal.Signals(-code).name}; the others were ended. --resume auto goes on"
+        return f"was killed by {signal.Signals(-code).name}; the others were ended. `resume=auto` goes on"
     lines = [line for line in errors.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return "failed: " + "\n".join(said or lines[-SHOWN:])
@@ -140,5 +141,5 @@ def _free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    """A process whose launcher was killed must not train on alone (PR_SET_PDEATHSIG)."""
+    """End this process when its launcher is killed (PR_SET_PDEATHSIG); it must not train on alone."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)

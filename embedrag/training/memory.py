@@ -1,12 +1,13 @@
-"""How many tokens' graphs fit in memory, measured on the user's own model and data.
+"""How many tokens have graphs that fit in memory, measured on the user's own model and data.
 
-The graph of a chunk of the longest texts is weighed (the bytes that autograd keeps), and the free memory is divided by
-it. What is found is a start, not a promise: the loop halves it and repeats the step when memory runs out after all.
+The bytes that autograd keeps for a chunk of the longest texts are counted, and the free memory is divided by them. The
+result is a start and not a promise: when memory runs out after all, the step is repeated with half the budget.
 """
 
 from __future__ import annotations
 
 import resource
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,52 +22,90 @@ from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.runtime.distributed import ProcessGroup
 
-# A GPU is ours alone; beside a training on a CPU other programs live.
+# Share of the free memory that is used: a GPU is ours alone, a CPU is shared with other programs.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
 PROBE_TOKENS = 4096
 STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def settle_budget(
+@dataclass(frozen=True)
+class TokenBudget:
+    """How much of a training step is held in memory.
+
+    Attributes:
+        tokens: number of tokens of which the graphs are held at the same time; None holds all.
+        token_bytes: bytes of the graph of one token, where they were measured.
+    """
+
+    tokens: int | None = None
+    token_bytes: float | None = None
+
+    def loss_tokens(self, texts: int, dimension: int) -> float:
+        """Number of tokens that have graphs as large as what the loss needs for the vectors of a batch.
+
+        These are the vectors, their copies as queries and passages, and the gradients of both. A twentieth of the
+        budget is reserved for them anyway.
+        """
+        if self.tokens is None or self.token_bytes is None:
+            return 0
+        return max(0, 4 * texts * dimension * 4 / self.token_bytes - self.tokens / 20)
+
+    def halved(self, largest: int, least: int) -> TokenBudget | None:
+        """The budget after memory ran out: half of what was held; None when it can't be smaller.
+
+        Args:
+            largest: tokens of the largest micro-batch of the step.
+            least: tokens of the longest text.
+        """
+        held = min(largest, self.tokens or largest)
+        return None if held <= least else replace(self, tokens=max(least, held // 2))
+
+
+def check_budget(store: TokenStore, asked: int) -> None:
+    """Raise UserError when the longest text does not fit in the budget that was asked for."""
+    text, length = longest_text(store)
+    if asked < length:
+        raise UserError(
+            f"is smaller than the longest text ({length} tokens, {_place(store, text)}); give at least {length}, or "
+            "lower `passage_max_len`",
+            "token_budget",
+            asked,
+        )
+
+
+def measure_budget(
     encoder: Encoder,
     store: TokenStore,
     asked: int | None,
     processes: ProcessGroup = ProcessGroup(),  # noqa: B008 - immutable
-) -> str:
-    """Set the encoder's `token_budget` and `token_bytes`; returns a line that says what was found.
+) -> tuple[TokenBudget, str]:
+    """Measure the graphs of the longest texts, and divide the free memory by their size.
 
     Args:
         encoder: ready for training.
         store: the data.
-        asked: `--token_budget`; left out, the memory decides.
-        processes: take what fits in all of them; those of one machine share the memory of its CPU.
+        asked: `token_budget`; when it is None, the memory decides.
+        processes: they agree on the smallest budget; those on one machine share the memory of its CPU.
 
-    Raises:
-        UserError: when the longest text does not fit in what was asked for.
+    Returns:
+        The budget, and a line that says what was found.
     """
-    longest = longest_text(store)
-    if asked is not None and asked < longest[1]:
-        raise UserError(
-            f"--token_budget {asked} is smaller than the longest text ({longest[1]} tokens, "
-            f"{_place(store, longest[0])}); give at least {longest[1]}, or lower --passage_max_len"
-        )
     tokens = store.batch(longest_texts(store, PROBE_TOKENS if asked is None else min(asked, PROBE_TOKENS)))
-    encoder.token_bytes = each = graph_bytes(encoder, tokens) / len(tokens.input_ids)
+    each = graph_bytes(encoder, tokens) / len(tokens.input_ids)
     if asked is not None:
-        encoder.token_budget = asked
-        return (
-            f"memory: the graphs of {asked:,} tokens ({asked * each / 2**30:.2f} GiB) are held at once, "
-            "the others of a larger batch are recomputed"
+        return TokenBudget(asked, each), (
+            f"memory: the graphs of {asked:,} tokens ({asked * each / 2**30:.2f} GiB) are held at once; "
+            "larger batches recompute the rest"
         )
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     trained //= processes.size if encoder.sharded else 1
     free = free_memory(encoder.device) // (processes.local_size if encoder.device.type == "cpu" else 1)
     room = SHARE.get(encoder.device.type, 0.6) * free - STATE_BYTES * trained
-    encoder.token_budget = min(processes.gather(max(longest[1], int(room / each))))
-    return (
-        f"memory: {free / 2**30:.1f} GiB free, {each / 2**20:.2f} MiB a token; the graphs of "
-        f"{encoder.token_budget:,} tokens are held at once, the others of a larger batch are recomputed"
+    found = min(processes.gather(max(longest_text(store)[1], int(room / each))))
+    return TokenBudget(found, each), (
+        f"memory: {free / 2**30:.1f} GiB free, {each / 2**20:.2f} MiB for each token; the graphs of {found:,} tokens "
+        "are held at once; larger batches recompute the rest"
     )
 
 
@@ -126,21 +165,6 @@ def _cgroup_room() -> list[int]:
     statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     used = int((CGROUP / "memory.current").read_text()) - int(statistics["inactive_file"])
     return [int(text) - used]
-
-
-def halve_budget(encoder: Encoder, tokens: int, least: int) -> bool:
-    """After memory ran out on a micro-batch of `tokens`: hold half as much; False when that can't be.
-
-    Args:
-        encoder: whose budget is too large.
-        tokens: of the largest micro-batch of the step.
-        least: tokens of the longest text.
-    """
-    held = min(tokens, encoder.token_budget or tokens)
-    if held <= least:
-        return False
-    encoder.token_budget = max(least, held // 2)
-    return True
 
 
 def _place(store: TokenStore, text: int) -> str:

@@ -1,63 +1,71 @@
-"""Model and loss: what a batch adds to the gradient."""
+"""Encoder + losses + processes: what a batch adds to the gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from embedrag.data.collator import Batch
-from embedrag.errors import UserError, is_out_of_memory
-from embedrag.losses.contrastive import LossSettings, Pairs, contrastive
-from embedrag.models.embedding_format import EmbeddingFormat, views
+from embedrag.data.token_batch import TokenBatch
+from embedrag.errors import is_out_of_memory
+from embedrag.losses.contrastive import LossSettings, contrastive
+from embedrag.losses.pairs import Pairs
+from embedrag.models.embedding_format import EmbeddingFormat
 from embedrag.models.encoder import Encoder
+from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.runtime.distributed import ProcessGroup, share_out
-from embedrag.training.config.options import TrainOptions
 from embedrag.training.embedding_teacher import EmbeddingTeacher
+from embedrag.training.grad_cache import GradCache
+from embedrag.training.memory import TokenBudget
 
 
-class ContrastiveStep(nn.Module):
-    """Encoder + contrastive loss of the vectors in each form that is learnt."""
+class ContrastiveObjective(nn.Module):
+    """An encoder and the contrastive loss of its vectors, in each format that is trained.
+
+    Attributes:
+        encoder: the model that is trained.
+        grad_cache: embeds a batch within the token budget.
+        loss_settings: of the loss.
+        formats: formats of the vectors; the loss is the weighted sum of theirs, the accuracy is that of the first.
+        guided: the base model (adapters off) decides what is not a negative (GISTEmbed, arXiv 2402.16829).
+        teacher: a larger model; its vectors are learnt too.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
-        terms: LossSettings,
-        views: Sequence[EmbeddingFormat] = (EmbeddingFormat(),),
+        loss_settings: LossSettings,
+        formats: Sequence[EmbeddingFormat] = (EmbeddingFormat(),),
         guided: bool = False,
         teacher: EmbeddingTeacher | None = None,
+        budget: TokenBudget = TokenBudget(),  # noqa: B008 - immutable
     ) -> None:
-        """Put the parts together.
-
-        Args:
-            encoder: the model that is trained.
-            terms: of the loss.
-            views: forms of the vectors; the loss is the weighted sum of theirs, the accuracy that of the first.
-            guided: the base model, its adapters off, tells what is no negative (GISTEmbed, arXiv 2402.16829).
-            teacher: whose vectors are learnt too.
-        """
+        """Put the parts together; `budget` limits what is held in memory, the others are the attributes."""
         super().__init__()
         self.encoder = encoder
-        self.terms = terms
-        self.views = tuple(views)
+        self.grad_cache = GradCache(encoder, budget)
+        self.loss_settings = loss_settings
+        self.formats = tuple(formats)
         self.guided = guided
         self.teacher = teacher
 
-    def temperature(self, value: float) -> None:
+    def set_temperature(self, value: float) -> None:
         """Divide cosines by `value` from now on."""
-        self.terms = replace(self.terms, temperature=value)
+        self.loss_settings = replace(self.loss_settings, temperature=value)
 
     def loss(
         self, embeddings: Tensor, batch: Batch, queries: slice = slice(None), guide: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Loss [b], and whether the positive scored best [b]; a share between 0 and 1 where a query has several.
+        """Loss [b], and whether the positive scored best [b]; a share between 0 and 1 when a query has several.
 
         Args:
-            embeddings: [n, D] of the texts of a batch.
-            batch: whose they are.
-            queries: the b queries that are asked about.
+            embeddings: [n, D] of the texts of the batch.
+            batch: the rows.
+            queries: the b queries to score.
             guide: [n, D] of the frozen base.
         """
         sides = batch.query_index, batch.passage_index
@@ -65,8 +73,8 @@ class ContrastiveStep(nn.Module):
         pairs = Pairs(batch.labels, batch.excluded, batch.owner, batch.teacher, guides, batch.query)
         rows = batch.pairs(queries)
         query, passage = embeddings[sides[0]], embeddings[sides[1]]
-        found = [contrastive(view(query), view(passage), pairs, self.terms, rows) for view in self.views]
-        loss = torch.as_tensor(sum(view.weight * loss for view, (loss, _) in zip(self.views, found, strict=True)))
+        found = [contrastive(form(query), form(passage), pairs, self.loss_settings, rows) for form in self.formats]
+        loss = torch.as_tensor(sum(form.weight * loss for form, (loss, _) in zip(self.formats, found, strict=True)))
         loss, correct = batch.by_query(loss, queries), batch.by_query(found[0][1].to(loss), queries)
         if self.teacher and batch.texts is not None:
             loss = loss + self.teacher.weight * batch.by_texts(self.teacher.distance(embeddings, batch.texts), queries)
@@ -79,30 +87,30 @@ class ContrastiveStep(nn.Module):
         backward: Callable[[Tensor], object] = torch.autograd.backward,
         processes: ProcessGroup = ProcessGroup(),  # noqa: B008 - immutable
     ) -> dict[str, Tensor]:
-        """Add the gradient of sum(weight * loss) to the parameters, within the encoder's token budget.
+        """Add the gradient of sum(weight * loss) to the parameters, within the token budget.
 
-        Several processes share the texts out by tokens, exchange the vectors, take some of the queries each, and add up
-        the gradients of the vectors: each then holds a part of the parameters' gradient, and the sum of these parts is
-        the gradient of one process with the whole batch.
+        Several processes share the texts by tokens, exchange the vectors, score some of the queries each, and add up
+        the gradients of the vectors. Each process then holds a part of the parameters' gradient. The sum of these parts
+        is the gradient of one process with the whole batch.
 
         Args:
             batch: B queries, on the device; the same in every process.
             weight: of the losses, [B] or one for all.
-            backward: of the weighted sum; a loss scaler's, for example.
-            processes: that work on this batch together.
+            backward: called with the weighted sum; the one of a loss scaler, for example.
+            processes: those that work on this batch together.
 
         Returns:
-            What `loss` says of all B queries, without graphs.
+            The output of `loss` for all B queries, without graphs.
         """
         mine = self.share(batch, processes)
         tokens = batch.tokens if processes.size == 1 else batch.tokens.select(mine)
-        # Where weights are in parts the processes compute hand in hand, and can't agree on an end halfway.
+        # With sharded weights the processes compute in lockstep and can't stop halfway.
         team = ProcessGroup() if self.encoder.sharded else processes
         guide = None
         if self.guided:
-            own = team.together(lambda: self.encoder.frozen(tokens), is_out_of_memory)
+            own = team.together(lambda: frozen_vectors(self.encoder, tokens), is_out_of_memory)
             guide = own if processes.size == 1 else _exchange(own, mine, len(batch.tokens), processes)
-        cached = team.together(lambda: self.encoder.cached(tokens, processes), is_out_of_memory)
+        cached = team.together(lambda: self.grad_cache.embed(tokens, processes), is_out_of_memory)
         output = self._loss_backward(cached.vectors, mine, batch, weight, backward, processes, guide)
         team.together(cached.backward, is_out_of_memory)
         return output
@@ -117,7 +125,7 @@ class ContrastiveStep(nn.Module):
         processes: ProcessGroup,
         guide: Tensor | None,
     ) -> dict[str, Tensor]:
-        """From the vectors of this process's texts to their gradient, with those of the others between."""
+        """From the vectors of this process's texts to their gradient, together with the other processes."""
         alone, count = processes.size == 1, len(batch.query_index)
         vectors = own if alone else _exchange(own, mine, len(batch.tokens), processes).requires_grad_()
         queries = self.queries(count, processes)
@@ -125,7 +133,7 @@ class ContrastiveStep(nn.Module):
         def loss() -> dict[str, Tensor]:
             output = self.loss(vectors, batch, queries, guide)
             backward((output["loss"] * (weight[queries] if isinstance(weight, Tensor) else weight)).sum())
-            return {name: value.detach() for name, value in output.items()}  # lets go of the loss's graph
+            return {name: value.detach() for name, value in output.items()}  # frees the graph of the loss
 
         output = processes.together(loss, is_out_of_memory)
         if alone or vectors.grad is None:
@@ -135,7 +143,7 @@ class ContrastiveStep(nn.Module):
 
     @staticmethod
     def queries(count: int, processes: ProcessGroup) -> slice:
-        """Those of `count` queries that this process scores."""
+        """The part of `count` queries that this process scores."""
         return slice(count * processes.rank // processes.size, count * (processes.rank + 1) // processes.size)
 
     @staticmethod
@@ -144,6 +152,13 @@ class ContrastiveStep(nn.Module):
         if processes.size == 1:
             return torch.arange(len(batch.tokens))
         return torch.tensor(share_out(batch.tokens.lengths.tolist(), processes.size)[processes.rank], dtype=torch.long)
+
+
+def frozen_vectors(encoder: Encoder, tokens: TokenBatch) -> Tensor:
+    """[n, D] of the base model: adapters off, no dropout, no graph; vectors have length 1."""
+    with torch.no_grad(), dropout_on(encoder, False), encoder.backbone.disable_adapter():  # type: ignore[operator]
+        vectors: Tensor = encoder(tokens)
+    return F.normalize(vectors, dim=1)
 
 
 def _exchange(own: Tensor, mine: Tensor, count: int, processes: ProcessGroup) -> Tensor:
@@ -158,21 +173,3 @@ def _whole(part: Tensor, count: int, place: slice, processes: ProcessGroup) -> T
     whole = part.new_zeros(count)
     whole[place] = part
     return processes.sum_(whole)
-
-
-def _terms(options: TrainOptions) -> LossSettings:
-    """The terms of the loss; an option has the name of its term."""
-    named = {field.name: getattr(options, field.name) for field in fields(LossSettings) if field.name != "directions"}
-    return LossSettings(**named, directions=("query_passage", *options.further_directions))
-
-
-def _views(options: TrainOptions, encoder: Encoder) -> tuple[EmbeddingFormat, ...]:
-    """The forms of the vectors that are learnt.
-
-    Raises:
-        UserError: when the model has fewer components.
-    """
-    dims = options.matryoshka_dims or []
-    if dims and max(dims) > encoder.dimension:
-        raise UserError(f"--matryoshka_dims {max(dims)}: the model's vectors have {encoder.dimension} components")
-    return views(dims, options.matryoshka_weights or [], options.embedding_precisions or [])

@@ -68,14 +68,21 @@ def build_optimizer(
 
 
 def warmup_steps(total_steps: int, warmup_proportion: float) -> int:
-    """Optimizer steps in which the rate rises."""
+    """Number of optimizer steps in which the learning rate rises."""
     return math.ceil(round(total_steps * warmup_proportion, 6))
 
 
 def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int, done: int = 0) -> LambdaLR:
-    """Rise linearly over `warmup` optimizer steps, then fall as a cosine; step t = 0 … total_steps - 1 uses factor(t).
+    """Learning rates that rise linearly over `warmup` optimizer steps and then fall as a cosine.
 
-    The first step has a rate above 0 and the last one nearly 0, whatever the accumulation. `done` steps lie behind.
+    Step t = 0 … total_steps - 1 uses factor(t). The first step has a learning rate above 0 and the last one nearly 0,
+    whatever the accumulation.
+
+    Args:
+        optimizer: its groups have the peak learning rate.
+        total_steps: optimizer steps of the whole run.
+        warmup: from `warmup_steps`.
+        done: optimizer steps that were done before.
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -87,3 +94,18 @@ def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int, done: i
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor, done - 1)
+
+
+def temperature_at(step: int, total_steps: int, first: float, last: float | None) -> float:
+    """The temperature of a step; from `first` to `last` it changes by equal factors.
+
+    Args:
+        step: number of the optimizer step, from 1.
+        total_steps: of the run.
+        first: temperature of the first step.
+        last: temperature of the last step; None: it stays.
+
+    >>> [round(temperature_at(step, 3, 0.04, 0.01), 4) for step in (1, 2, 3)]
+    [0.04, 0.02, 0.01]
+    """
+    return float(first * ((last or first) / first) ** ((step - 1) / max(1, total_steps - 1)))

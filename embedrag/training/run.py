@@ -1,12 +1,15 @@
-"""A run from its options to its last file."""
+"""A run from its options to its last file: preflight, setup, training, and the merge if it is asked for."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from embedrag.commands.merge import MergeOptions
 from embedrag.errors import RunError, UserError, is_out_of_memory
+from embedrag.merging.merge import merge
 from embedrag.models.artifacts import BEST_STEP
 from embedrag.runtime.console import say
 from embedrag.runtime.distributed import leave
@@ -14,57 +17,89 @@ from embedrag.runtime.files import atomic_folder
 from embedrag.runtime.stop_signals import StopSignals
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.launcher import launch, wanted_processes
+from embedrag.training.preflight import preflight
 from embedrag.training.run_context import RunContext
-from embedrag.training.setup import prepare
+from embedrag.training.setup import setup
 from embedrag.training.state.checkpoint import Checkpoint, forget_later
 from embedrag.training.state.resume import is_complete
 from embedrag.training.state.run_folder import clear_leftovers, clear_output_dir
 from embedrag.training.trainer import Trainer
 
 
-def train(options: TrainOptions) -> int:
-    """Fine-tune as the options say and leave the promised files in `--output_dir`.
+@dataclass(frozen=True)
+class RunResult:
+    """What a training left in its folder.
 
-    Returns:
-        Exit code 0.
+    Attributes:
+        output_dir: folder of the run.
+        model: folder of the trained model: merged/ when the run merged its adapter, otherwise final/. After a dry run
+            it is None.
+        metrics: figures of the run: loss, steps, seconds; and the scores of the model when it was evaluated.
+        verdict: whether the model beats its base, as evaluation.json says; None when it was not evaluated.
+    """
+
+    output_dir: Path
+    model: Path | None
+    metrics: dict[str, Any]
+    verdict: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, output_dir: Path) -> RunResult:
+        """The result of a complete run, from the files in its folder."""
+        report = json.loads((output_dir / "training_summary_report.json").read_text(encoding="utf-8"))
+        metrics, verdict = dict(report["performance_summary"]), None
+        if (output_dir / "evaluation.json").is_file():
+            evaluation = json.loads((output_dir / "evaluation.json").read_text(encoding="utf-8"))
+            metrics |= {name: value for name, value in evaluation.items() if isinstance(value, (int, float))}
+            verdict = evaluation.get("verdict")
+        merged = output_dir / "merged"
+        return cls(output_dir, merged if merged.is_dir() else output_dir / "final", metrics, verdict)
+
+
+def train(options: TrainOptions) -> RunResult:
+    """Fine-tune as the options say, and leave the promised files in `output_dir`.
 
     Raises:
-        UserError: the user can mend it; nothing was written.
+        UserError: the caller can mend it; nothing was written.
         RunError: the run went wrong; earlier checkpoints are whole.
     """
+    output_dir = Path(options.output_dir, options.run_name or "")
     if options.resume == "auto" and is_complete(options):
-        say(f"resume: the run in {options.output_dir} is complete")
-        return 0
+        say(f"resume: the run in {output_dir} is complete")
+        return RunResult.read(output_dir)
     if (count := wanted_processes(options)) > 1:
-        return launch(options, count)
+        launch(options, count)
+        return _result(options, output_dir)
     try:
-        run = prepare(options)
+        run = setup(preflight(options))
         if options.dry_run:
-            say(f"dry run: ready for the first step; {run.output_dir} was not touched")
-            return 0
+            say(f"dry run: ready for the first step; {output_dir} was not touched")
+            return _result(options, output_dir)
         with run.processes.main_first():
             if run.processes.main:
                 _make_room(run)
         with StopSignals() as stop:
             Trainer(run, stop).train()
+        main, base = run.processes.main, run.options.model_name_or_path
+        del run
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise RunError(
             "memory ran out outside of a step's forward and backward pass: the model, its gradients and the optimizer "
-            "do not fit. Try --finetune_type lora or qlora, or --optimizer adamw8bit"
+            "do not fit. Try `finetune_type=lora` or `finetune_type=qlora`, or `optimizer=adamw8bit`"
         ) from error
     finally:
         leave()
-    if not run.processes.main:
-        return 0
-    if options.merge and options.finetune_type == "full":
-        say("merge: a full fine-tune has no adapter; final/ is the model")
-    elif options.merge:
-        adapter, base = run.output_dir / "final", run.options.model_name_or_path
-        del run
-        _merge(adapter, base, options.trust_remote_code)
-    return 0
+    if not main:
+        return RunResult(output_dir, output_dir / "final", {}, None)  # the main process writes the files
+    if options.merge:
+        _merge(output_dir / "final", base, options)
+    return _result(options, output_dir)
+
+
+def _result(options: TrainOptions, output_dir: Path) -> RunResult:
+    return RunResult(output_dir, None, {}, None) if options.dry_run else RunResult.read(output_dir)
 
 
 def _make_room(run: RunContext) -> None:
@@ -79,29 +114,32 @@ def _make_room(run: RunContext) -> None:
 
 
 def _bring_best(checkpoint: Checkpoint, output_dir: Path) -> None:
-    """The best state so far must be here when the run ends, for it may stay the best."""
+    """Copy the best model so far into the folder of the run; it may still be the best one when the run ends."""
     step = (checkpoint.state.get("monitor") or {}).get("best_step")
     name, origin = f"{BEST_STEP}{step}", checkpoint.folder.parent
     if not step or (output_dir / name).is_dir():
         return
     if not (origin / name).is_dir():
         raise UserError(
-            f"--resume {checkpoint.folder}: {origin / name}, the best state so far, is missing; go on from an earlier "
-            "checkpoint, or start a new run in another --output_dir"
+            f"{origin / name}, the best model so far, is missing; go on from an earlier checkpoint, or start a new run "
+            "in another `output_dir`",
+            "resume",
+            checkpoint.folder,
         )
     with atomic_folder(output_dir / name) as folder:
         shutil.copytree(origin / name, folder, dirs_exist_ok=True)
 
 
-def _merge(adapter: Path, base: str, trust_remote_code: bool) -> None:
-    from embedrag.merging.merge import run
-
-    run(
-        MergeOptions(
-            base_model_path=base,
-            lora_adapter_path=str(adapter),
-            output_path=str(adapter.with_name("merged")),
-            trust_remote_code=trust_remote_code,
-            overwrite=True,  # the run's own, of its state before it went on
-        )
+def _merge(adapter: Path, base: str, options: TrainOptions) -> None:
+    if options.finetune_type == "full":
+        say("merge: a full fine-tune has no adapter; final/ is the model")
+        return
+    report = merge(
+        adapter,
+        adapter.with_name("merged"),
+        base_model_path=base,
+        trust_remote_code=options.trust_remote_code,
+        overwrite=True,  # the run's own merged model, from before it went on
     )
+    for line in report.lines():
+        say(line)

@@ -1,10 +1,9 @@
-"""What is settled before the first step and stays as it is."""
+"""What is settled before the first step of a run and stays as it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,40 +11,35 @@ from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.runtime.distributed import ProcessGroup
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.data import TrainingData
-from embedrag.training.objective import ContrastiveStep
+from embedrag.training.objective import ContrastiveObjective
 from embedrag.training.state.checkpoint import Checkpoint
+from embedrag.training.state.run_record import RunRecord
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Everything the loop works with.
+    """Everything that `setup` hands to the trainer.
 
     Attributes:
         options: every setting, filled in.
         output_dir: folder of the run.
-        data: the rows to train on.
-        step: model and loss.
+        processes: this process among those that train together.
         device: where it computes.
         dtype: precision of the computation.
-        model_info: block of that name in the logs.
-        settings: content of training_config.json.
-        probes: (role, text) pairs that a merge is proved with.
-        asked: the settings as they were asked for, before models and machine filled them in.
-        checkpoint: what the run goes on from.
-        processes: this process among those that train together.
-        evaluation: what the model is scored on meanwhile.
+        data: the rows to train on.
+        evaluation: what the model is scored on during the training, if anything.
+        objective: the model and its loss.
+        checkpoint: the checkpoint that the run goes on from, if it does.
+        record: what the run writes about itself.
     """
 
     options: TrainOptions
     output_dir: Path
-    data: TrainingData
-    step: ContrastiveStep
+    processes: ProcessGroup
     device: torch.device
     dtype: torch.dtype
-    model_info: dict[str, Any]
-    settings: dict[str, Any]
-    probes: list[tuple[str, str]]
-    asked: dict[str, Any]
-    checkpoint: Checkpoint | None
-    processes: ProcessGroup
+    data: TrainingData
     evaluation: RetrievalDataset | None
+    objective: ContrastiveObjective
+    checkpoint: Checkpoint | None
+    record: RunRecord

@@ -1,115 +1,166 @@
-"""From options to everything a run needs, in the order of cost.
+"""The second stage of a run: from checked options to everything that the trainer needs, cheapest first.
 
-All that can be wrong with the user's input is found first, cheapest check first; weights are loaded last, and nothing
-is written into the output folder here.
+The tokenizer is read before the data, the data before the weights. So a mistake in the data is found before a large
+model is loaded. Nothing is written into the output folder here.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass, fields
 
 import torch
 
+from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
+from embedrag.losses.contrastive import LossSettings
 from embedrag.models.backbone import trainable_backbone
-from embedrag.models.base_model import describe_base, settle
+from embedrag.models.base_model import Base, describe_base, resolve_embedding_config
+from embedrag.models.embedding_config import EmbeddingConfig
+from embedrag.models.embedding_format import EmbeddingFormat, views
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
-from embedrag.models.tokenizer import load_tokenizer
+from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import quiet, say
-from embedrag.runtime.device import pick_device, pick_dtype
-from embedrag.runtime.distributed import join
 from embedrag.runtime.fsdp import shard
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.data import _probes, default_dataset, open_data
-from embedrag.training.embedding_teacher import _teacher
-from embedrag.training.memory import settle_budget
-from embedrag.training.objective import ContrastiveStep, _terms, _views
-from embedrag.training.precision import _cpu_dtype
-from embedrag.training.preflight import _take_up, with_engine
+from embedrag.training.data import open_data, probe_texts
+from embedrag.training.embedding_teacher import ask_teacher
+from embedrag.training.memory import TokenBudget, check_budget, measure_budget
+from embedrag.training.objective import ContrastiveObjective
+from embedrag.training.precision import fastest_cpu_dtype
+from embedrag.training.preflight import Preflight
 from embedrag.training.run_context import RunContext
-from embedrag.training.self_test import _check_gradients, left_padding_distance, processes_distance, self_test
-from embedrag.training.state.resume import check_data, check_processes, restore_budget
-from embedrag.training.state.run_record import contract_options, figure, model_info, run_settings, say_model
+from embedrag.training.self_test import check_gradients, left_padding_distance, processes_distance, self_test
+from embedrag.training.state.resume import check_data, check_processes, saved_budget
+from embedrag.training.state.run_record import embedding_options, model_info, record_of, say_model, shown_tests
 
 
-def prepare(options: TrainOptions) -> RunContext:
-    """Check the options against this machine and the data, tokenise, load.
+def setup(start: Preflight) -> RunContext:
+    """Read the tokenizer, the data and the model.
 
     Raises:
-        UserError: for anything the user can mend.
+        UserError: for everything the user can mend.
     """
-    options = with_engine(options).resolved()
-    asked, output_dir = options.model_dump(), Path(options.output_dir, options.run_name or "")
-    checkpoint, options = _take_up(options, output_dir)
-    device = pick_device(options.device)
-    processes = join(device)
-    if options.shard_weights and processes.size == 1:
-        raise UserError("--shard_weights: there is one process, so nothing can be cut; give --num_processes 2 or more")
-    dtype = pick_dtype(options.dtype, device)
-    if dtype == torch.float16 and device.type == "cpu":
-        raise UserError("--dtype float16 is not trained on a CPU; use float32 or bfloat16")
-    options = options.model_copy(update={"train_dataset": options.train_dataset or default_dataset(options)})
-    base = describe_base(options.model_name_or_path, options.trust_remote_code, options.local_files_only)
-    embedding_config, notices = settle(base, options)
-    tokenizer = load_tokenizer(base, embedding_config, options)
-    for line in notices:
-        say(line)
-    data, evaluation = open_data(options, tokenizer, processes)
-    store = data.store
+    options, processes, checkpoint = start.options, start.processes, start.checkpoint
+    text_model = _read_text_model(options)
+    data, evaluation = open_data(options, text_model.tokenizer, processes)
     if checkpoint:
         check_processes(checkpoint, processes.size, options)
         check_data(checkpoint, data.checksum)
-    teacher = _teacher(options, store, processes) if options.embedding_teacher else None
+    if options.token_budget is not None:
+        check_budget(data.store, options.token_budget)
+    teacher = ask_teacher(options, data.store, processes) if options.embedding_teacher else None
     _seed(options.seed)
-    backbone = trainable_backbone(base, options, dtype, torch.device("cpu") if options.shard_weights else device)
-    if options.shard_weights:
-        shard(backbone, device, processes.size)
-    encoder = Encoder(backbone, tokenizer, embedding_config, dtype, options.pad_to_multiple_of)
-    left = None if options.no_self_test else left_padding_distance(encoder, store)
-    _settle_attention(encoder, options)
-    _check_gradients(encoder, store, options)
-    if options.dtype == "auto" and device.type == "cpu" and not encoder.sharded:
-        dtype = encoder.dtype = processes.gather(_cpu_dtype(encoder, store))[0]
-    memory = settle_budget(encoder, store, options.token_budget, processes)
-    if checkpoint:
-        memory = restore_budget(checkpoint, encoder, options.token_budget) or memory
+    encoder, left_padding = _load_encoder(start, text_model, data.store)
+    budget, memory = _settle_budget(start, encoder, data.store)
+    objective = ContrastiveObjective(
+        encoder,
+        loss_settings(options),
+        _formats(options, encoder),
+        guided=options.false_negative_guide == "base",
+        teacher=teacher.aligned(encoder, data.store) if teacher else None,
+        budget=budget,
+    )
     info = model_info(encoder, options)
-    guided = options.false_negative_guide == "base"
-    teacher = teacher.aligned(encoder, store) if teacher else None
-    step = ContrastiveStep(encoder, _terms(options), _views(options, encoder), guided, teacher)
     if not options.no_self_test:
         info["self_tests"] = {
-            **self_test(encoder, store),
-            "left_equals_right_padding": left,
-            "processes_equal_one": processes_distance(step, store, options.neg_nums, processes),
+            **self_test(encoder, data.store),
+            "left_equals_right_padding": left_padding,
+            "processes_equal_one": processes_distance(objective, data.store, options.neg_nums, processes),
         }
-        say(f"self-test: passed ({', '.join(f'{name} {figure(value)}' for name, value in info['self_tests'].items())})")
-    say_model(base, embedding_config, options, device, dtype, info)
+        say(f"self-test: passed ({shown_tests(info['self_tests'])})")
+    say_model(text_model.base, text_model.embedding_config, options, start.device, encoder.dtype, info)
     say(memory)
-    options = options.model_copy(update=contract_options(embedding_config))
+    options = options.model_copy(update=embedding_options(text_model.embedding_config))
     return RunContext(
         options=options,
-        output_dir=output_dir,
-        data=data,
-        step=step,
-        device=device,
-        dtype=dtype,
-        model_info=info,
-        settings=run_settings(options, backbone, dtype),
-        probes=_probes(options),
-        asked=asked,
-        checkpoint=checkpoint,
+        output_dir=start.output_dir,
         processes=processes,
+        device=start.device,
+        dtype=encoder.dtype,
+        data=data,
         evaluation=evaluation,
+        objective=objective,
+        checkpoint=checkpoint,
+        record=record_of(start.asked, options, encoder, info, probe_texts(options)),
     )
 
 
-def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:
-    """Pack where it is possible and wanted.
+def loss_settings(options: TrainOptions) -> LossSettings:
+    """The settings of the loss; an option has the name of its setting."""
+    named = {field.name: getattr(options, field.name) for field in fields(LossSettings) if field.name != "directions"}
+    return LossSettings(**named, directions=tuple(options.directions))
+
+
+@dataclass(frozen=True)
+class _TextModel:
+    """A base model without its weights: what it says of itself, and how it turns texts into token ids."""
+
+    base: Base
+    embedding_config: EmbeddingConfig
+    tokenizer: TextTokenizer
+
+
+def _read_text_model(options: TrainOptions) -> _TextModel:
+    remote, local = options.trust_remote_code, options.local_files_only
+    base = describe_base(options.model_name_or_path, remote, local)
+    given = options.model_fields_set
+    lengths = {name: getattr(options, name) for name in ("query_max_len", "passage_max_len") if name in given}
+    embedding_config, notices = resolve_embedding_config(
+        base,
+        pooling=None if options.pooling == "auto" else options.pooling,
+        query_prompt=options.query_prompt,
+        passage_prompt=options.passage_prompt,
+        **lengths,
+    )
+    tokenizer = load_tokenizer(base, embedding_config, options.tokenizer_id, remote, local)
+    for line in notices:
+        say(line)
+    return _TextModel(base, embedding_config, tokenizer)
+
+
+def _load_encoder(start: Preflight, text_model: _TextModel, store: TokenStore) -> tuple[Encoder, float | None]:
+    """Load the weights, and settle how texts are laid out and in which precision; see `left_padding_distance`."""
+    options, device = start.options, start.device
+    backbone = trainable_backbone(
+        text_model.base, options, start.dtype, torch.device("cpu") if options.shard_weights else device
+    )
+    if options.shard_weights:
+        shard(backbone, device, start.processes.size)
+    config, pad_multiple = text_model.embedding_config, options.pad_to_multiple_of
+    encoder = Encoder(backbone, text_model.tokenizer, config, start.dtype, pad_multiple)
+    left_padding = None if options.no_self_test else left_padding_distance(encoder, store)
+    _settle_attention(encoder, options)
+    check_gradients(encoder, store, options.seed, frozen_base=options.finetune_type != "full")
+    if options.dtype == "auto" and device.type == "cpu" and not encoder.sharded:
+        encoder.dtype = start.processes.gather(fastest_cpu_dtype(encoder, store))[0]
+    return encoder, left_padding
+
+
+def _settle_budget(start: Preflight, encoder: Encoder, store: TokenStore) -> tuple[TokenBudget, str]:
+    """The token budget of the checkpoint, otherwise a measured one; and a line about it."""
+    if start.checkpoint and (budget := saved_budget(start.checkpoint, start.options.token_budget)):
+        return budget, f"memory: the graphs of {budget.tokens:,} tokens are held at once, as before"
+    return measure_budget(encoder, store, start.options.token_budget, start.processes)
+
+
+def _formats(options: TrainOptions, encoder: Encoder) -> tuple[EmbeddingFormat, ...]:
+    """The formats of the vectors that are trained.
 
     Raises:
-        UserError: when `--attention packed` is asked for and this model or device can't.
+        UserError: when the model has fewer dimensions.
+    """
+    dims = options.matryoshka_dims or []
+    if dims and max(dims) > encoder.dimension:
+        raise UserError(f"the model's vectors have {encoder.dimension} dimensions", "matryoshka_dims", max(dims))
+    return views(dims, options.matryoshka_weights or [], options.embedding_precisions or [])
+
+
+def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:
+    """Pack the texts, when that is possible and wanted.
+
+    Raises:
+        UserError: when `attention` is `packed` and this model or device can't do it.
     """
     if options.attention == "padded":
         return
@@ -118,15 +169,15 @@ def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:
             encoder.pack()
     except PackingError as reason:
         if options.attention == "packed":
+            name = options.model_name_or_path
             raise UserError(
-                f"--attention packed: {options.model_name_or_path} can't be packed here ({reason}); "
-                "use --attention padded"
+                f"{name} can't be packed here ({reason}); use `attention=padded`", "attention", "packed"
             ) from None
-        say(f"model: texts are sorted by length and padded; they can't be packed, for {reason}")
+        say(f"model: texts are sorted by length and padded; they can't be packed because {reason}")
         return
     rates = [value for name, value in vars(encoder.backbone.config).items() if "att" in name and "dropout" in name]
     if encoder.device.type == "cuda" and any(rates) and options.finetune_type == "full":
-        say("model: the packed attention of GPUs has no dropout of its own, so that of the attention weights is off")
+        say("model: packed attention on a GPU has no dropout, so the dropout of attention weights is off")
 
 
 def _seed(seed: int) -> None:

@@ -1,9 +1,10 @@
-"""An optimizer step: micro-batches -> gradients -> new weights -> a row of the log."""
+"""One optimizer step: micro-batches -> gradients -> new weights -> a row of the log."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,17 +18,41 @@ from embedrag.runtime.device import peak_memory_bytes
 from embedrag.runtime.distributed import ProcessGroup, SharedOutOfMemoryError
 from embedrag.runtime.fsdp import gather_full, local_shard
 from embedrag.runtime.random_state import random_state, set_random_state
-from embedrag.training.memory import halve_budget, longest_text
-from embedrag.training.optimizer import build_optimizer, cosine_schedule, warmup_steps
+from embedrag.training.memory import longest_text
+from embedrag.training.optimizer import build_optimizer, cosine_schedule, temperature_at, warmup_steps
 from embedrag.training.run_context import RunContext
 from embedrag.training.state.checkpoint import checkpoints
 
 
-class Optimization:
-    """Optimizer, schedule and what a step says of itself.
+@dataclass(frozen=True)
+class StepOutcome:
+    """What became of the gradient of a step.
 
     Attributes:
-        skipped: steps whose loss or gradient was not finite.
+        finite: losses and gradient are finite.
+        overflowed: float16 could not hold the gradient. The weights stay as they were, and from now on the loss is
+            scaled by a smaller factor.
+    """
+
+    finite: bool
+    overflowed: bool = False
+
+    @property
+    def applied(self) -> bool:
+        """Whether the weights changed."""
+        return self.finite and not self.overflowed
+
+    @property
+    def counted(self) -> bool:
+        """Whether the learning rate goes on: after a skipped step it does, after an overflow it does not."""
+        return self.applied or not self.finite
+
+
+class TrainStep:
+    """Optimizer, schedules and loss scaling; `step` trains on the micro-batches of one optimizer step.
+
+    Attributes:
+        skipped: number of steps with a loss or gradient that was not finite.
     """
 
     def __init__(self, run: RunContext, accelerator: Accelerator, total_steps: int) -> None:
@@ -35,19 +60,20 @@ class Optimization:
 
         Args:
             run: model, data and settings.
-            accelerator: scales the loss where float16 needs it.
+            accelerator: scales the loss for float16.
             total_steps: of the schedule.
         """
         options = run.options
         self.run, self.accelerator, self.total_steps = run, accelerator, total_steps
-        self.parameters = [parameter for parameter in run.step.parameters() if parameter.requires_grad]
+        self.objective = run.objective
+        self.parameters = [parameter for parameter in run.objective.parameters() if parameter.requires_grad]
         self.optimizer = accelerator.prepare(
             build_optimizer(
-                options.optimizer, run.step, options.lr or 0.0, options.weight_decay, options.lora_plus_ratio
+                options.optimizer, run.objective, options.lr or 0.0, options.weight_decay, options.lora_plus_ratio
             )
         )
         self.skipped = 0
-        # Those that work on one batch; without gathering each process has rows, negatives and a loss of its own.
+        # Those that work on one batch. Without gathering, each process has rows, negatives and a loss of its own.
         self._team = run.processes if options.gather_negatives else ProcessGroup()
         self._start_schedule(0)
 
@@ -55,13 +81,8 @@ class Optimization:
         warmup = warmup_steps(self.total_steps, self.run.options.warmup_proportion)
         self.schedule = cosine_schedule(self.optimizer.optimizer, self.total_steps, warmup, done)
 
-    def _temperature(self, number: int) -> float:
-        """Of step `number`, from 1."""
-        first, last = self.run.options.temperature, self.run.options.temperature_end or self.run.options.temperature
-        return float(first * (last / first) ** ((number - 1) / max(1, self.total_steps - 1)))
-
     def state(self) -> dict[str, Any]:
-        """Everything that `restore` takes back; whole, and in the main process alone where weights are in parts."""
+        """Everything that `restore` takes back. Sharded state is gathered, and returned in the main process only."""
         scaler = self.accelerator.scaler
         return {
             "schedule": self.schedule.last_epoch,
@@ -71,11 +92,11 @@ class Optimization:
         }
 
     def restore(self, state: dict[str, Any], total_steps: int) -> None:
-        """Go on from what `state` gave; the settings, such as the rate, are those of this run.
+        """Continue from what `state` returned. Settings, such as the learning rate, are those of this run.
 
         Args:
             state: of the optimizer, schedule and scaler.
-            total_steps: of the schedule, those that are done included.
+            total_steps: of the schedule, including the steps that are done.
         """
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         kept = {
@@ -94,41 +115,43 @@ class Optimization:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def step(self, batches: list[Batch], number: int) -> dict[str, Any]:
-        """One optimizer step over micro-batches.
+        """Train on the micro-batches of one optimizer step.
 
         Args:
             batches: of the step; the loss is the mean over all their queries.
-            number: of the step, for messages.
+            number: of the step, for the temperature and for messages.
 
         Returns:
-            What the log says of it.
+            The row of the log.
 
         Raises:
-            RunError: when a loss or the gradient is not finite, or memory runs out; the weights are then untouched.
+            RunError: when a loss or the gradient is not finite, or memory runs out; the weights are then unchanged.
         """
-        start = time.monotonic()
+        start, options = time.monotonic(), self.run.options
         rate = float(self.schedule.get_last_lr()[0])
-        self.run.step.temperature(self._temperature(number))
+        temperature = temperature_at(number, self.total_steps, options.temperature, options.temperature_end)
+        self.objective.set_temperature(temperature)
         outputs = self._gradients(batches, number)
         self.run.processes.sum_gradients(self.parameters)
-        limit = self.run.options.max_grad_norm or float("inf")
+        limit = options.max_grad_norm or float("inf")
         norm = float(gather_full(self.accelerator.clip_grad_norm_(self.parameters, limit)))
-        finite = self._check_finite(batches, outputs, norm, number)
-        if self._apply(finite) or not finite:
+        outcome = self._apply(self._check_finite(batches, outputs, norm, number))
+        if outcome.counted:
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         row = self._row(batches, outputs, norm) | {"learning_rate": rate, "step_duration": time.monotonic() - start}
-        return row | {"tokens_per_second": row["tokens"] / row["step_duration"]} | ({} if finite else {"skipped": True})
+        row["tokens_per_second"] = row["tokens"] / row["step_duration"]
+        return row if outcome.finite else row | {"skipped": True}
 
-    def _apply(self, finite: bool) -> bool:
-        """Change the weights; False when float16 can't hold the gradient, and the loss is scaled less from now on."""
+    def _apply(self, finite: bool) -> StepOutcome:
+        """Change the weights, when the gradient is finite."""
         scaler = self.accelerator.scaler
         before = scaler.get_scale() if scaler else 0.0
         if finite:
             self.optimizer.step()
         elif scaler:
-            scaler.update()  # the gradient is no longer scaled, and it would not be divided twice
-        return not scaler or scaler.get_scale() >= before
+            scaler.update()  # the gradient was unscaled already, and must not be unscaled twice
+        return StepOutcome(finite, overflowed=bool(scaler) and scaler.get_scale() < before)
 
     def _gradients(self, batches: list[Batch], number: int) -> list[dict[str, Tensor]]:
         """Forward and backward of a step; when memory runs out, the same again with half the token budget.
@@ -138,45 +161,47 @@ class Optimization:
         """
         state = random_state(self.run.device)
         queries = self._total(sum(len(batch.query_index) for batch in batches))
-        encoder, alone = self.run.step.encoder, self._team.size == 1
+        cache, alone = self.objective.grad_cache, self._team.size == 1
         while True:
             try:
                 return self._backward(batches, queries)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if encoder.sharded or not (alone or isinstance(error, SharedOutOfMemoryError)):
+                if self.objective.encoder.sharded or not (alone or isinstance(error, SharedOutOfMemoryError)):
                     raise self._too_large(
-                        number, "the others wait in the middle of it, so it is not repeated"
+                        number, "the other processes wait in the middle of the step, so it is not repeated"
                     ) from error
-            # Out of the except block, for the error holds the tensors of the failed try.
+            # Outside of the except block, because the error holds the tensors of the failed try.
             self.optimizer.zero_grad(set_to_none=True)
             set_random_state(state, self.run.device)
             largest = max(self._team.gather(max(computed for computed, _ in self._work(batches))))
-            if not halve_budget(encoder, largest, longest_text(self.run.data.store)[1]):
-                raise self._too_large(number, "though only one text's activations were held at once")
+            smaller = cache.budget.halved(largest, longest_text(self.run.data.store)[1])
+            if smaller is None:
+                raise self._too_large(number, "although the graph of only one text was held at once")
+            cache.budget = smaller
             if self.run.device.type == "cuda":
                 torch.cuda.empty_cache()
             say(
-                f"memory ran out in step {number}; it is repeated, and from now on the graphs of "
-                f"{encoder.token_budget:,} tokens are held at once"
+                f"memory ran out in step {number}; the step is repeated, and from now on the graphs of "
+                f"{smaller.tokens:,} tokens are held at once"
             )
 
     def _too_large(self, number: int, why: str) -> RunError:
         return RunError(
             f"memory ran out in step {number}, {why}; the weights are as they were before it{self._kept()}. Try a "
-            "smaller --token_budget, --gradient_checkpointing, a smaller --passage_max_len, or --finetune_type qlora"
+            "smaller `token_budget`, `gradient_checkpointing`, a smaller `passage_max_len`, or `finetune_type=qlora`"
         )
 
     def _backward(self, batches: list[Batch], queries: float) -> list[dict[str, Tensor]]:
-        step = self.run.step.train()
+        objective = self.objective.train()
         return [
-            step.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward, self._team)
+            objective.backward(batch.to(self.run.device), 1 / queries, self.accelerator.backward, self._team)
             for batch in batches
         ]
 
     def _total(self, value: float) -> float:
-        """Sum over the processes, where each has a batch of its own."""
+        """Sum over the processes, when each has a batch of its own."""
         return value if self.run.options.gather_negatives else sum(self.run.processes.gather(value))
 
     def _row(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float) -> dict[str, Any]:
@@ -203,17 +228,18 @@ class Optimization:
         }
 
     def _work(self, batches: list[Batch]) -> list[tuple[int, int]]:
-        """Of each batch, what this process computes of it (`Encoder.work`)."""
-        step = self.run.step
-        return [step.encoder.work(batch.tokens.select(step.share(batch, self._team))) for batch in batches]
+        """For each batch, what this process computes of it (`GradCache.work`)."""
+        objective = self.objective
+        shares = (batch.tokens.select(objective.share(batch, self._team)) for batch in batches)
+        return [objective.grad_cache.work(tokens) for tokens in shares]
 
     def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, number: int) -> bool:
-        """Whether losses and gradient are finite; where not, `--on_nonfinite` says what happens.
+        """Whether losses and gradient are finite; if not, `on_nonfinite` says what happens.
 
         Raises:
             RunError: naming the rows, when the run should stop.
         """
-        # Under float16 an infinite gradient is the loss scaler's business: it skips the step and scales less.
+        # With float16 the loss scaler handles an infinite gradient: it skips the step and scales less.
         gradient_ok = self.run.dtype == torch.float16 or math.isfinite(norm)
         losses = torch.cat([output["loss"] for output in outputs]).cpu()
         rows = torch.cat([batch.rows for batch in batches])
@@ -230,12 +256,12 @@ class Optimization:
             return False
         raise RunError(
             f"the {what} is not finite in step {number} (rows {places}); the run was stopped before the "
-            f"weights changed{self._kept()}. Try a smaller --lr, a larger --temperature, --dtype float32, or "
-            "--on_nonfinite skip"
+            f"weights changed{self._kept()}. Try a smaller `lr`, a larger `temperature`, `dtype=float32`, or "
+            "`on_nonfinite=skip`"
         )
 
     def _kept(self) -> str:
-        """What of the run can be had, for messages."""
+        """The newest checkpoint, for messages."""
         saved = checkpoints(self.run.output_dir)
         return f", the last checkpoint is {saved[0].folder}" if saved else ", no checkpoint had been written yet"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.models.encoder import Encoder
 from embedrag.training.config.options import TrainOptions
+from embedrag.training.memory import TokenBudget
+from embedrag.training.objective import ContrastiveObjective
 from embedrag.training.state.checkpoint import Checkpoint
 
 # A run that goes on with another one of these would be another run from its first step on.
@@ -135,13 +136,14 @@ def check_processes(checkpoint: Checkpoint, size: int, options: TrainOptions) ->
         )
 
 
-def engine_state(encoder: Encoder) -> dict[str, Any]:
-    """What was settled about the engine at the start."""
+def engine_state(objective: ContrastiveObjective) -> dict[str, Any]:
+    """What was settled about the computation at the start of the run."""
+    encoder, budget = objective.encoder, objective.grad_cache.budget
     return {
         "dtype": str(encoder.dtype).removeprefix("torch."),
-        "attention": "padded" if encoder.position_offset is None else "packed",
-        "token_budget": encoder.token_budget,
-        "token_bytes": encoder.token_bytes,
+        "attention": "packed" if encoder.packed else "padded",
+        "token_budget": budget.tokens,
+        "token_bytes": budget.token_bytes,
     }
 
 
@@ -156,10 +158,17 @@ def engine_options(checkpoint: Checkpoint, options: TrainOptions) -> TrainOption
     )
 
 
-def restore_budget(checkpoint: Checkpoint, encoder: Encoder, asked: int | None) -> str | None:
-    """Cut batches as the run did, unless `--token_budget` asks for something else; a line about it."""
+def saved_budget(checkpoint: Checkpoint, asked: int | None) -> TokenBudget | None:
+    """The token budget of the checkpoint, so that batches are cut as before and nothing is measured again.
+
+    Args:
+        checkpoint: what the run goes on from.
+        asked: `token_budget` of this run.
+
+    Returns:
+        None when this run asks for another budget than the run had.
+    """
     if asked not in (None, checkpoint.state["options"]["token_budget"]):
         return None
-    encoder.token_budget = checkpoint.state["engine"]["token_budget"]
-    encoder.token_bytes = checkpoint.state["engine"]["token_bytes"]
-    return f"memory: the graphs of {encoder.token_budget:,} tokens are held at once, as before"
+    engine = checkpoint.state["engine"]
+    return TokenBudget(engine["token_budget"], engine["token_bytes"])

@@ -1,9 +1,10 @@
-"""What a run says of itself: on the screen, in its logs and in training_config.json."""
+"""What a run writes about itself: on the screen, in its logs and in training_config.json."""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -22,6 +23,34 @@ from embedrag.training.config.options import TrainOptions
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run writes about itself.
+
+    Attributes:
+        asked: the options as they were asked for, before models and machine filled them in.
+        settings: content of training_config.json.
+        model_info: block of that name in the logs.
+        probes: (role, text) pairs that a merge is checked with.
+    """
+
+    asked: dict[str, Any]
+    settings: dict[str, Any]
+    model_info: dict[str, Any]
+    probes: list[tuple[str, str]]
+
+
+def record_of(
+    asked: dict[str, Any],
+    options: TrainOptions,
+    encoder: Encoder,
+    info: dict[str, Any],
+    probes: list[tuple[str, str]],
+) -> RunRecord:
+    """The record of a run; `options` are filled in, `info` comes from `model_info`."""
+    return RunRecord(asked, run_settings(options, encoder.backbone, encoder.dtype), info, probes)
+
+
 def model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
     """Block of that name in the logs."""
     total, trainable = parameter_counts(encoder.backbone)
@@ -36,9 +65,13 @@ def model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
     }
 
 
-def figure(value: float | bool | None) -> str:
-    """A result of a self-test."""
-    return "does not apply" if value is None else f"{value:.0e}" if isinstance(value, float) else str(value).lower()
+def shown_tests(results: dict[str, float | bool | None]) -> str:
+    """The results of the self-tests in one line."""
+
+    def shown(value: float | bool | None) -> str:
+        return "does not apply" if value is None else f"{value:.0e}" if isinstance(value, float) else str(value).lower()
+
+    return ", ".join(f"{name} {shown(value)}" for name, value in results.items())
 
 
 def say_model(
@@ -49,7 +82,7 @@ def say_model(
     dtype: torch.dtype,
     info: dict[str, Any],
 ) -> None:
-    """What is trained, how texts are cut, and where."""
+    """Say what is trained, how texts are cut, and where it computes."""
     kind = options.finetune_type + (f" ({options.quantization_bits}-bit)" if options.finetune_type == "qlora" else "")
     say(
         f"model: {options.model_name_or_path} ({base.config.model_type}), {kind}; trainable "
@@ -58,14 +91,14 @@ def say_model(
     )
     config = embedding_config
     say(
-        f"model: pooling {config.pooling}, query ≤ {config.query_max_len} and passage ≤ {config.passage_max_len} tokens, "
-        f"prompts {config.query_prompt!r} and {config.passage_prompt!r}"
+        f"model: pooling {config.pooling}, query ≤ {config.query_max_len} and passage ≤ {config.passage_max_len} "
+        f"tokens, prompts {config.query_prompt!r} and {config.passage_prompt!r}"
     )
     say(f"device: {describe(device)}, {str(dtype).removeprefix('torch.')}; seed {options.seed}, lr {options.lr:g}")
 
 
-def contract_options(embedding_config: EmbeddingConfig) -> dict[str, Any]:
-    """The settled contract as options, so that the saved settings repeat the run."""
+def embedding_options(embedding_config: EmbeddingConfig) -> dict[str, Any]:
+    """The settled embedding config as options, so that the saved settings repeat the run."""
     return {
         "pooling": embedding_config.pooling,
         "query_prompt": embedding_config.query_prompt,
