@@ -167,8 +167,8 @@ def test_missing_old_and_left_over_translations_are_named() -> None:
 
 def test_make_readme_with_a_missing_translation_writes_the_tables_and_names_it(tmp_path: Path) -> None:
     shutil.copytree(TRANSLATIONS, tmp_path / "docs" / "translations")
-    (tmp_path / "tests").mkdir()
-    script = shutil.copy(test_readme.__file__, tmp_path / "tests")
+    (tmp_path / "tests" / "repository").mkdir(parents=True)
+    script = shutil.copy(test_readme.__file__, tmp_path / "tests" / "repository")
     for path in (README, *map(translated_readme, LANGUAGES)):
         shutil.copy(path, tmp_path)
     file = tmp_path / "docs" / "translations" / "ko.json"
