@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from embedrag.commands.demo import _write_eval
-from embedrag.datagen.docstrings import collect
+from embedrag.datagen.docstrings import collect, write_retrieval_dataset
 from embedrag.errors import UserError
 from embedrag.models.load import trained_from
 
@@ -43,8 +42,7 @@ def test_notebook_compares_the_demos_model_with_its_base(
     log = {"step_logs": [{"global_step": step, "loss": 1 / step} for step in (1, 2)]}
     (run / "detailed_training_logs.json").write_text(json.dumps(log))
     pairs = [replace(pair, passage=pair.passage[:200]) for pair in collect(["logging"])[:24]]
-    (tmp_path / "demo_output" / "data" / "eval").mkdir(parents=True)
-    _write_eval(tmp_path / "demo_output" / "data" / "eval", pairs, pairs[:15])
+    write_retrieval_dataset(tmp_path / "demo_output" / "data" / "eval", pairs, pairs[:15])
 
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = {cell.id: cell.get("outputs", []) for cell in notebook.cells}
