@@ -19,6 +19,8 @@ from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.embedding_format import EmbeddingFormat, views
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
+from embedrag.models.lora import LoraSettings
+from embedrag.models.quantization import QuantizationConfig
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import quiet, say
 from embedrag.runtime.fsdp import shard
@@ -92,6 +94,22 @@ def loss_settings(options: TrainOptions) -> LossSettings:
     return LossSettings(**named, directions=tuple(options.directions))
 
 
+def lora_settings(options: TrainOptions) -> LoraSettings | None:
+    """The adapters that are trained; None where all weights are."""
+    if options.finetune_type == "full":
+        return None
+    return LoraSettings(
+        r=options.lora_r,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
+        target_modules=options.lora_target_modules,
+        top_layers=options.lora_top_layers,
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        init=options.lora_init,
+    )
+
+
 @dataclass(frozen=True)
 class _TextModel:
     """A base model without its weights: what it says of itself, and how it turns texts into token ids."""
@@ -123,7 +141,16 @@ def _load_encoder(start: Preflight, text_model: _TextModel, store: TokenStore) -
     """Load the weights, and settle how texts are laid out and in which precision; see `left_padding_distance`."""
     options, device = start.options, start.device
     backbone = trainable_backbone(
-        text_model.base, options, start.dtype, torch.device("cpu") if options.shard_weights else device
+        text_model.base,
+        start.dtype,
+        torch.device("cpu") if options.shard_weights else device,
+        lora_settings(options),
+        QuantizationConfig(options.quantization_bits, options.double_quantization)
+        if options.finetune_type == "qlora"
+        else None,
+        options.gradient_checkpointing,
+        options.trust_remote_code,
+        options.local_files_only,
     )
     if options.shard_weights:
         shard(backbone, device, start.processes.size)

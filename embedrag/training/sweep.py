@@ -1,46 +1,74 @@
-"""Search for settings: trainings of one config with other values, judged by their evaluation (Optuna, TPE sampler).
+"""Search for the best settings: trainings of one config with different values, compared by evaluation (Optuna, TPE).
 
-Each trial is a training in a process of its own and a folder named after its values, so a sweep that was stopped goes
-on: what is complete is not trained again, and what was under way resumes from its checkpoint. A trial that is worse
-than the median of the others at the same step is ended early.
+Each trial is a training in a process of its own, in a folder named after its values. So a sweep that was stopped can go
+on: complete trials are not trained again, and an unfinished one resumes from its checkpoint. The sweep reads the
+evaluations in the log of the training. A trial that is worse than the median of the others at the same step is ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from tabulate import tabulate
 
-from embedrag.commands.sweep import SweepOptions
-from embedrag.errors import RunError, UserError, near_miss, need
+from embedrag.errors import RunError, StoppedError, UserError, near_miss, need, raise_all
 from embedrag.options.parsing import read_config
 from embedrag.runtime.console import say
 from embedrag.runtime.files import write_atomic
 from embedrag.training.config.options import TrainOptions
+from embedrag.training.state.run_log import read_evaluations
 
 STUDY = "study.jsonl"
 BEST = "best_config.json"
-OWN = ("output_dir", "run_name", "resume", "overwrite")  # the sweep's own business
-STOPPED = 75  # exit code of a training that a signal stopped
+OWN = ("output_dir", "run_name", "resume", "overwrite")  # options that the sweep sets itself
+STOPPED = StoppedError.exit_code  # of a training that a signal stopped
+POLL_SECONDS = 0.5
 RANGE = {"low", "high", "log", "step"}
 Json = dict[str, Any]
 
 
-def run(options: SweepOptions) -> int:
-    """`embedrag sweep`: trials until there are `--trials`, then the best settings as a config file.
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        metric: that decided.
+        best: settings of the best trial, those that were tried.
+        config: file with all settings of the best trial.
+        model: folder of its model.
+        ranked: (number, value, settings) of the complete trials, best first.
+    """
+
+    metric: str
+    best: Json
+    config: Path
+    model: Path
+    ranked: list[tuple[int, float, Json]]
+
+
+def sweep(
+    config: str | Path, space: str | Path, output_dir: str | Path, *, trials: int = 20, seed: int = 42
+) -> SweepResult:
+    """Train with different settings until there are `trials` trials, and write the best settings as a config file.
+
+    Args:
+        config: JSON file of a training, with eval_dataset or eval_split and without an output_dir.
+        space: JSON file, see `read_space`.
+        output_dir: folder of all trials; a sweep that it holds goes on.
+        trials: number of trials in all, those of earlier starts included.
+        seed: of the sampler.
 
     Raises:
-        UserError: for a space or config that no training takes, before the first trial.
+        UserError: for a space or config that no training accepts, before the first trial.
         RunError: when a training fails.
     """
     need("sweep", "optuna")
@@ -49,24 +77,24 @@ def run(options: SweepOptions) -> int:
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder, base, space = Path(options.output_dir).expanduser(), read_base(options.config), read_space(options.space)
-    metric = check(base, space)
+    folder, base, choices = Path(output_dir).expanduser(), read_base(str(config)), read_space(str(space))
+    metric = check(base, choices)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY))),
-        study_name=_digest([base, space]),  # another config or space begins a study of its own
+        study_name=_digest([base, choices]),  # another config or space starts a study of its own
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=options.seed),
+        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
     for left in study.get_trials(states=[TrialState.RUNNING]):  # of a sweep that was killed
         study.tell(left.number, state=TrialState.FAIL)
         study.enqueue_trial(left.params)
-    while len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])) < options.trials:
+    while len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])) < trials:
         trial = study.ask()
-        values = {name: _suggest(trial, name, choice) for name, choice in space.items()}
-        say(f"trial {trial.number}: {_spoken(values)}")
+        values = {name: _suggest(trial, name, choice) for name, choice in choices.items()}
+        say(f"trial {trial.number}: {shown(values)}")
 
         def hopeless(step: int, value: float, trial: Any = trial) -> bool:
             trial.report(value, step)
@@ -75,13 +103,11 @@ def run(options: SweepOptions) -> int:
         value = train(base | values, folder / f"trial-{_digest(values)}", metric, hopeless)
         study.tell(trial, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
         say(f"trial {trial.number}: {'ended early' if value is None else f'{metric} {value:.4f}'}")
-    ranked = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda done: done.value or 0.0, reverse=True)
-    rows = [[done.number, f"{done.value:.4f}", _spoken(done.params)] for done in ranked[:10]]
-    say(tabulate(rows, ["trial", metric, "settings"], "github", disable_numparse=True))
-    best = ranked[0].params
+    done = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: trial.value or 0.0, reverse=True)
+    best = done[0].params
     write_atomic(folder / BEST, json.dumps(base | best, indent=2, ensure_ascii=False))
-    say(f"best settings: {folder / BEST}; their model: {folder / f'trial-{_digest(best)}' / 'final'}")
-    return 0
+    ranked = [(trial.number, trial.value or 0.0, trial.params) for trial in done]
+    return SweepResult(metric, best, folder / BEST, folder / f"trial-{_digest(best)}" / "final", ranked)
 
 
 def read_base(path: str) -> Json:
@@ -106,19 +132,19 @@ def read_space(path: str) -> dict[str, Any]:
     try:
         space = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--space {path}: {error}; give a JSON file") from None
+        raise UserError(f"{error}; give a JSON file", "space", path) from None
     if not isinstance(space, dict) or not space:
         example = '{"lr": {"low": 1e-5, "high": 1e-3, "log": true}, "lora_r": [4, 8, 16]}'
-        raise UserError(f"--space {path}: must be an object such as {example}")
+        raise UserError(f"must be an object such as {example}", "space", path)
     names = [name for name in TrainOptions.model_fields if name not in OWN]
     problems = []
     for name, choice in space.items():
         if name not in names:
-            problems.append(f"{path}: {name} is no option of a training{near_miss(name, names)}")
+            problems.append(f"{path}: {name} is not an option of a training{near_miss(name, names)}")
         elif isinstance(choice, dict):
             numbers = all(type(choice.get(end)) in (int, float) for end in ("low", "high"))
             if not numbers or set(choice) - RANGE or choice["low"] >= choice["high"]:
-                problems.append(f'{path}: {name} must have numbers "low" < "high", and perhaps "log" or "step"')
+                problems.append(f'{path}: {name} must have numbers "low" < "high", and optionally "log" or "step"')
         elif not isinstance(choice, list) or not choice or any(isinstance(value, (list, dict)) for value in choice):
             problems.append(f'{path}: {name} must be a list of plain values, or {{"low", "high"}}')
     if problems:
@@ -127,7 +153,7 @@ def read_space(path: str) -> dict[str, Any]:
 
 
 def check(base: Json, space: Json) -> str:
-    """Try every value that may come with the first of the others; returns the metric that decides.
+    """Try every value together with the first value of the other options; returns the metric that decides.
 
     Raises:
         UserError: for a value that a training refuses, or a config without an evaluation.
@@ -136,7 +162,7 @@ def check(base: Json, space: Json) -> str:
         name: choice if isinstance(choice, list) else [choice["low"], choice["high"]] for name, choice in space.items()
     }
     first = {name: choice[0] for name, choice in values.items()}
-    problems: dict[str, None] = {}
+    problems: dict[str, UserError] = {}
     options = None
     for name, choices in values.items():
         for choice in choices:
@@ -144,61 +170,74 @@ def check(base: Json, space: Json) -> str:
                 options = TrainOptions(**{**base, **first, name: choice, "output_dir": "trial"})
             except ValidationError as error:
                 reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
-                problems[f"--space: {name} {choice!r}: {reasons}"] = None
-    if problems or options is None:
-        raise UserError("\n".join(problems))
-    if not (options.eval_dataset or options.eval_split):
-        raise UserError("--config: a sweep needs eval_dataset or eval_split to tell what is better")
+                text = f"{name} {choice!r}: {reasons}"
+                problems[text] = UserError(text, "space")
+    raise_all(problems.values())
+    if options is None or not (options.eval_dataset or options.eval_split):
+        raise UserError("a sweep needs eval_dataset or eval_split to know what is better", "config")
     return options.metric_for_best
 
 
 def train(settings: Json, folder: Path, metric: str, hopeless: Callable[[int, float], bool]) -> float | None:
-    """Train in a process of its own, or go on with it.
+    """Train in a process of its own, or continue a training that was stopped.
 
     Args:
         settings: of the training.
         folder: of its run.
         metric: that decides.
-        hopeless: asked at every evaluation (step, value); the training is then ended.
+        hopeless: called with (step, value) after every evaluation; when it is true, the training is ended.
 
     Returns:
-        The metric of the model that the run left; None where it was ended.
+        The metric of the model that the run left; None when it was ended early.
 
     Raises:
-        RunError: when it failed; with what it said.
+        RunError: when the training failed, with its last lines.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder.with_suffix(".json")
+    config, output = folder.with_suffix(".json"), folder.with_suffix(".out")
     write_atomic(config, json.dumps(settings | {"output_dir": str(folder), "resume": "auto"}, ensure_ascii=False))
     errors = folder.with_suffix(".err")
-    with errors.open("wb") as file:
+    ended = False
+    with output.open("wb") as lines, errors.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "embedrag", "train", "--config", str(config)],
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            [sys.executable, "-m", "embedrag", "train", "--config", str(config)], stdout=lines, stderr=file
         )
         try:
-            pattern = re.compile(rf"evaluation: step (\d+), {re.escape(metric)} (\S+?),? ")
-            ended = False
-            for line in process.stdout or ():
-                found = pattern.match(line.rstrip() + " ")
-                if found and int(found[1]) and not ended and hopeless(int(found[1]), float(found[2])):
-                    ended = True
-                    process.send_signal(signal.SIGTERM)
-            code = process.wait()
+            seen: set[int] = {0}  # the evaluation of the base says nothing about the settings
+            while process.poll() is None:
+                ended = ended or _ended(process, folder, metric, hopeless, seen)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
         finally:
             process.kill()
-            process.wait()
+            code = process.wait()
     if code == STOPPED and ended:
         return None
     if code:
         said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise RunError(
-            f"the training in {folder} ended with {code}: {' '.join(said[-3:])}; once that is mended, the sweep goes on"
+            f"the training in {folder} ended with exit code {code}: {' '.join(said[-3:])}; fix that, and the same call "
+            "continues the sweep"
         )
     return float(json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))[metric])
+
+
+def _ended(
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    metric: str,
+    hopeless: Callable[[int, float], bool],
+    seen: set[int],
+) -> bool:
+    """Read new evaluations in the log of a training. Returns whether the training was hopeless and ended."""
+    for row in read_evaluations(folder / "detailed_training_logs.json"):
+        step = row["global_step"]
+        if step not in seen:
+            seen.add(step)
+            if hopeless(step, row[metric]):
+                process.send_signal(signal.SIGTERM)
+                return True
+    return False
 
 
 def _suggest(trial: Any, name: str, choice: Any) -> Any:
@@ -211,7 +250,8 @@ def _suggest(trial: Any, name: str, choice: Any) -> Any:
     )
 
 
-def _spoken(values: Json) -> str:
+def shown(values: Json) -> str:
+    """Settings in one line."""
     shown = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in values.items()}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from embedrag.runtime.random_state import random_state, set_random_state
 from embedrag.runtime.stop_signals import StopSignals
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.run_context import RunContext
-from embedrag.training.state.checkpoint import Checkpoint, prune, read_tensors, restore_weights
+from embedrag.training.state.checkpoint import Checkpoint, prune, read_tensors, restore_weights, write_state
 from embedrag.training.state.resume import engine_state
 from embedrag.training.state.run_log import RunLog
 from embedrag.training.train_step import TrainStep
@@ -332,19 +333,19 @@ class Trainer:
         run = self.run
         rows = [[row["epoch"], _shown(row["avg_loss"]), f"{row['epoch_duration']:.0f}"] for row in self.log.epochs]
         results = tabulate(rows, ["epoch", "mean loss", "seconds"], "github", disable_numparse=True)
-        base, sharded = self.options.model_name_or_path, run.objective.encoder.sharded
+        encoder = run.objective.encoder
         # With sharded weights all processes help to gather them, and only the main process gets them.
-        weights = gather_full(run.objective.encoder.backbone.state_dict(), self.processes.main) if sharded else None
+        weights = gather_full(encoder.backbone.state_dict(), self.processes.main) if encoder.sharded else None
         if self.processes.main:
             save_model(
-                run.objective.encoder,
-                base,
-                run.record.settings,
-                run.record.probes,
-                results,
+                encoder,
                 run.output_dir / name,
-                state,
-                weights,
+                settings=run.record.settings,
+                probes=run.record.probes,
+                results=results,
+                weights=weights,
+                add_files=partial(write_state, model=encoder.backbone, state=state, whole=weights) if state else None,
+                overwrite=True,
             )
             best = self.validation.best_step if self.validation and self.validation.best else None
             prune(run.output_dir, self.options.save_total_limit, best)

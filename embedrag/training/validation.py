@@ -1,4 +1,4 @@
-"""How good the model is while it is trained: the base first, the best state kept, an end when nothing gets better."""
+"""Evaluations during a training: the base first, then the model at intervals. The best model is kept."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CUTOFFS = (1, 5, 10, 100)
 
 
 class Validation:
-    """Scores of the base, of the best state so far, and how long ago that was.
+    """Scores of the base and of the best model so far.
 
     Attributes:
         base: scores before the first step.
-        best: the best scores after it.
-        best_step: when that was.
-        since_best: evaluations since then.
-        last_step: of the newest evaluation.
+        best: the best scores after the first step.
+        best_step: the optimizer step of these scores.
+        since_best: number of evaluations since then.
+        last_step: the optimizer step of the newest evaluation.
     """
 
     base: Scores | None = None
@@ -39,11 +39,11 @@ class Validation:
     last_step = -1
 
     def __init__(self, data: RetrievalDataset, metric: str) -> None:
-        """Keep what is measured.
+        """Keep what is needed to measure.
 
         Args:
             data: queries and passages.
-            metric: that decides what is best, such as `ndcg@10`.
+            metric: decides what is best, for example `ndcg@10`.
         """
         self.data, self.metric = data, metric
         self.cutoffs = sorted({*CUTOFFS, int(metric.split("@")[1])})
@@ -53,12 +53,12 @@ class Validation:
 
         Args:
             encoder: the model; its mode and the random state are left as they are.
-            processes: that share the encoding.
+            processes: they share the encoding.
             step: optimizer steps done.
             epoch: the current one, from 1; 0 before the first.
 
         Returns:
-            A row for the log, and whether this is the best state so far (the base is none).
+            A row for the log, and whether this is the best model so far. The base does not count.
         """
         start = time.monotonic()
         found = score(encoder, self.data, self.cutoffs, "evaluation", processes=processes)
@@ -68,7 +68,7 @@ class Validation:
         if step == 0:
             self.base = found
             return row, False
-        # The main process decides: others may differ in the last bit, and all must save and stop together.
+        # The main process decides: the others may differ in the last bit, and all must save and stop together.
         better = processes.gather(self.best is None or self.value(found) > self.value(self.best))[0]
         if better:
             self.best, self.best_step, self.since_best = found, step, 0
@@ -77,12 +77,12 @@ class Validation:
         return row, better
 
     def conclude(self, folder: Path, base: str, data: str) -> None:
-        """Say whether the best state beats the base, and leave the page about it in the folder of the run.
+        """Say whether the best model beats the base, and write the report into the folder of the run.
 
         Args:
             folder: holds logs and final/.
             base: name of the base.
-            data: name of what was scored on.
+            data: name of the evaluation set.
         """
         if not self.best:
             return
@@ -90,12 +90,12 @@ class Validation:
         result |= outcome(self.data, self.best, self.base, self.metric)
         result["curve"] = training_curve(folder / "final", self.metric)
         leave(result, folder)
-        say(f"evaluation: final/ is the state after step {self.best_step}")
+        say(f"evaluation: final/ is the model after step {self.best_step}")
         for line in lines(result):
             say(line)
 
     def value(self, scores: Scores) -> float:
-        """The metric that decides."""
+        """The value of the metric that decides."""
         return float(scores.metrics[self.metric].mean())
 
     def state(self) -> dict[str, Any]:
@@ -109,13 +109,13 @@ class Validation:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self.base, self.best = _unpacked(state["base"]), _unpacked(state["best"])
         self.best_step, self.since_best, self.last_step = state["best_step"], state["since_best"], state["last_step"]
 
 
 def _packed(scores: Scores | None) -> dict[str, Any] | None:
-    """With tensors in the place of arrays, as checkpoints have them."""
+    """The scores with tensors instead of arrays, for a checkpoint."""
     if scores is None:
         return None
     values = {field.name: getattr(scores, field.name) for field in fields(Scores)}

@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PositiveInt, model_validator
 
-from embedrag.options.field import Device, Dtype, Options, SourceList, as_list, lower, option, renamed, whole_number
+from embedrag.options.field import (
+    Device,
+    Dtype,
+    Options,
+    SourceList,
+    as_list,
+    former_switch,
+    lower,
+    option,
+    renamed,
+    whole_number,
+)
 from embedrag.training.config.presets import RECIPES
 from embedrag.training.config.rules import contradictions
 
@@ -239,18 +250,36 @@ class TrainOptions(Options):
     )
 
     # Loss
-    further_directions: Annotated[
-        list[Literal["passage_query", "query_query", "passage_passage"]], BeforeValidator(as_list)
+    directions: Annotated[
+        list[Literal["query_passage", "passage_query", "query_query", "passage_passage"]], BeforeValidator(as_list)
     ] = option(
-        [],
-        "score also the positive against all queries, the query against the others, the positive against others' "
-        "passages, in one softmax",
+        ["query_passage"],
+        "what is scored against what: the query against all passages (always), the positive against all queries, the "
+        "query against the other queries, the positive against the passages of other queries",
         group="loss",
+        former_names=("further_directions",),
+        former_values=lambda value: ["query_passage", *as_list(value)],
     )
-    separate: bool = option(False, "a softmax for each direction (passage_query), not one for all", group="loss")
-    hardness: float = option(0.0, "logits of negatives grow by so many times their cosine", group="loss", ge=0)
-    hardness_of: Annotated[Literal["all", "own", "in_batch"], BeforeValidator(lower)] = option(
-        "all", "negatives that hardness counts for: all, the row's own, or those of other rows", group="loss"
+    partition_mode: Annotated[Literal["joint", "separate"], BeforeValidator(lower)] = option(
+        "joint",
+        "joint: one softmax over all directions; separate: a softmax for each of query_passage and passage_query, and "
+        "the mean of their losses",
+        group="loss",
+        former_names=("separate",),
+        former_values=former_switch("joint", "separate"),
+    )
+    hardness_strength: float = option(
+        0.0,
+        "this times its cosine is added to the logit of a negative, so that hard negatives count more; 0: off",
+        group="loss",
+        ge=0,
+        former_names=("hardness",),
+    )
+    hardness_mode: Annotated[Literal["all", "own", "in_batch"], BeforeValidator(lower)] = option(
+        "all",
+        "negatives that hardness_strength counts for: all, the row's own, or those of other rows",
+        group="loss",
+        former_names=("hardness_of",),
     )
     false_negative_margin: float | None = option(
         None, "a passage whose cosine is above the positive's by more than this is no negative", group="loss"

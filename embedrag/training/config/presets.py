@@ -21,12 +21,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gte": {
         "temperature": 0.01,
         "neg_nums": 1,
-        "further_directions": ["passage_query", "query_query", "passage_passage"],
+        "directions": ["query_passage", "passage_query", "query_query", "passage_passage"],
     },
     "qwen3": {
         "temperature": 0.02,
         "neg_nums": 7,
         "false_negative_margin": 0.1,
-        "further_directions": ["query_query", "passage_passage"],
+        "directions": ["query_passage", "query_query", "passage_passage"],
     },
 }

@@ -28,10 +28,12 @@ def contradictions(options: Any) -> Iterator[str]:
 
 
 def _of_losses(options: Any) -> Iterator[str]:
-    if options.candidates == "hard" and options.further_directions:
-        yield "--candidates hard is for one direction; leave --further_directions out"
-    if options.separate and list(options.further_directions) != ["passage_query"]:
-        yield "--separate needs --further_directions passage_query alone: the others have no positive of their own"
+    if "query_passage" not in options.directions:
+        yield "--directions needs query_passage, the loss that the others are added to"
+    if options.candidates == "hard" and len(options.directions) > 1:
+        yield "--candidates hard is for --directions query_passage alone"
+    if options.partition_mode == "separate" and set(options.directions) != {"query_passage", "passage_query"}:
+        yield "--partition_mode separate needs --directions query_passage passage_query"
     if options.false_negative_guide == "base" and options.false_negative_margin is None:
         yield "--false_negative_guide base needs --false_negative_margin (0: as in GISTEmbed)"
     if options.false_negative_guide == "base" and options.finetune_type == "full":

@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never stopped, in files without pickle, each under a checksum.
+"""Checkpoints: what a run needs to go on as if it had never stopped. No pickle; each file has a checksum.
 
 A checkpoint folder is a model folder with `training_state/` in it: `state.json` (numbers and names), and
 `state.safetensors` (weights that the model's own files do not hold as they are, optimizer, random generators).
@@ -32,7 +32,7 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that a run can go on from, and its `state.json`."""
+    """A folder from which a run can go on, and the content of its `state.json`."""
 
     folder: Path
     state: dict[str, Any]
@@ -43,17 +43,19 @@ class Checkpoint:
         return int(self.state["global_step"])
 
 
-def write_state(folder: Path, model: nn.Module, state: dict[str, Any], whole: dict[str, Tensor] | None = None) -> None:
-    """Add the state to a model folder that is still temporary.
+def write_state(
+    folder: Path, model: nn.Module, state: dict[str, Any], full_weights: dict[str, Tensor] | None = None
+) -> None:
+    """Add the state to a model folder while it is still temporary.
 
     Args:
         folder: holds the model's own files.
-        model: whose trained weights are kept.
-        state: what else is to be found again: nested dicts and lists of JSON values and tensors.
-        whole: weights by name, where this process holds but a part of them.
+        model: its trained weights are saved.
+        state: everything else to be restored: nested dicts and lists of JSON values and tensors.
+        full_weights: weights by name, when this process holds only a shard of them.
     """
     trained = {
-        name: whole[name] if whole else parameter.detach()
+        name: full_weights[name] if full_weights else parameter.detach()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -75,7 +77,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 @torch.no_grad()
 def restore_weights(checkpoint: Checkpoint, weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Put the trained weights back; `weights` are those that the model's own files do not hold.
+    """Restore the trained weights; `weights` are those that the model's own files do not hold.
 
     Raises:
         UserError: when the model has other weights than the one that was saved.
@@ -90,16 +92,15 @@ def restore_weights(checkpoint: Checkpoint, weights: dict[str, Tensor], model: n
             with safe_open(files[name], framework="pt") as file:
                 saved = file.get_tensor(name)
         else:
-            raise UserError(f"--resume {checkpoint.folder}: has no {name}; it was saved by another kind of model")
+            raise UserError(f"has no {name}; it was saved by another kind of model", "resume", checkpoint.folder)
         if saved.shape != parameter.shape:
-            raise UserError(
-                f"--resume {checkpoint.folder}: {name} has shape {list(saved.shape)}, here {list(parameter.shape)}"
-            )
+            shapes = f"{list(saved.shape)}, and the model here has {list(parameter.shape)}"
+            raise UserError(f"{name} has shape {shapes}", "resume", checkpoint.folder)
         parameter.copy_(local_shard(parameter, saved))
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
-    """All that a run could go on from, newest first; those that can't be read are left out."""
+    """All checkpoints from which a run could go on, newest first; unreadable ones are left out."""
     found = []
     for path in _state_folders(folder):
         with contextlib.suppress(UserError):
@@ -108,10 +109,10 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def open_checkpoint(resume: str | None, output_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint that `--resume` means, checked against its checksums, and lines about what was passed over.
+    """The checkpoint that `resume` names, checked against its checksums; and lines about checkpoints that were skipped.
 
     Raises:
-        UserError: when it is damaged or none, naming the one before it.
+        UserError: when it is damaged or not there; the message names the one before it.
     """
     if resume is None:
         return None, []
@@ -119,17 +120,17 @@ def open_checkpoint(resume: str | None, output_dir: Path) -> tuple[Checkpoint | 
         return _open_named(Path(resume).expanduser()), []
     readable = checkpoints(output_dir)
     lost = set(_state_folders(output_dir)) - {candidate.folder for candidate in readable}
-    lines = [f"resume: {folder} is damaged ({STATE_JSON} can't be read); it is passed over" for folder in sorted(lost)]
+    lines = [f"resume: {folder} is damaged ({STATE_JSON} can't be read) and is skipped" for folder in sorted(lost)]
     for candidate in readable:
         problems = damage(candidate.folder)
         if not problems:
             return candidate, lines
-        lines.append(f"resume: {candidate.folder} is damaged ({problems[0]}); the one before it is taken")
+        lines.append(f"resume: {candidate.folder} is damaged ({problems[0]}); the one before it is used")
     return None, lines
 
 
 def damage(folder: Path) -> list[str]:
-    """What of a checkpoint is not as it was written."""
+    """Which files of a checkpoint are not as they were written."""
     try:
         sums = json.loads((folder / STATE_CHECKSUMS).read_text(encoding="utf-8"))
         sums = {str(name): (int(size), str(digest)) for name, (size, digest) in sums.items()}
@@ -151,7 +152,7 @@ def damage(folder: Path) -> list[str]:
 def prune(folder: Path, limit: int, best_step: int | None = None) -> None:
     """Keep the newest `limit` states: older step checkpoints go, older epochs keep their model.
 
-    Of the best states those go that no checkpoint speaks of, but for that of `best_step`.
+    A best model is removed when no checkpoint refers to it, except the one of `best_step`.
     """
     found = checkpoints(folder)
     for old in found[limit:]:
@@ -163,10 +164,10 @@ def prune(folder: Path, limit: int, best_step: int | None = None) -> None:
 
 
 def forget_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
-    """Remove the state (not the model) of newer checkpoints, for a run that goes on from here leaves their way.
+    """Remove the state (not the model) of newer checkpoints, because the run that goes on here will differ from them.
 
     Returns:
-        Their names. Left there, `auto` would one day take one of them for the newest of this run.
+        Their names. Otherwise `auto` could later take one of them for the newest checkpoint of this run.
     """
     later = [item.folder for item in checkpoints(folder) if item.step > checkpoint.step]
     for path in later:
@@ -182,7 +183,7 @@ def _state_folders(folder: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder so that a kill on the way leaves nothing that looks whole."""
+    """Remove a folder in such a way that a kill in between leaves nothing that looks complete."""
     doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     path.rename(doomed / path.name)
     shutil.rmtree(doomed)
@@ -192,12 +193,12 @@ def _open_named(folder: Path) -> Checkpoint:
     if not (folder / STATE_FOLDER).is_dir():
         near = [str(item.folder) for item in checkpoints(folder)] or [str(i.folder) for i in checkpoints(folder.parent)]
         hint = f"; there is {near[0]}" if near else "; name a checkpoint-… folder that holds training_state/"
-        raise UserError(f"--resume {folder}: no checkpoint that a run can go on from{hint}")
+        raise UserError(f"a run can't go on from this folder, it is not a checkpoint{hint}", "resume", folder)
     if problems := damage(folder):
         others = [item for item in checkpoints(folder.parent) if item.folder.resolve() != folder.resolve()]
         whole = next((item for item in others if not damage(item.folder)), None)
-        advice = f"--resume {whole.folder} (step {whole.step}) is whole" if whole else "no other one is there"
-        raise UserError(f"--resume {folder}: damaged, {'; '.join(problems)}; {advice}")
+        advice = f"`resume={whole.folder}` (step {whole.step}) is complete" if whole else "there is no other one"
+        raise UserError(f"damaged: {'; '.join(problems)}; {advice}", "resume", folder)
     return _read(folder)
 
 
@@ -205,9 +206,9 @@ def _read(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / STATE_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--resume {folder}: {STATE_JSON} can't be read ({error})") from None
+        raise UserError(f"{STATE_JSON} can't be read ({error})", "resume", folder) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"--resume {folder}: was written by another version of EmbedRAG")
+        raise UserError("was written by another version of EmbedRAG", "resume", folder)
     return Checkpoint(folder, state)
 
 
@@ -230,7 +231,7 @@ def _model_tensors(folder: Path) -> dict[str, Path]:
 
 
 def _held_as_they_are(folder: Path, trained: dict[str, Tensor]) -> set[str]:
-    """Names of trained weights that the model's own files hold bit for bit (those of an adapter have other names)."""
+    """Names of trained weights that the model's own files hold bit for bit (an adapter's have other names there)."""
     held = set()
     for name, path in _model_tensors(folder).items():
         if name in trained:
@@ -243,7 +244,7 @@ def _held_as_they_are(folder: Path, trained: dict[str, Tensor]) -> set[str]:
 
 
 def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
-    """The tree with a name in the place of each tensor; a tensor that occurs twice is kept once."""
+    """The tree with a name in the place of each tensor. A tensor that occurs twice is saved once."""
     if isinstance(value, Tensor):
         key = (value.data_ptr(), value.shape, value.dtype) if value.numel() else (path,)
         if key not in seen:
@@ -252,7 +253,7 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Tensor], seen: di
         return {"$tensor": seen[key]}
     if isinstance(value, dict):
         items = [[key, _without_tensors(item, f"{path}/{key}", tensors, seen)] for key, item in value.items()]
-        # Keys of JSON objects are texts; an optimizer's are numbers.
+        # Keys of JSON objects are texts; the keys of an optimizer's state are numbers.
         return dict(items) if all(isinstance(key, str) for key in value) else {"$items": items}
     if isinstance(value, (list, tuple)):
         return [_without_tensors(item, f"{path}/{number}", tensors, seen) for number, item in enumerate(value)]

@@ -1,4 +1,4 @@
-"""The folder of a run: what may be there before, and the models that are written into it."""
+"""The folder of a run: what may be in it before the run, and how an earlier run is removed."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ def check_output_dir(folder: Path, overwrite: bool, only_logs: bool = False) -> 
 
     Args:
         folder: of the run.
-        overwrite: what is there may be removed.
-        only_logs: it may be removed when it is logs and no model, as a run leaves that was killed early.
+        overwrite: the earlier run may be removed.
+        only_logs: an earlier run may be removed when it has only logs and no model, as after an early kill.
 
     Raises:
         UserError: naming the remedy.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: a file of that name exists; name a folder")
+        raise UserError("a file of that name exists; name a folder", "output_dir", folder)
     in_the_way = [path for path in run_files(folder) if not only_logs or path.name.startswith(MODEL_FOLDERS)]
     if in_the_way and not overwrite:
         raise UserError(
-            f"--output_dir {folder}: holds another run; name another folder, go on with it (--resume auto), "
-            "or replace it (--overwrite)"
+            "holds another run; name another folder, go on with that run (`resume=auto`), or replace it (`overwrite`)",
+            "output_dir",
+            folder,
         )
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {folder}: {parent} can't be written; name another folder")
+        raise UserError(f"{parent} can't be written; name another folder", "output_dir", folder)
 
 
 def check_sources(folder: Path, sources: list[str]) -> None:
-    """Refuse a base or data inside what `--overwrite` would remove.
+    """Refuse a base model or data inside what `overwrite` would remove.
 
     Raises:
         UserError: naming it.
@@ -46,23 +47,23 @@ def check_sources(folder: Path, sources: list[str]) -> None:
         path = Path(source).expanduser().resolve()
         if any(path == old or old in path.parents for old in doomed):
             raise UserError(
-                f"--output_dir {folder}: {source} lies in the run that would be replaced; name another folder"
+                f"{source} lies in the run that would be replaced; name another folder", "output_dir", folder
             )
 
 
 def clear_output_dir(folder: Path) -> None:
-    """Remove an earlier run (and nothing else) from its folder."""
+    """Remove an earlier run, and nothing else, from its folder."""
     clear_leftovers(folder)
     for path in run_files(folder):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed run had begun to write, and bring back what it was replacing."""
+    """Remove what a killed run had begun to write, and restore what it was replacing."""
     for path in [path for pattern in LEFTOVERS for path in folder.glob(pattern)]:
         remove_leftover(path)
 
 
 def run_files(folder: Path) -> list[Path]:
-    """What an earlier run left in a folder."""
+    """Files and folders that an earlier run left in a folder."""
     return [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]

@@ -1,8 +1,8 @@
-"""What a run leaves to read: three JSON files and the lines on the screen.
+"""The log files of a run: three JSON files.
 
-`detailed_training_logs.json` is one JSON object, as people parse it, yet grows as the run goes: each row overwrites the
-few closing bytes and writes them anew behind itself, in one system call. A killed run leaves a valid file with every
-line so far, and a step never rewrites the file.
+`detailed_training_logs.json` is one JSON object, yet it grows while the run goes on. Each new row overwrites the few
+closing bytes and writes them again after itself, in one system call. So a killed run leaves a valid file with every row
+so far, and a step never rewrites the file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,39 @@ from embedrag.errors import UserError
 from embedrag.runtime.console import now
 from embedrag.runtime.files import write_atomic
 
+FIRST_KEY = b'"epoch_logs"'
+TAIL = b"\n], " + FIRST_KEY  # where the closing bytes of the log begin
+MAX_TAIL = 1 << 24  # bytes; all epochs and evaluations of a run have room in it
 NOT_FINITE = (float("inf"), float("-inf"))
 
 
 def check_tracker(name: str) -> None:
-    """Raise UserError when a tracker is asked for and its library is missing."""
+    """Raise UserError when the library of a tracker is not installed."""
     if name == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise UserError("--log_with wandb needs wandb: pip install wandb (or choose tensorboard)")
+        raise UserError("needs wandb: pip install wandb (or choose tensorboard)", "log_with", "wandb")
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """The rows of all evaluations so far, from the end of a detailed_training_logs.json that may still grow.
+
+    Args:
+        path: the log file; one that is not there yet has no rows.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - MAX_TAIL))
+            text = file.read()
+    except FileNotFoundError:
+        return []
+    start = text.rfind(TAIL)
+    if start < 0:
+        return []
+    try:
+        tail = json.loads(b"{" + text[start + len(TAIL) - len(FIRST_KEY) :])
+    except ValueError:  # read while a row was being written
+        return []
+    rows: list[dict[str, Any]] = tail.get("eval_logs", [])
+    return rows
 
 
 class RunLog:
@@ -37,14 +63,14 @@ class RunLog:
         model_info: dict[str, Any],
         earlier: dict[str, Any] | None = None,
     ) -> None:
-        """Start the files in `folder`, or go on with those that are there.
+        """Start the files in `folder`, or continue those that are there.
 
         Args:
-            folder: of the run; None keeps the account and writes nothing.
+            folder: of the run; None counts everything and writes nothing.
             training_args: written as they are.
-            model_info: written as they are.
-            earlier: what `state` said; rows that were written after it are cut off. A log file that is missing or
-                shorter starts anew.
+            model_info: written as it is.
+            earlier: what `state` returned; rows that were written after it are cut off. A log file that is missing or
+                shorter is started again.
         """
         self._folder = folder
         self._args, self._info = training_args, model_info
@@ -74,7 +100,7 @@ class RunLog:
         self._append(json.dumps(head, ensure_ascii=False, default=str)[:-1] + ', "step_logs": [')
 
     def state(self) -> dict[str, Any]:
-        """Where the log stands, for a run that goes on from here."""
+        """The state of the log, for a run that goes on from here."""
         return {
             "position": self._position,
             "seconds": time.monotonic() - self._start,
@@ -86,7 +112,7 @@ class RunLog:
         }
 
     def step(self, row: dict[str, Any]) -> None:
-        """Log one optimizer step; a number that is not finite (float16's overflow) is written as null."""
+        """Log one optimizer step. A number that is not finite (an overflow of float16) is written as null."""
         row = {name: None if value in NOT_FINITE or value != value else value for name, value in row.items()}
         self._append((",\n" if self._rows else "\n") + json.dumps(row))
         self._rows += 1

@@ -15,7 +15,7 @@ from embedrag.models.base_model import Base
 from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
 from embedrag.models.lora import parameter_counts
-from embedrag.models.quantization import product_dtype, stored_dtype, unquantized_layers
+from embedrag.models.quantization import QuantizationConfig
 from embedrag.runtime.console import say
 from embedrag.runtime.device import describe
 from embedrag.training.config.options import TrainOptions
@@ -48,7 +48,7 @@ def record_of(
     probes: list[tuple[str, str]],
 ) -> RunRecord:
     """The record of a run; `options` are filled in, `info` comes from `model_info`."""
-    return RunRecord(asked, run_settings(options, encoder.backbone, encoder.dtype), info, probes)
+    return RunRecord(asked, run_settings(options, encoder.backbone), info, probes)
 
 
 def model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
@@ -109,18 +109,11 @@ def embedding_options(embedding_config: EmbeddingConfig) -> dict[str, Any]:
     }
 
 
-def run_settings(options: TrainOptions, backbone: torch.nn.Module, dtype: torch.dtype) -> dict[str, Any]:
+def run_settings(options: TrainOptions, backbone: torch.nn.Module) -> dict[str, Any]:
     """Content of training_config.json: all options (it can be given to --config again), versions, quantisation."""
     versions = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
     settings: dict[str, Any] = options.model_dump()
     settings["environment"] = {"embedrag": __version__, "python": platform.python_version(), **versions}
-    if options.finetune_type == "qlora":
-        settings["quantization"] = {
-            "bits": options.quantization_bits,
-            "quant_type": "nf4" if options.quantization_bits == 4 else "int8",
-            "double_quantization": options.double_quantization,
-            "compute_dtype": str(product_dtype(dtype)).removeprefix("torch."),
-            "storage_dtype": str(stored_dtype(options.finetune_type, dtype)).removeprefix("torch."),
-            "skipped_layers": unquantized_layers(backbone),
-        }
+    if quantization := QuantizationConfig.of(backbone):
+        settings["quantization"] = quantization.record()
     return settings
