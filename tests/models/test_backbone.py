@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ import transformers
 from embedrag.errors import UserError
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import Base, describe_base
-from embedrag.models.lora import lora_targets, parameter_counts, without_gradient
-from embedrag.training.config.options import TrainOptions
+from embedrag.models.lora import LoraSettings, check_lora, lora_targets, parameter_counts, without_gradient
+from embedrag.models.quantization import QuantizationConfig
 from tests.families import FAMILIES
 
+LORA = LoraSettings()
 DECODERS = {"qwen2", "qwen3", "llama", "mistral", "gemma"}
 
 
@@ -25,8 +27,9 @@ def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Base]:
     return request.param, describe_base(str(tmp_path))
 
 
-def options(**changes: object) -> TrainOptions:
-    return TrainOptions(output_dir="x", batch_size=2, **changes).resolved()
+def backbone_of(base: Base, lora: LoraSettings | None = LORA, bits: int | None = None, **settings: Any) -> Any:
+    quantization = QuantizationConfig(bits) if bits else None
+    return trainable_backbone(base, torch.float32, torch.device("cpu"), lora, quantization, **settings)
 
 
 def backward(model: torch.nn.Module) -> None:
@@ -40,19 +43,21 @@ def test_decoders_are_told_from_encoders(family: tuple[str, Base]) -> None:
     assert base.is_decoder == (name in DECODERS)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_every_trainable_weight_of_a_family_gets_a_gradient(family: tuple[str, Base], kind: str) -> None:
-    model = trainable_backbone(family[1], options(finetune_type=kind), torch.float32, torch.device("cpu"))
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_every_trainable_weight_of_a_family_gets_a_gradient(
+    family: tuple[str, Base], lora: LoraSettings | None
+) -> None:
+    model = backbone_of(family[1], lora)
     backward(model)
     assert without_gradient(model) == []
     total, trainable = parameter_counts(model)
-    assert (trainable == total) == (kind == "full")
+    assert (trainable == total) == (lora is None)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantised_base_trains_its_adapters_only(family: tuple[str, Base], bits: int) -> None:
     name, base = family
-    model = trainable_backbone(base, options(quantization_bits=bits), torch.float32, torch.device("cpu"))
+    model = backbone_of(base, bits=bits)
     kinds = {type(module).__name__ for module in model.modules()}
     assert ("Linear4bit" if bits == 4 else "Linear8bitLt") in kinds
     backward(model)
@@ -61,7 +66,7 @@ def test_quantised_base_trains_its_adapters_only(family: tuple[str, Base], bits:
 
 
 def test_training_goes_on_after_an_evaluation_of_a_4_bit_base(family: tuple[str, Base]) -> None:
-    model = trainable_backbone(family[1], options(), torch.float32, torch.device("cpu"))
+    model = backbone_of(family[1], bits=4)
     ids = torch.tensor([[1, 5, 6, 7]])
     with torch.no_grad():
         before = model.eval()(input_ids=ids).last_hidden_state
@@ -73,7 +78,7 @@ def test_training_goes_on_after_an_evaluation_of_a_4_bit_base(family: tuple[str,
 
 def test_adapter_targets_are_all_linear_layers_of_the_family(family: tuple[str, Base]) -> None:
     name, base = family
-    model = trainable_backbone(base, options(finetune_type="lora"), torch.float32, torch.device("cpu"))
+    model = backbone_of(base)
     adapted = {key.split(".lora_A")[0] for key in model.state_dict() if ".lora_A" in key}
     linear = {key for key, module in model.named_modules() if type(module) is torch.nn.Linear and "lora_" not in key}
     assert {f"{key}.base_layer" for key in adapted} == linear
@@ -82,23 +87,38 @@ def test_adapter_targets_are_all_linear_layers_of_the_family(family: tuple[str, 
 def test_target_that_the_model_lacks_is_an_error_that_lists_what_there_is() -> None:
     model = torch.nn.ModuleDict({"query": torch.nn.Linear(2, 2)})
     assert lora_targets(model, ["query"]) == ["query"]
-    with pytest.raises(UserError, match=r"q_proj.*there are query"):
+    with pytest.raises(UserError, match=r"^`lora_target_modules=q_proj`: no such linear layer; there are query"):
         lora_targets(model, ["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("lora", "bits", "message"),
+    [
+        (LoraSettings(init="pizza"), None, "did you mean pissa"),
+        (LoraSettings(init="pissa"), 4, "`lora_init=pissa`: .*use `lora_init=loftq`"),
+        (LoraSettings(init="loftq"), None, "`lora_init=loftq`: .*not quantised to 4 bits"),
+        (LoraSettings(init="loftq"), 8, "`lora_init=loftq`: .*not quantised to 4 bits"),
+        (LoraSettings(init="pissa", use_dora=True), None, "`use_dora`: .*leave out `lora_init=pissa`"),
+    ],
+)
+def test_settings_of_adapters_that_contradict_each_other_are_refused(
+    lora: LoraSettings, bits: int | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_lora(lora, QuantizationConfig(bits) if bits else None)
 
 
 def test_frozen_base_has_no_dropout_of_its_own_and_a_full_one_keeps_it(tiny_bert: str) -> None:
     base = describe_base(tiny_bert)
-    for kind, expected in (("lora", 0.0), ("full", 0.1)):
-        model = trainable_backbone(base, options(finetune_type=kind), torch.float32, torch.device("cpu"))
-        assert model.config.hidden_dropout_prob == expected
+    for lora, expected in ((LORA, 0.0), (None, 0.1)):
+        assert backbone_of(base, lora).config.hidden_dropout_prob == expected
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(family: tuple[str, Base]) -> None:
     gradients = []
     for switch in (False, True):
         torch.manual_seed(0)
-        asked = options(finetune_type="lora", gradient_checkpointing=switch, lora_dropout=0.0)
-        model = trainable_backbone(family[1], asked, torch.float32, torch.device("cpu"))
+        model = backbone_of(family[1], LoraSettings(dropout=0.0), gradient_checkpointing=switch)
         backward(model)
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     torch.testing.assert_close(gradients[0], gradients[1])

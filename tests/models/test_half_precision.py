@@ -19,7 +19,7 @@ from embedrag.errors import UserError
 from embedrag.models.kernels import packed_attention as attention
 from embedrag.models.load import load_model
 from embedrag.models.quantization import product_dtype
-from embedrag.training.train_step import Optimization
+from embedrag.training.train_step import StepOutcome, TrainStep
 
 KINDS = [["full"], ["lora"], ["qlora", "--quantization_bits", "4"], ["qlora", "--quantization_bits", "8"]]
 
@@ -91,19 +91,24 @@ def test_quantised_base_of_few_bits_computes_in_the_precision_asked_for(
 def test_float16_goes_on_after_a_skipped_step_and_tells_one_that_overflowed(fused: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    optimization = object.__new__(Optimization)
-    optimization.accelerator = SimpleNamespace(scaler=scaler)
-    optimization.optimizer = AcceleratedOptimizer(
+    train_step = object.__new__(TrainStep)
+    train_step.accelerator = SimpleNamespace(scaler=scaler)
+    train_step.optimizer = AcceleratedOptimizer(
         torch.optim.AdamW([weight], lr=0.1, fused=fused), device_placement=False, scaler=scaler
     )
     applied = []
     for factor, finite in ((1.0, False), (float("inf"), True), (1.0, True)):
         before = weight.detach().clone()
         scaler.scale((weight * factor).sum()).backward()
-        scaler.unscale_(optimization.optimizer.optimizer)
-        applied.append((optimization._apply(finite), not torch.equal(weight, before)))
-        optimization.optimizer.zero_grad()
-    assert applied == [(True, False), (False, False), (True, True)]
+        scaler.unscale_(train_step.optimizer.optimizer)
+        applied.append((train_step._apply(finite), not torch.equal(weight, before)))
+        train_step.optimizer.zero_grad()
+    assert applied == [
+        (StepOutcome(finite=False), False),
+        (StepOutcome(finite=True, overflowed=True), False),
+        (StepOutcome(finite=True), True),
+    ]
+    assert [outcome.counted for outcome, _ in applied] == [True, False, True]
     assert scaler.get_scale() == 4.0
 
 

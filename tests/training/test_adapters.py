@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import describe_base
+from embedrag.models.lora import LoraSettings
 from embedrag.models.lora_init import subtract_start
+from embedrag.models.quantization import QuantizationConfig
 from embedrag.options.parsing import parse
 from embedrag.training.config.options import TrainOptions
 from tests.merging.test_merge import cosine, distance, merge, train  # noqa: F401 - a fixture
@@ -25,10 +28,11 @@ CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 3]])
 
 
-def backbone(model: str, kind: str = "lora", **further: object) -> nn.Module:
+def backbone(model: str, kind: str = "lora", **further: Any) -> nn.Module:
     torch.manual_seed(0)
-    options = TrainOptions(output_dir="x", batch_size=2, finetune_type=kind, lora_dropout=0.0, **further)  # type: ignore[arg-type]
-    return trainable_backbone(describe_base(model), options.resolved(), torch.float32, CPU).eval()
+    quantization = QuantizationConfig() if kind == "qlora" else None
+    lora = LoraSettings(dropout=0.0, **further)
+    return trainable_backbone(describe_base(model), torch.float32, CPU, lora, quantization).eval()
 
 
 def states(model: nn.Module) -> torch.Tensor:
@@ -94,7 +98,7 @@ def test_magnitude_left_out_is_refused(tiny_bert: str, train, tmp_path: Path, ca
 @pytest.mark.parametrize("base", ["tiny_bert", "tiny_qwen3"])
 def test_pissa_begins_as_the_base_with_its_largest_directions_in_the_adapter(base: str, request) -> None:
     name = request.getfixturevalue(base)
-    model = backbone(name, lora_init="pissa")
+    model = backbone(name, init="pissa")
     torch.testing.assert_close(states(model), base_states(name), atol=1e-4, rtol=1e-4)
     with model.disable_adapter():
         assert not torch.allclose(states(model), base_states(name), atol=1e-2)
@@ -109,7 +113,7 @@ def test_pissa_begins_as_the_base_with_its_largest_directions_in_the_adapter(bas
 def test_pissa_is_saved_as_a_change_of_the_published_base(use_rslora: bool, tiny_bert: str, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    model = backbone(tiny_bert, lora_init="pissa", use_rslora=use_rslora)
+    model = backbone(tiny_bert, init="pissa", use_rslora=use_rslora)
     shaken(model).save_pretrained(tmp_path)
     subtract_start(tmp_path, model.adapter_start)
     theirs = PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(tiny_bert), tmp_path).eval()
@@ -144,9 +148,9 @@ def test_loftq_begins_closer_to_the_base_than_plain_quantisation(tiny_qwen3: str
         return float((states(backbone(tiny_qwen3, "qlora", **further)) - expected).norm())
 
     plain = error()
-    assert error(lora_init="loftq", lora_r=8) < 0.9 * plain
-    assert error(lora_init="loftq", lora_r=8, lora_alpha=64) < 0.9 * plain  # whatever the scale
-    assert error(lora_init="loftq", lora_r=48) < 0.5 * plain
+    assert error(init="loftq", r=8) < 0.9 * plain
+    assert error(init="loftq", r=8, alpha=64) < 0.9 * plain  # whatever the scale
+    assert error(init="loftq", r=48) < 0.5 * plain
 
 
 def test_loftq_trains_and_merges_onto_what_it_was_trained_on(tiny_qwen3: str, train, tmp_path: Path) -> None:  # noqa: F811
@@ -161,19 +165,19 @@ def test_loftq_reads_a_pickled_base_too(tiny_bert: str, tmp_path: Path) -> None:
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
     torch.testing.assert_close(
-        states(backbone(str(base), "qlora", lora_init="loftq")), states(backbone(tiny_bert, "qlora", lora_init="loftq"))
+        states(backbone(str(base), "qlora", init="loftq")), states(backbone(tiny_bert, "qlora", init="loftq"))
     )
 
 
 def test_loftq_names_layers_that_the_files_do_not_have(tiny_bert: str, tmp_path: Path) -> None:
-    from embedrag.models.lora_init import begin_with_quantization_error
+    from embedrag.models.lora_init import start_with_quantization_error
 
     model = backbone(tiny_bert, "qlora")
     weights = load_file(Path(tiny_bert) / "model.safetensors")
     shutil.copytree(tiny_bert, tmp_path / "cut")
     save_file({k: v for k, v in weights.items() if "layer.1.output" not in k}, tmp_path / "cut" / "model.safetensors")
     with pytest.raises(UserError, match="has no weights of .*layer.1.output"):
-        begin_with_quantization_error(model, tmp_path / "cut")
+        start_with_quantization_error(model, tmp_path / "cut")
 
 
 @pytest.mark.parametrize(

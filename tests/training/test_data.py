@@ -16,7 +16,7 @@ from embedrag.data.streaming import Slices
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
-from tests.data.test_collator import letters, make_batch, read_batch
+from tests.data.test_collator import SamplingSettings, letters, make_batch, read_batch
 from tests.training.state.test_resume import cut, losses, weights
 
 Rows = list[dict[str, Any]]
@@ -46,7 +46,8 @@ def run(tiny_bert: str, tmp_path: Path) -> Callable[..., int]:
 
 
 def queries_of(store: TokenStore) -> list[str]:
-    return read_batch(make_batch(store, [(0, row) for row in range(len(store))], 0, 7))[0]
+    picked = [(0, row) for row in range(len(store))]
+    return read_batch(make_batch(store, picked, SamplingSettings(neg_nums=0, seed=7)))[0]
 
 
 def steps(folder: Path) -> int:
@@ -83,7 +84,8 @@ def test_weight_of_one_is_none(two, run, tmp_path) -> None:
 def test_prompt_of_a_data_set_stands_before_its_texts_alone(two, cache_folder) -> None:
     prompts = [("find: ", ""), ("", "doc: ")]
     store, _ = open_store(list(map(str, two)), letters, "letters", cache_folder, prompts)
-    queries, passages = read_batch(make_batch(store, [(0, row) for row in range(len(store))], 1, 7))
+    picked = [(0, row) for row in range(len(store))]
+    queries, passages = read_batch(make_batch(store, picked, SamplingSettings(neg_nums=1, seed=7)))
     assert queries == [f"find: fruit {i}" for i in range(6)] + [f"metal {i}" for i in range(9)]
     assert passages[:2] == ["apple 0", "stone 0"] and passages[12:14] == ["doc: iron 0", "doc: wool 0"]
 
@@ -95,7 +97,7 @@ def test_texts_that_differ_by_their_prompt_alone_are_never_each_others_negative(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for prompts, texts in (([("", ""), ("1 ", "2 ")], 8), ([("", ""), ("", "")], 4)):
         store, _ = open_store(list(map(str, paths)), letters, "letters", cache_folder, prompts)
-        batch = make_batch(store, [(0, row) for row in range(4)], 0, 7)
+        batch = make_batch(store, [(0, row) for row in range(4)], SamplingSettings(neg_nums=0, seed=7))
         assert len(batch.tokens) == texts
         assert sorted(map(tuple, batch.excluded.tolist())) == [(0, 2), (1, 3), (2, 0), (3, 1)]
 
@@ -179,7 +181,7 @@ def test_source_without_an_end_is_trained_on(two, run, tmp_path, monkeypatch) ->
 
     asked = []
 
-    def endless(source: str, streaming: bool):
+    def endless(source: str, streaming: bool, argument: str):
         number = 0
         while True:
             asked.append(number)

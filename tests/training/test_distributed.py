@@ -24,7 +24,8 @@ from embedrag.errors import UserError, is_out_of_memory
 from embedrag.losses.contrastive import LossSettings
 from embedrag.runtime.distributed import ProcessGroup, SharedOutOfMemoryError, share_out
 from embedrag.runtime.fsdp import gather_full, shard
-from embedrag.training.objective import ContrastiveStep
+from embedrag.training.memory import TokenBudget
+from embedrag.training.objective import ContrastiveObjective
 from embedrag.training.self_test import processes_distance
 from embedrag.training.state.checkpoint import checkpoints
 from tests.training.state.test_resume import cut
@@ -39,11 +40,12 @@ def gradients(model: str, kind: str, processes: ProcessGroup, budget: int | None
         shard(encoder.backbone, torch.device("cpu"), processes.size)
         held = sum(parameter.to_local().numel() for parameter in encoder.parameters())
         assert held < 1.2 * sum(parameter.numel() for parameter in encoder.parameters()) / processes.size
-    encoder.token_budget = encoder.chunk_tokens = budget or encoder.chunk_tokens
-    step = ContrastiveStep(encoder, LossSettings(0.1))
+    encoder.chunk_tokens = budget or encoder.chunk_tokens
+    limit = TokenBudget(encoder.chunk_tokens)
+    objective = ContrastiveObjective(encoder, LossSettings(0.1), budget=limit)
     if kind == "lora":  # everything that a loss may hold
-        step = ContrastiveStep(encoder, RICH, FORMS, guided=True)
-    output = step.backward(batch_of_5(), WEIGHT, processes=processes)
+        objective = ContrastiveObjective(encoder, RICH, FORMS, guided=True, budget=limit)
+    output = objective.backward(batch_of_5(), WEIGHT, processes=processes)
     processes.sum_gradients([p for p in encoder.parameters() if p.requires_grad])
     found = {name: gather_full(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
     return {"loss": output["loss"], "correct": output["correct"].float(), **found}
@@ -128,7 +130,7 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
 ) -> None:
     """One process plays two that have nothing to add, and sums come out too small."""
     monkeypatch.setattr(ProcessGroup, "gather", lambda self, value: [value] * self.size)
-    step = ContrastiveStep(encoder_of(tiny_bert, "lora"), LossSettings(0.1))
+    step = ContrastiveObjective(encoder_of(tiny_bert, "lora"), LossSettings(0.1))
     tokenizer = step.encoder.tokenizer
     store = open_store([str(data)], tokenizer, tokenizer.key, data.parent / "cache")[0]
     for factor, message in ((1.0, None), (0.5, "is not that of one")):
@@ -140,7 +142,7 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
             "sum_gradients",
             lambda self, parameters, factor=factor: [p.grad.mul_(factor if self.size > 1 else 1) for p in parameters],
         )
-        monkeypatch.setattr(ContrastiveStep, "queries", staticmethod(lambda count, processes: slice(0, count)))
+        monkeypatch.setattr(ContrastiveObjective, "queries", staticmethod(lambda count, processes: slice(0, count)))
         if message:
             with pytest.raises(UserError, match=message):
                 processes_distance(step, store, 2, ProcessGroup(0, 2))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from embedrag.data.collator import make_batch
+from embedrag.data.collator import SamplingSettings, make_batch
 from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import LossSettings
 from embedrag.models.load import load_model
-from embedrag.training.embedding_teacher import EmbeddingTeacher, ask_teacher, procrustes
-from embedrag.training.objective import ContrastiveStep
+from embedrag.training.embedding_teacher import EmbeddingTeacher, procrustes, teacher_vectors
+from embedrag.training.objective import ContrastiveObjective
 from tests.training.state.test_resume import losses
 from tests.training.test_objective import SCORED, data, train  # noqa: F401 - a fixture
 
@@ -45,7 +45,7 @@ def stored(tiny_bert: str, data: Path, tmp_path: Path):  # noqa: F811
     """A student, its store, and itself as its teacher."""
     student = load_model(tiny_bert, "cpu")
     store = open_store([str(data)], student.tokenizer.ids, student.tokenizer.key, tmp_path / "cache")[0]
-    return student, store, ask_teacher(student, [str(data)], store, 1.0, tmp_path / "cache")
+    return student, store, teacher_vectors(student, [str(data)], store, 1.0, tmp_path / "cache")
 
 
 def test_vectors_of_every_text_are_those_the_teacher_gives(stored) -> None:
@@ -65,7 +65,7 @@ def test_rows_that_were_held_out_are_not_asked_about(stored, data: Path, tmp_pat
 
     student, store, whole = stored
     kept, held = hold_out(store, 0.3, 1)
-    teacher = ask_teacher(student, [str(data)], kept, 1.0, tmp_path / "cache")
+    teacher = teacher_vectors(student, [str(data)], kept, 1.0, tmp_path / "cache")
     assert sum(map(len, teacher.vectors)) < sum(map(len, whole.vectors)) and len(held)
     texts = np.unique(kept.row_texts)
     torch.testing.assert_close(teacher.of(texts), whole.of(texts), atol=1e-5, rtol=1e-5)
@@ -74,23 +74,23 @@ def test_rows_that_were_held_out_are_not_asked_about(stored, data: Path, tmp_pat
 def test_teacher_that_is_the_student_leaves_nothing_to_learn(stored) -> None:
     student, store, teacher = stored
     turned = teacher.aligned(student, store)
-    batch = make_batch(store, [(0, row) for row in range(12)], 2, seed=1)
+    batch = make_batch(store, [(0, row) for row in range(12)], SamplingSettings(neg_nums=2, seed=1))
     vectors = student(batch.tokens).detach()
     assert turned.distance(vectors, batch.texts).abs().max() < 1e-3
-    other = EmbeddingTeacher(teacher.vectors, teacher.place, teacher.turn.flip(0), 1.0)
+    other = EmbeddingTeacher(teacher.vectors, teacher.place, teacher.rotation.flip(0), 1.0)
     assert other.distance(vectors, batch.texts).min() > 0.1
 
 
 def test_loss_of_a_query_is_the_mean_over_its_texts_in_value_and_gradient(stored) -> None:
     student, store, teacher = stored
-    teacher = EmbeddingTeacher(teacher.vectors, teacher.place, teacher.turn.flip(0), 0.7)
-    batch = make_batch(store, [(0, row) for row in range(5)], 2, seed=1)
+    teacher = EmbeddingTeacher(teacher.vectors, teacher.place, teacher.rotation.flip(0), 0.7)
+    batch = make_batch(store, [(0, row) for row in range(5)], SamplingSettings(neg_nums=2, seed=1))
     found = []
     for slow in (False, True):
         vectors = torch.randn(len(batch.tokens), 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
         if slow:
-            loss = ContrastiveStep(student, LossSettings(0.1)).loss(vectors, batch)["loss"]
-            wanted = teacher.of(batch.texts.numpy()) @ teacher.turn
+            loss = ContrastiveObjective(student, LossSettings(0.1)).loss(vectors, batch)["loss"]
+            wanted = teacher.of(batch.texts.numpy()) @ teacher.rotation
             each = [1 - torch.cosine_similarity(v, w, dim=0) for v, w in zip(vectors, wanted, strict=True)]
             owner = batch.owner.tolist()
             further = []
@@ -99,7 +99,7 @@ def test_loss_of_a_query_is_the_mean_over_its_texts_in_value_and_gradient(stored
                 further.append(sum(each[text] for text in own) / len(own))
             loss = loss + 0.7 * torch.stack(further)
         else:
-            loss = ContrastiveStep(student, LossSettings(0.1), teacher=teacher).loss(vectors, batch)["loss"]
+            loss = ContrastiveObjective(student, LossSettings(0.1), teacher=teacher).loss(vectors, batch)["loss"]
         (loss * torch.arange(1, 6)).sum().backward()
         found.append([loss, vectors.grad])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)

@@ -15,14 +15,16 @@ from embedrag.data.collator import Batch
 from embedrag.data.token_batch import TokenBatch
 from embedrag.losses.contrastive import LossSettings, Pairs
 from embedrag.models.backbone import trainable_backbone
-from embedrag.models.base_model import describe_base, settle
+from embedrag.models.base_model import describe_base, resolve_embedding_config
 from embedrag.models.embedding_format import views
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import FastDropout
+from embedrag.models.lora import LoraSettings
+from embedrag.models.quantization import QuantizationConfig
 from embedrag.models.tokenizer import load_tokenizer
-from embedrag.training.config.options import TrainOptions
-from embedrag.training.grad_cache import CachedVectors
-from embedrag.training.objective import ContrastiveStep
+from embedrag.training.grad_cache import CachedVectors, GradCache
+from embedrag.training.memory import TokenBudget
+from embedrag.training.objective import ContrastiveObjective, frozen_vectors
 from tests.reference import contrastive_loop, info_nce_loop
 
 LENGTHS = (5, 30, 12, 12, 3, 41, 30, 8, 19, 12, 2)
@@ -36,13 +38,10 @@ def encoder_of(model: str, kind: str = "full", dropout: float = 0.0, pad: bool =
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(base.config, name):
             setattr(base.config, name, dropout)
-    options = TrainOptions(
-        output_dir="x", batch_size=2, finetune_type=kind, lora_dropout=dropout, quantization_bits=bits
-    ).resolved()
-    embedding_config = settle(base, options)[0]
-    encoder = Encoder(
-        trainable_backbone(base, options, torch.float32, CPU), load_tokenizer(base, embedding_config), embedding_config
-    )
+    lora = None if kind == "full" else LoraSettings(dropout=dropout)
+    backbone = trainable_backbone(base, torch.float32, CPU, lora, QuantizationConfig(bits) if kind == "qlora" else None)
+    embedding_config = resolve_embedding_config(base)[0]
+    encoder = Encoder(backbone, load_tokenizer(base, embedding_config), embedding_config)
     if not pad:
         encoder.pack()
     with torch.no_grad():  # B is zero at the start, and A would then get no gradient
@@ -68,10 +67,11 @@ def batch_of_5() -> Batch:
     )
 
 
-def loss_and_gradients(encoder: Encoder, seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(encoder: Encoder, budget: int | None = None, seed: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(seed)
     encoder.zero_grad()
-    loss = ContrastiveStep(encoder, LossSettings(0.1)).backward(batch_of_5(), torch.arange(1, 6))["loss"]
+    objective = ContrastiveObjective(encoder, LossSettings(0.1), budget=TokenBudget(budget))
+    loss = objective.backward(batch_of_5(), torch.arange(1, 6))["loss"]
     return loss, {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
 
 
@@ -106,8 +106,8 @@ def test_gradient_equals_the_naive_full_batch(model: str, pad: bool, request: py
         if not pad:
             encoder.pack()
         for budget in (None, 45, 90, TOKENS):
-            encoder.token_budget, encoder.chunk_tokens = budget, 50
-            loss, found = loss_and_gradients(encoder)
+            encoder.chunk_tokens = 50
+            loss, found = loss_and_gradients(encoder, budget)
             torch.testing.assert_close(loss, expected_loss, rtol=10 * tolerance, atol=tolerance)
             assert error(found, expected) < tolerance
 
@@ -139,15 +139,15 @@ def test_all_terms_and_forms_together_equal_the_naive_full_batch(tiny_bert: str)
     )
     (expected_loss * torch.arange(1, 6)).sum().backward()
     expected = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
-    step = ContrastiveStep(encoder, RICH, FORMS, guided=True)
+    encoder.chunk_tokens = 50
     for budget in (None, 41, 90):
         encoder.zero_grad()
-        encoder.token_budget, encoder.chunk_tokens = budget, 50
-        loss = step.backward(batch, torch.arange(1, 6))["loss"]
+        objective = ContrastiveObjective(encoder, RICH, FORMS, guided=True, budget=TokenBudget(budget))
+        loss = objective.backward(batch, torch.arange(1, 6))["loss"]
         torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-4, atol=1e-4)
         assert error({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}, expected) < 1e-4
     encoder.zero_grad()
-    ContrastiveStep(encoder, RICH, FORMS).backward(batch, torch.arange(1, 6))  # without the guide
+    ContrastiveObjective(encoder, RICH, FORMS).backward(batch, torch.arange(1, 6))  # without the guide
     assert error({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}, expected) > 1e-3
 
 
@@ -160,7 +160,7 @@ def test_frozen_base_leaves_mode_and_adapters_as_they_were(tiny_bert: str) -> No
     tokens, expected = batch_of_5().tokens, load_base(tiny_bert)(batch_of_5().tokens)
     state = torch.random.get_rng_state()
     trained = encoder.eval()(tokens)
-    frozen = encoder.train().frozen(tokens)
+    frozen = frozen_vectors(encoder.train(), tokens)
     torch.testing.assert_close(frozen, expected, rtol=1e-5, atol=1e-5)
     assert encoder.training and torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(encoder.eval()(tokens), trained)
@@ -176,12 +176,11 @@ def test_every_budget_gives_the_same_gradient_with_dropout(
     encoder = encoder_of(tiny_bert, kind, dropout=0.2, pad=pad)
     encoder.chunk_tokens = 41
     expected_loss, expected = loss_and_gradients(encoder)
-    encoder.token_budget = budget
-    loss, found = loss_and_gradients(encoder)
-    assert 0 < encoder.work(batch_of_5().tokens)[1] <= TOKENS * (2 if pad else 1)
+    loss, found = loss_and_gradients(encoder, budget)
+    assert 0 < GradCache(encoder, TokenBudget(budget)).work(batch_of_5().tokens)[1] <= TOKENS * (2 if pad else 1)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
     assert error(found, expected) < 1e-5
-    assert error(loss_and_gradients(encoder, seed=4)[1], expected) > 1e-2  # other masks, another gradient
+    assert error(loss_and_gradients(encoder, budget, seed=4)[1], expected) > 1e-2  # other masks, another gradient
 
 
 @pytest.mark.parametrize("options", [{"bits": 8, "kind": "qlora"}, {"kind": "full"}])
@@ -189,16 +188,14 @@ def test_decoder_and_8_bit_base_are_recomputed_alike(options: dict[str, object],
     encoder = encoder_of(tiny_qwen3, dropout=0.2, **options)
     encoder.chunk_tokens = 41
     expected = loss_and_gradients(encoder)[1]
-    encoder.token_budget = 41
-    assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
+    assert error(loss_and_gradients(encoder, 41)[1], expected) < 1e-5
 
 
 def test_bfloat16_is_recomputed_alike(tiny_bert: str) -> None:
     encoder = encoder_of(tiny_bert, "lora", dropout=0.2)
     encoder.dtype, encoder.chunk_tokens = torch.bfloat16, 41
     expected = loss_and_gradients(encoder)[1]
-    encoder.token_budget = 41
-    assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
+    assert error(loss_and_gradients(encoder, 41)[1], expected) < 1e-5
 
 
 def test_without_replay_of_the_random_state_the_gradient_is_wrong(
@@ -207,18 +204,18 @@ def test_without_replay_of_the_random_state_the_gradient_is_wrong(
     encoder = encoder_of(tiny_bert, "lora", dropout=0.2)
     encoder.chunk_tokens = 41
     expected = loss_and_gradients(encoder)[1]
-    encoder.token_budget = 41
     monkeypatch.setattr("embedrag.runtime.random_state.set_random_state", lambda state, device: None)
-    assert error(loss_and_gradients(encoder)[1], expected) > 1e-2
+    assert error(loss_and_gradients(encoder, 41)[1], expected) > 1e-2
 
 
 def test_gradients_of_several_batches_add_up(tiny_bert: str) -> None:
     encoder = encoder_of(tiny_bert, "lora")
     once = loss_and_gradients(encoder)[1]
-    encoder.token_budget = encoder.chunk_tokens = 41
+    encoder.chunk_tokens = 41
     encoder.zero_grad()
+    objective = ContrastiveObjective(encoder, LossSettings(0.1), budget=TokenBudget(41))
     for _ in range(2):
-        ContrastiveStep(encoder, LossSettings(0.1)).backward(batch_of_5(), torch.arange(1, 6))
+        objective.backward(batch_of_5(), torch.arange(1, 6))
     twice = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
     assert error(twice, {name: 2 * value for name, value in once.items()}) < 1e-5
 
@@ -226,16 +223,16 @@ def test_gradients_of_several_batches_add_up(tiny_bert: str) -> None:
 @pytest.mark.parametrize(("budget", "held"), [(41, 1), (82, 3), (103, 4), (TOKENS, None)])
 def test_as_many_chunks_are_held_as_the_budget_allows(budget: int, held: int | None, tiny_bert: str) -> None:
     encoder = encoder_of(tiny_bert)
-    encoder.chunk_tokens, encoder.token_budget = 41, budget
+    encoder.chunk_tokens = 41
     counts = {"forward": 0}
     handle = encoder.backbone.register_forward_hook(
         lambda *_: counts.update(forward=counts["forward"] + 1)  # type: ignore[func-returns-value]
     )
-    loss_and_gradients(encoder)
+    loss_and_gradients(encoder, budget)
     handle.remove()
-    chunks = len(encoder._plan(batch_of_5().tokens)[1])
+    chunks = len(encoder.plan(batch_of_5().tokens)[1])
     assert counts["forward"] == (chunks if held is None else 2 * chunks - held)
-    assert (encoder.work(batch_of_5().tokens)[1] == 0) == (held is None)
+    assert (GradCache(encoder, TokenBudget(budget)).work(batch_of_5().tokens)[1] == 0) == (held is None)
 
 
 def chunks_of_two(recompute: int, weight: Tensor, dropout: float = 0.0) -> CachedVectors:
@@ -282,13 +279,12 @@ def test_a_loss_comes_before_the_way_back() -> None:
         chunks_of_two(0, torch.ones(3, requires_grad=True)).backward()
 
 
-def test_contract_without_normalisation_is_recomputed_alike(tiny_bert: str) -> None:
+def test_config_without_normalisation_is_recomputed_alike(tiny_bert: str) -> None:
     encoder = encoder_of(tiny_bert)
     encoder.embedding_config = replace(encoder.embedding_config, normalize=False, pooling="cls")
     encoder.chunk_tokens = 41
     expected = loss_and_gradients(encoder)[1]
-    encoder.token_budget = 41
-    assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
+    assert error(loss_and_gradients(encoder, 41)[1], expected) < 1e-5
 
 
 @pytest.mark.parametrize("model", ["tiny_bert", "tiny_qwen3"])
@@ -298,5 +294,4 @@ def test_checkpointed_layers_are_packed_and_recomputed_alike(model: str, request
     expected = loss_and_gradients(encoder)[1]
     encoder.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for budget in (None, 41):
-        encoder.token_budget = budget
-        assert error(loss_and_gradients(encoder)[1], expected) < 1e-5
+        assert error(loss_and_gradients(encoder, budget)[1], expected) < 1e-5

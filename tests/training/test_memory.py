@@ -13,9 +13,10 @@ import torch
 from embedrag.cli import main
 from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import is_out_of_memory
-from embedrag.models.encoder import Encoder
+from embedrag.runtime.distributed import ProcessGroup
 from embedrag.training import memory as budget
-from embedrag.training.memory import free_memory, graph_bytes, halve_budget, longest_texts, settle_budget
+from embedrag.training.grad_cache import CachedVectors, GradCache
+from embedrag.training.memory import TokenBudget, free_memory, graph_bytes, longest_texts, measure_budget
 from tests.training.test_grad_cache import encoder_of
 
 CPU = torch.device("cpu")
@@ -67,11 +68,11 @@ def test_free_memory_keeps_within_the_limits_of_the_process(monkeypatch: pytest.
     assert free_memory(CPU) > 2_000_000
 
 
-def test_halving_stops_at_the_longest_text(tiny_bert: str) -> None:
-    encoder = encoder_of(tiny_bert)
-    budgets = []
-    while halve_budget(encoder, tokens=1000, least=100):
-        budgets.append(encoder.token_budget)
+def test_halving_stops_at_the_longest_text() -> None:
+    budgets, current = [], TokenBudget()
+    while smaller := current.halved(largest=1000, least=100):
+        current = smaller
+        budgets.append(current.tokens)
     assert budgets == [500, 250, 125, 100]
 
 
@@ -113,12 +114,11 @@ def test_budget_from_memory_fits_it(
     trained = sum(p.numel() for p in encoder.parameters())
     free = int((1000 * each / tokens + 12 * trained) / 0.6)
     monkeypatch.setattr(budget, "free_memory", lambda device: free)
-    line = settle_budget(encoder, store, None)
-    assert abs((encoder.token_budget or 0) - 1000) <= 1
-    assert f"{encoder.token_budget:,}" in line
+    found, line = measure_budget(encoder, store, None)
+    assert abs((found.tokens or 0) - 1000) <= 1
+    assert f"{found.tokens:,}" in line
     monkeypatch.setattr(budget, "free_memory", lambda device: 0)
-    settle_budget(encoder, store, None)
-    assert encoder.token_budget == 82  # the longest text
+    assert measure_budget(encoder, store, None)[0].tokens == 82  # the longest text
 
 
 def store_of(model: str, data: Path, cache: Path) -> object:
@@ -151,16 +151,17 @@ def test_step_that_runs_out_of_memory_is_repeated_with_half_the_budget(
 ) -> None:
     words = ["--token_budget", "600", "--lora_dropout", "0.3"]
     expected = train(tiny_bert, data, tmp_path / "expected", *words)
-    whole = Encoder._embed
+    whole = GradCache.embed
     calls = []
 
-    def fails_at_first(self: Encoder, tokens: TokenBatch) -> torch.Tensor:
-        calls.append(self.token_budget)
-        if self.training and torch.is_grad_enabled() and self.token_budget is not None and self.token_budget > 200:
+    def fails_at_first(self: GradCache, tokens: TokenBatch, processes: ProcessGroup) -> CachedVectors:
+        calls.append(self.budget.tokens)
+        found = whole(self, tokens, processes)  # draws the masks of dropout, which the repeated step must draw again
+        if (self.budget.tokens or 0) > 200:
             raise torch.OutOfMemoryError("out of memory")
-        return whole(self, tokens)
+        return found
 
-    monkeypatch.setattr(Encoder, "_embed", fails_at_first)
+    monkeypatch.setattr(GradCache, "embed", fails_at_first)
     repeated = train(tiny_bert, data, tmp_path / "repeated", *words)
     assert "memory ran out in step 1" in capsys.readouterr().out
     assert 200 >= calls[-1] > 82
@@ -171,14 +172,10 @@ def test_step_that_runs_out_of_memory_is_repeated_with_half_the_budget(
 def test_memory_that_is_short_even_for_one_text_ends_the_run_with_advice(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Encoder._embed
+    def fails(self: GradCache, tokens: TokenBatch, processes: ProcessGroup) -> CachedVectors:
+        raise MemoryError
 
-    def fails(self: Encoder, tokens: TokenBatch) -> torch.Tensor:
-        if self.token_budget is not None:
-            raise MemoryError
-        return whole(self, tokens)
-
-    monkeypatch.setattr(Encoder, "_embed", fails)
+    monkeypatch.setattr(GradCache, "embed", fails)
     words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(data), "--output_dir", str(tmp_path / "out")]
     assert main(["train", *words, "--batch_size", "4", "--use_cpu", "--no_self_test", "--token_budget", "200"]) == 1
     message = capsys.readouterr().err

@@ -232,14 +232,14 @@ def states(output: Any) -> Any:
 
 def encoder_of_top(model: str, layers: int) -> Any:
     from embedrag.models.backbone import trainable_backbone
-    from embedrag.models.base_model import describe_base, settle
+    from embedrag.models.base_model import describe_base, resolve_embedding_config
     from embedrag.models.encoder import Encoder
+    from embedrag.models.lora import LoraSettings
     from embedrag.models.tokenizer import load_tokenizer
 
     base = describe_base(model)
-    options = TrainOptions(output_dir="x", batch_size=2, finetune_type="lora", lora_top_layers=layers).resolved()
-    embedding_config = settle(base, options)[0]
-    backbone = trainable_backbone(base, options, torch.float32, torch.device("cpu"))
+    embedding_config = resolve_embedding_config(base)[0]
+    backbone = trainable_backbone(base, torch.float32, torch.device("cpu"), LoraSettings(top_layers=layers))
     return Encoder(backbone, load_tokenizer(base, embedding_config), embedding_config).train()
 
 

@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag.cli import main
-from embedrag.data.collator import Batch, make_batch
+from embedrag.data.collator import Batch, SamplingSettings, make_batch
 from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.data.rows import parse_row
 from embedrag.data.sources import RowError
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import TILE_SCORES, LossSettings, Pairs, contrastive
-from embedrag.training.objective import ContrastiveStep
+from embedrag.training.memory import TokenBudget
+from embedrag.training.objective import ContrastiveObjective
 from tests.reference import contrastive_loop
 from tests.training.state.test_resume import losses
 from tests.training.test_grad_cache import encoder_of
@@ -63,7 +64,7 @@ def seen(batch: Batch) -> list[tuple[str, str, float, list[str]]]:
 
 
 def test_each_positive_is_a_pair_and_lower_grades_are_its_negatives(store: TokenStore) -> None:
-    batch = make_batch(store, [(0, 0), (0, 1)], 2, seed=1, pos_nums=3)
+    batch = make_batch(store, [(0, 0), (0, 1)], SamplingSettings(neg_nums=2, pos_nums=3, seed=1))
     assert seen(batch) == [
         ("a", "b", pytest.approx(0.2), ["b", "e", "f", "h"]),
         ("a", "c", pytest.approx(0.6), ["b", "c", "d", "e", "f", "h"]),
@@ -74,7 +75,7 @@ def test_each_positive_is_a_pair_and_lower_grades_are_its_negatives(store: Token
 
 
 def test_positives_of_other_rows_of_the_query_are_never_negatives(store: TokenStore) -> None:
-    batch = make_batch(store, [(0, 3), (0, 0)], 2, seed=1, pos_nums=2)
+    batch = make_batch(store, [(0, 3), (0, 0)], SamplingSettings(neg_nums=2, pos_nums=2, seed=1))
     for query, positive, _, candidates in seen(batch):
         labelled = {"a": set("bcdm")}[query]
         lower = set("bd") if positive == "c" else set()
@@ -82,14 +83,14 @@ def test_positives_of_other_rows_of_the_query_are_never_negatives(store: TokenSt
 
 
 def test_positives_take_turns_where_there_are_more(store: TokenStore) -> None:
-    shown = [[pair[1] for pair in seen(make_batch(store, [(visit, 0)], 2, 1, pos_nums=2))] for visit in range(3)]
-    assert shown == [["b", "c"], ["d", "b"], ["c", "d"]]
-    single = [[pair[1] for pair in seen(make_batch(store, [(visit, 0)], 2, 1))] for visit in range(3)]
-    assert single == [["b"], ["c"], ["d"]]
+    for pos_nums, expected in ((2, [["b", "c"], ["d", "b"], ["c", "d"]]), (1, [["b"], ["c"], ["d"]])):
+        sampling = SamplingSettings(neg_nums=2, pos_nums=pos_nums, seed=1)
+        batches = [make_batch(store, [(visit, 0)], sampling) for visit in range(3)]
+        assert [[pair[1] for pair in seen(batch)] for batch in batches] == expected
 
 
 def test_one_positive_each_needs_no_pairs(store: TokenStore) -> None:
-    batch = make_batch(store, [(0, row) for row in range(5)], 2, seed=1)
+    batch = make_batch(store, [(0, row) for row in range(5)], SamplingSettings(neg_nums=2, seed=1))
     assert batch.query is None and batch.share is None and len(batch.labels) == 5
 
 
@@ -107,7 +108,7 @@ TERMS = [
 @pytest.mark.parametrize("terms", TERMS, ids=str)
 def test_loss_of_pairs_equals_the_loops_in_value_and_gradient(terms, scores, store, monkeypatch) -> None:
     monkeypatch.setitem(TILE_SCORES, "cpu", scores)
-    batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], 2, seed=1, pos_nums=3)
+    batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], SamplingSettings(neg_nums=2, pos_nums=3, seed=1))
     teacher = torch.randn(len(batch.passage_index), generator=torch.Generator().manual_seed(0)).double()
     pairs = Pairs(batch.labels, batch.excluded, batch.owner, teacher, None, batch.query)
     found = []
@@ -127,8 +128,8 @@ def test_loss_of_pairs_equals_the_loops_in_value_and_gradient(terms, scores, sto
 
 
 def test_step_weighs_the_pairs_of_a_query_and_gives_a_loss_a_query(store: TokenStore, tiny_bert: str) -> None:
-    step = ContrastiveStep(encoder_of(tiny_bert), LossSettings(0.1))
-    batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], 2, seed=1, pos_nums=3)
+    step = ContrastiveObjective(encoder_of(tiny_bert), LossSettings(0.1))
+    batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], SamplingSettings(neg_nums=2, pos_nums=3, seed=1))
     vectors = torch.randn(len(batch.tokens), 64, generator=torch.Generator().manual_seed(0))
     whole = step.loss(vectors, batch)
     pairs = Pairs(batch.labels, batch.excluded, batch.owner, None, None, batch.query)
@@ -143,12 +144,12 @@ def test_step_weighs_the_pairs_of_a_query_and_gives_a_loss_a_query(store: TokenS
 
 def test_gradient_in_chunks_is_that_of_the_whole_batch(store: TokenStore, tiny_bert: str) -> None:
     encoder = encoder_of(tiny_bert)
-    batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], 2, seed=1, pos_nums=3)
+    batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], SamplingSettings(neg_nums=2, pos_nums=3, seed=1))
     found = []
     for budget in (None, 12):
         encoder.zero_grad()
-        encoder.token_budget = budget
-        ContrastiveStep(encoder, LossSettings(0.1)).backward(batch, 1 / 5)
+        objective = ContrastiveObjective(encoder, LossSettings(0.1), budget=TokenBudget(budget))
+        objective.backward(batch, 1 / 5)
         found.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 

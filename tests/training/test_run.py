@@ -126,7 +126,7 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
 ) -> None:
     from safetensors.torch import load_file
 
-    from embedrag.data.collator import make_batch, steps_of_epoch
+    from embedrag.data.collator import SamplingSettings, make_batch, steps_of_epoch
     from embedrag.data.sampler import ShuffledSampler
     from embedrag.data.tokenization import open_store
     from embedrag.losses.contrastive import LossSettings, Pairs, contrastive
@@ -147,11 +147,12 @@ def test_accumulated_step_is_the_mean_over_all_queries_of_its_uneven_batches(
 
     encoder = load_model(base, "cpu")
     store, _ = open_store([str(data)], encoder.tokenizer, encoder.tokenizer.key, tmp_path / "cache")
-    (bounds,) = steps_of_epoch(7, 2, 3, 0)
+    (bounds,) = steps_of_epoch(rows=7, batch_size=2, accumulation=3, epoch=0)
     assert [stop - start for start, stop in bounds] == [2, 2, 3]
     total = torch.zeros(())
     for start, stop in bounds:
-        batch = make_batch(store, list(ShuffledSampler(7, 42).between(start, stop)), 2, 42)
+        picked = list(ShuffledSampler(7, 42).between(start, stop))
+        batch = make_batch(store, picked, SamplingSettings(neg_nums=2, seed=42))
         vectors = encoder(batch.tokens)
         queries, passages = vectors[batch.query_index], vectors[batch.passage_index]
         pairs = Pairs(batch.labels, batch.excluded, batch.owner)
@@ -249,7 +250,7 @@ def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoi
 
 def test_killed_run_keeps_its_log_lines(tiny_bert: str, data: Path, tmp_path: Path) -> None:
     script = (
-        "import os, sys; from embedrag import loop; from embedrag.cli import main\n"
+        "import os, sys; from embedrag.training import trainer as loop; from embedrag.cli import main\n"
         "step = loop.Trainer._track\n"
         "def track(self, row):\n"
         "    step(self, row)\n"

@@ -13,7 +13,7 @@ import transformers
 
 from embedrag.cli import main
 from embedrag.runtime.device import bfloat16_multiplies_faster, fastest
-from embedrag.training import setup as prepare
+from embedrag.training import precision
 from tests.families import SIZES
 
 
@@ -91,8 +91,8 @@ def test_cpu_takes_bfloat16_where_a_step_is_faster_with_it(
             tried.append(dtype)
         return winner
 
-    monkeypatch.setattr(prepare, "bfloat16_multiplies_faster", lambda: True)
-    monkeypatch.setattr(prepare, "fastest", pick)
+    monkeypatch.setattr(precision, "bfloat16_multiplies_faster", lambda: True)
+    monkeypatch.setattr(precision, "fastest", pick)
     assert run(tiny_bert, data, tmp_path / "out", "--finetune_type", kind) == 0
     assert tried == [torch.float32, torch.bfloat16]
     assert f"cpu (2 threads), {str(winner).removeprefix('torch.')}" in capsys.readouterr().out.replace(
@@ -104,8 +104,8 @@ def test_cpu_takes_bfloat16_where_a_step_is_faster_with_it(
 def test_cpu_that_multiplies_bfloat16_slowly_trains_in_float32_without_a_trial(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(prepare, "bfloat16_multiplies_faster", lambda: False)
-    monkeypatch.setattr(prepare, "fastest", lambda tries: pytest.fail("tried"))
+    monkeypatch.setattr(precision, "bfloat16_multiplies_faster", lambda: False)
+    monkeypatch.setattr(precision, "fastest", lambda tries: pytest.fail("tried"))
     assert run(tiny_bert, data, tmp_path / "out") == 0
     assert "threads), float32" in capsys.readouterr().out
 

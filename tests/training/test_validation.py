@@ -122,7 +122,7 @@ def test_training_on_what_is_scored_is_said(
 
 def test_rows_that_hang_together_cannot_be_split(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     store = store_of(write_jsonl([{"query": f"q{i}", "pos": ["the same"]} for i in range(9)]), tmp_path)
-    with pytest.raises(UserError, match="--eval_split 0.2: of 9 rows 0 could be held out"):
+    with pytest.raises(UserError, match="^`eval_split=0.2`: 0 of 9 rows can be held out"):
         hold_out(store, 0.2, 0)
 
 

@@ -12,7 +12,8 @@ from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import describe_base
 from embedrag.models.kernels.fast_dropout import FastDropout
 from embedrag.models.kernels.fast_lora import add_adapter
-from embedrag.training.config.options import TrainOptions
+from embedrag.models.lora import LoraSettings
+from embedrag.models.quantization import QuantizationConfig
 
 CPU = torch.device("cpu")
 
@@ -87,7 +88,7 @@ def test_adapted_model_equals_the_one_with_the_layers_of_peft(
 def test_switched_off_adapters_leave_the_base(tiny_bert: str) -> None:
     backbone = adapted(tiny_bert, "lora")
     ids = torch.tensor([[1, 5, 6, 7]])
-    base = trainable_backbone(describe_base(tiny_bert), options("lora"), torch.float32, CPU)  # B is zero
+    base = trainable_backbone(describe_base(tiny_bert), torch.float32, CPU, LoraSettings(dropout=0.0))  # B is zero
     with torch.no_grad(), backbone.disable_adapter():
         torch.testing.assert_close(backbone(input_ids=ids)[0], base(input_ids=ids)[0])
     assert not torch.allclose(backbone(input_ids=ids)[0], base(input_ids=ids)[0])
@@ -104,16 +105,11 @@ def test_adapter_of_fast_layers_is_read_by_plain_peft(tiny_bert: str, tmp_path: 
     torch.testing.assert_close(backbone(input_ids=ids)[0], theirs(input_ids=ids)[0])
 
 
-def options(kind: str, bits: int = 4) -> TrainOptions:
-    return TrainOptions(
-        output_dir="x", batch_size=2, finetune_type=kind, quantization_bits=bits, lora_dropout=0.0
-    ).resolved()
-
-
 def adapted(model: str, kind: str, bits: int = 4) -> nn.Module:
     """With adapters that do something."""
     torch.manual_seed(0)
-    backbone = trainable_backbone(describe_base(model), options(kind, bits), torch.float32, CPU)
+    quantization = QuantizationConfig(bits) if kind == "qlora" else None
+    backbone = trainable_backbone(describe_base(model), torch.float32, CPU, LoraSettings(dropout=0.0), quantization)
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
             if "lora_" in name:

@@ -228,6 +228,14 @@ def test_other_data_is_refused(
     assert "--train_dataset" in capsys.readouterr().err
 
 
+def test_resumed_run_takes_the_token_budget_of_the_checkpoint_and_measures_nothing(
+    killed: Path, tiny_bert: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring runs the longest texts through the model; the result used to be thrown away."""
+    monkeypatch.setattr("embedrag.training.setup.measure_budget", lambda *_: pytest.fail("memory was measured"))
+    assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", "auto") == 0
+
+
 def test_changed_rate_is_said_and_used_and_moved_data_is_no_change(
     killed: Path, tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -281,16 +289,16 @@ def test_states_behind_the_one_that_is_gone_on_from_are_forgotten_and_foreign_fi
 def test_step_that_is_not_finite_is_skipped_and_counted_on_request(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from embedrag.training.objective import ContrastiveStep
+    from embedrag.training.objective import ContrastiveObjective
 
-    whole, calls = ContrastiveStep.loss, []
+    whole, calls = ContrastiveObjective.loss, []
 
-    def once(self: ContrastiveStep, *rest: Any) -> dict[str, torch.Tensor]:
+    def once(self: ContrastiveObjective, *rest: Any) -> dict[str, torch.Tensor]:
         output = whole(self, *rest)
         calls.append(1)
         return output | {"loss": output["loss"] * float("nan")} if len(calls) == 3 else output
 
-    monkeypatch.setattr(ContrastiveStep, "loss", once)
+    monkeypatch.setattr(ContrastiveObjective, "loss", once)
     assert train(tiny_bert, data, tmp_path / "stop", *KINDS["lora"]) == 1
     assert "--on_nonfinite skip" in capsys.readouterr().err
     calls.clear()
