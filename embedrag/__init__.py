@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 _FACE = {
     "check": "embedrag.api",
     "train": "embedrag.api",
-    "merge": "embedrag.api",
-    "evaluate": "embedrag.api",
-    "mine": "embedrag.api",
+    "merge": "embedrag.merging.merge",
+    "evaluate": "embedrag.evaluation.result",
+    "mine": "embedrag.retrieval.mining",
     "load_model": "embedrag.models.load",
     "load_rows": "embedrag.data.rows",
     "load_retrieval_dataset": "embedrag.data.retrieval_dataset",
@@ -39,9 +39,6 @@ __all__ = ["__version__", *_FACE]
 
 if TYPE_CHECKING:
     from embedrag.api import check as check
-    from embedrag.api import evaluate as evaluate
-    from embedrag.api import merge as merge
-    from embedrag.api import mine as mine
     from embedrag.api import train as train
     from embedrag.data.checks.report import DataReport as DataReport
     from embedrag.data.retrieval_dataset import RetrievalDataset as RetrievalDataset
@@ -53,13 +50,16 @@ if TYPE_CHECKING:
     from embedrag.errors import RunError as RunError
     from embedrag.errors import UserError as UserError
     from embedrag.evaluation.result import Evaluation as Evaluation
+    from embedrag.evaluation.result import evaluate as evaluate
     from embedrag.losses.contrastive import info_nce as info_nce
     from embedrag.merging.merge import MergeReport as MergeReport
+    from embedrag.merging.merge import merge as merge
     from embedrag.models.build import build_model as build_model
     from embedrag.models.encoder import Encoder as Encoder
     from embedrag.models.load import load_model as load_model
     from embedrag.models.pooling import pool as pool
     from embedrag.retrieval.mining import MiningResult as MiningResult
+    from embedrag.retrieval.mining import mine as mine
     from embedrag.runtime.console import console as console
     from embedrag.training.config.options import TrainOptions as TrainOptions
     from embedrag.training.run import RunResult as RunResult

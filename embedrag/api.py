@@ -6,15 +6,17 @@ Arguments have the names of the flags. Nothing here prints except through `embed
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedrag.options.parsing import build
 from embedrag.training.config.options import TrainOptions
 
+NOT_CUT = 1 << 30  # tokens
+
 if TYPE_CHECKING:
     from embedrag.data.checks.report import DataReport
-    from embedrag.models.tokenizer import TextTokenizer
     from embedrag.training.run import RunResult
 
 
@@ -90,14 +92,14 @@ def check(
     """
     from embedrag.data.checks.report import check_data
 
-    tokenizer = _tokenizer(str(model), query_max_len, passage_max_len, trust_remote_code) if model else None
-    return check_data(train_dataset, eval=eval, tokenizer=tokenizer, fix=fix, stream=stream, overwrite=overwrite)
+    measure = _measure(str(model), query_max_len, passage_max_len, trust_remote_code) if model else {}
+    return check_data(train_dataset, eval=eval, fix=fix, stream=stream, overwrite=overwrite, **measure)
 
 
-def _tokenizer(
+def _measure(
     model: str, query_max_len: int | None, passage_max_len: int | None, trust_remote_code: bool
-) -> TextTokenizer:
-    """The tokenizer of a model with prompts and lengths as in training."""
+) -> dict[str, Any]:
+    """The tokenizer of a model with its prompts, which cuts nothing, and the lengths to which training would cut."""
     from embedrag.models.base_model import describe_base, resolve_embedding_config
     from embedrag.models.tokenizer import load_tokenizer
     from embedrag.runtime.console import say
@@ -108,4 +110,7 @@ def _tokenizer(
     )
     for line in notices:
         say(line)
-    return load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument="model")
+    whole = replace(embedding_config, query_max_len=NOT_CUT, passage_max_len=NOT_CUT)
+    tokenizer = load_tokenizer(base, whole, trust_remote_code=trust_remote_code, argument="model")
+    lengths = {"query_max_len": embedding_config.query_max_len, "passage_max_len": embedding_config.passage_max_len}
+    return {"tokenizer": tokenizer, **lengths}
