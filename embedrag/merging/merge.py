@@ -1,10 +1,9 @@
 """Merge an adapter into its base, tensor by tensor, and prove that the result embeds as the trained model did.
 
-W + scale * B A is computed in float32, block of rows by block of rows, from the base's files straight into the
-output's; the model is never in memory while it is merged. A QLoRA adapter goes onto the dequantised weights that it saw
-in training, which are not the original ones. Before the output folder appears, probe texts are embedded by base +
-adapter, by the base alone and by the merged model (this does load the models, one after the other; `--no_verify` leaves
-it out).
+W + scale * B A is computed in float32, one block of rows after the other, from the base's files straight into the
+output's. The model itself is never in memory while it is merged. A QLoRA adapter is added to the dequantised weights
+that it saw in training; those are not the original ones. Before the output folder appears, three models embed probe
+texts, one model after the other: base + adapter, the base alone, and the merged model. This proof does load the models.
 """
 
 from __future__ import annotations
@@ -13,56 +12,116 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from embedrag import __version__
-from embedrag.commands.merge import MergeOptions
-from embedrag.errors import UserError
+from embedrag.errors import UserError, check_choice
 from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
-from embedrag.models.base_model import Base, describe_base
+from embedrag.models.base_model import Base
 from embedrag.models.equivalence import Closeness, check, closeness, embed_merged, embed_trained, read_probes
-from embedrag.models.load import model_settings, saved_embedding_config
+from embedrag.models.load import (
+    describe_adapter_base,
+    load_adapter_tokenizer,
+    model_settings,
+    saved_embedding_config,
+)
 from embedrag.models.model_card import training_section, write_card
-from embedrag.models.quantization import QuantizedLayers, quantized_layers
-from embedrag.models.tokenizer import load_tokenizer
+from embedrag.models.quantization import QUANTIZERS, QuantizationConfig, QuantizedLayers, quantized_layers
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.weights.adapter_file import Adapter, read_adapter, targets
 from embedrag.weights.safetensors_io import WeightFile, blocks, weight_files, write_tensors
 
 INDEX = "model.safetensors.index.json"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ORIGINAL, DEQUANTIZED = "original", "dequantized"
+ADAPTER = "lora_adapter_path"  # the argument's name, for messages
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How close the vectors of probe texts are to those of the trained model.
+
+    Attributes:
+        probe_texts: number of texts that were compared.
+        merged_to_trained: the merged model's vectors.
+        base_to_trained: the vectors of the base alone; this is what the training changed.
+        other_to_trained: the vectors after a merge onto the other weights, for a QLoRA adapter; None for others.
+    """
+
+    probe_texts: int
+    merged_to_trained: Closeness
+    base_to_trained: Closeness
+    other_to_trained: Closeness | None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged, and how close the result is to the trained model.
+
+    Attributes:
+        output_path: folder of the merged model.
+        base: name of the base model.
+        layers: number of layers that the adapter changed.
+        onto: `original` or `dequantized`, the weights of the base that the adapter was added to.
+        proof: how close the merged model is to the trained one; None when it was not verified.
+        record: the content of merge_config.json.
+    """
+
+    output_path: Path
+    base: str
+    layers: int
+    onto: str
+    proof: Proof | None
+    record: dict[str, Any]
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        if self.proof:
+            yield f"proof: merged model to trained model: {self.proof.merged_to_trained}"
+            yield f"proof: base alone to trained model: {self.proof.base_to_trained}"
+            if self.proof.other_to_trained:
+                yield f"proof: merged onto the {_other(self.onto)} weights instead: {self.proof.other_to_trained}"
+        yield f"done: {self.output_path}" + ("" if self.proof else " (not verified)")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge, checked against the base's files.
+    """A merge that was checked against the base's files.
 
     Attributes:
         adapter: what is merged.
+        base: the base model.
+        root: folder of the base's files.
         files: the base's weight files.
-        targets: tensor name -> key of the adapter's change or replacement.
+        targets: name of a tensor -> key of the adapter's change or replacement.
         dtype: of the output's floating-point tensors.
-        quantized: layers that are quantised and dequantised first; None to merge onto the original weights.
+        quantized: layers that are quantised and dequantised first; None: the adapter goes onto the original weights.
+        trust_remote_code: run Python code that comes with the base.
     """
 
     adapter: Adapter
+    base: Base
+    root: Path
     files: list[WeightFile]
     targets: dict[str, str]
     dtype: torch.dtype
     quantized: QuantizedLayers | None
+    trust_remote_code: bool
 
     def layout(self, file: WeightFile) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Type and shape of every output tensor that comes from one base file."""
+        """Type and shape of each output tensor that comes from one file of the base."""
         return {name: (self._output_dtype(file.dtype(name)), file.shape(name)) for name in file.names()}
 
-    def parts(self, file: WeightFile) -> Iterator[tuple[str, Tensor]]:
-        """The merged tensors of one base file, in pieces of rows."""
+    def pieces(self, file: WeightFile) -> Iterator[tuple[str, Tensor]]:
+        """The merged tensors of one file of the base, as (name, block of rows)."""
         for name in file.names():
             dtype, shape = self._output_dtype(file.dtype(name)), file.shape(name)
             key = self.targets.get(name, "")
@@ -79,173 +138,207 @@ class Plan:
         return self.dtype if dtype.is_floating_point else dtype
 
 
-def run(options: MergeOptions) -> int:
-    """`merge.py`: merge, prove, and only then let the output folder appear.
+def merge(
+    lora_adapter_path: str | Path,
+    output_path: str | Path,
+    *,
+    base_model_path: str | Path | None = None,
+    training_precision: str = "float32",
+    merge_onto: str | None = None,
+    lora_alpha: int | None = None,
+    quantization_bits: int | None = None,
+    double_quantization: bool = False,
+    verify: bool = True,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> MergeReport:
+    """Merge an adapter into its base. The output folder appears only when the merged model is proved to be right.
+
+    Args:
+        lora_adapter_path: the adapter's folder, or its adapter_model.safetensors.
+        output_path: folder of the merged model.
+        base_model_path: the base model, a folder or a hub id; None: the one that the adapter names.
+        training_precision: type of the merged weights, `float32` or `bfloat16`.
+        merge_onto: weights that the adapter is added to. None: `dequantized`, as in training, for a QLoRA adapter,
+            and `original` for any other.
+        lora_alpha: alpha of the adapter, used where adapter_config.json does not tell it.
+        quantization_bits: 4 or 8, how the base was quantised in training, used where the adapter's folder does not
+            tell it.
+        double_quantization: whether the 4-bit scales were quantised too, used likewise.
+        verify: prove the result. The proof loads the models.
+        overwrite: replace an earlier merged model.
+        trust_remote_code: run Python code that comes with the base model.
+
+    Returns:
+        What was merged, with the proof.
 
     Raises:
         UserError: the adapter, the base or the output folder is not right; nothing was written.
         RunError: the merged model is not the trained one, or the disk refused; no output folder is left.
     """
-    output = Path(options.output_path)
-    check_folder("--output_path", output, options.overwrite, MERGE_CONFIG, "merged models")
-    adapter = read_adapter(options.lora_adapter_path, options.lora_alpha)
-    name = options.base_model_path or adapter.config.get("base_model_name_or_path")
-    if not name:
-        raise UserError("--base_model_path is required, for the adapter does not name its base")
-    base = describe_base(name, options.trust_remote_code)
-    settings = model_settings(adapter.file.parent)
-    quantization = _quantization(options, settings)
-    onto = options.merge_onto or ("dequantized" if quantization else "original")
+    check_choice("training_precision", training_precision, PRECISIONS)
+    check_choice("merge_onto", merge_onto, (None, DEQUANTIZED, ORIGINAL))
+    check_choice("quantization_bits", quantization_bits, (None, *QUANTIZERS))
+    output = Path(output_path).expanduser()
+    check_folder("output_path", output, overwrite, MERGE_CONFIG, "merged models")
+    adapter = read_adapter(str(lora_adapter_path), lora_alpha)
+    source = adapter.file.parent
+    given = str(base_model_path) if base_model_path else None
+    base = describe_adapter_base(source, given, trust_remote_code, ADAPTER)
+    settings = model_settings(source)
+    quantization = _quantization(settings, merge_onto, quantization_bits, double_quantization)
+    onto = merge_onto or (DEQUANTIZED if quantization else ORIGINAL)
     root = base.folder()
-    for name, source in (("base", root), ("adapter", adapter.file.parent)):
-        if overlap(output, source):
-            raise UserError(f"--output_path {output}: overlaps the {name}'s folder {source}; name another folder")
-    plan = make_plan(adapter, base, root, options.training_precision, quantization if onto == "dequantized" else None)
-    say(f"merge: {len(adapter.changes)} layers of {base.name}, onto the {onto} weights, {options.training_precision}")
-    record = _record(options, plan, base, onto, quantization)
+    for whose, folder in (("base", root), ("adapter", source)):
+        if overlap(output, folder):
+            raise UserError(f"overlaps the {whose}'s folder {folder}; name another folder", "output_path", output_path)
+    seen = quantization if onto == DEQUANTIZED else None
+    plan = make_plan(adapter, base, root, training_precision, seen, trust_remote_code)
+    say(f"merge: {len(adapter.changes)} layers of {base.name}, onto the {onto} weights, {training_precision}")
+    record = {
+        "base_model_path": given or base.name,
+        "lora_adapter_path": str(lora_adapter_path),
+        "output_path": str(output_path),
+        "training_precision": training_precision,
+        "merge_onto": onto,
+        "quantization": quantization.record() if quantization else None,
+        "lora_r": adapter.config.get("r"),
+        "lora_alpha": adapter.config.get("lora_alpha", lora_alpha),
+        "use_rslora": bool(adapter.config.get("use_rslora")),
+        "use_dora": bool(adapter.config.get("use_dora")),
+        "merged_layers": len(adapter.changes),
+        "replaced_tensors": sorted(adapter.replaced),
+        "time": now(),
+        "environment": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
+    }
+    proof = None
     with atomic_folder(output) as folder:
-        _write_model(plan, base, root, folder)
-        if options.no_verify:
-            record["verification"] = "skipped (--no_verify)"
-        else:
-            record["verification"] = _prove(plan, base, root, folder, onto, quantization, options)
+        _write_model(plan, folder)
+        if verify:
+            proof = _prove(plan, folder, quantization, lora_alpha)
+        record["verification"] = _as_record(proof, onto) if proof else "skipped"
         write_json(folder / MERGE_CONFIG, record)
-        write_card(folder, base.name, settings, record, results=training_section(adapter.file.parent))
-    say(f"done: {output}" + (" (not verified: --no_verify)" if options.no_verify else ""))
-    return 0
+        write_card(folder, base.name, settings, record, results=training_section(source))
+    return MergeReport(output, base.name, len(adapter.changes), onto, proof, record)
 
 
 def make_plan(
-    adapter: Adapter, base: Base, root: Path, precision: str, quantization: dict[str, Any] | None = None
+    adapter: Adapter,
+    base: Base,
+    root: Path,
+    precision: str,
+    quantization: QuantizationConfig | None = None,
+    trust_remote_code: bool = False,
 ) -> Plan:
-    """Check adapter against base, and decide what is done to each tensor; nothing is written.
+    """Check an adapter against its base, and decide what is done to each tensor. Nothing is written.
 
     Args:
         adapter: from `read_adapter`.
         base: from `describe_base`.
-        root: folder of its files.
-        precision: `float32` or `bfloat16`.
-        quantization: how the base was quantised, to merge onto the dequantised weights; None for the original ones.
+        root: folder of the base's files.
+        precision: of the output, a key of `PRECISIONS`.
+        quantization: how the base was quantised, for a merge onto the dequantised weights; None for the original ones.
+        trust_remote_code: run Python code that comes with the base.
+
+    Raises:
+        UserError: when the two do not belong together, or a file of the base is damaged.
     """
     files = weight_files(root)
     shapes = {name: file.shape(name) for file in files for name in file.names()}
-    layers = quantized_layers(base, quantization, list(shapes)) if quantization else None
-    return Plan(adapter, files, targets(adapter, shapes), getattr(torch, precision), layers)
+    layers = quantized_layers(base, quantization, list(shapes), trust_remote_code) if quantization else None
+    found = targets(adapter, shapes)
+    return Plan(adapter, base, root, files, found, PRECISIONS[precision], layers, trust_remote_code)
 
 
-def _write_model(plan: Plan, base: Base, root: Path, folder: Path) -> None:
-    """Weights, configuration, tokenizer and contract of the merged model."""
+def _write_model(plan: Plan, folder: Path) -> None:
+    """Write weights, configuration, tokenizer and embedding config of the merged model."""
     _write_weights(plan, folder)
-    for path in root.iterdir():
+    for path in plan.root.iterdir():
         if path.suffix == ".py":
             shutil.copy(path, folder)
-    config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((plan.root / "config.json").read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
     write_json(folder / "config.json", config | {"dtype": str(plan.dtype).removeprefix("torch.")})
-    source = plan.adapter.file.parent
-    embedding_config = saved_embedding_config(source, base)
-    own_tokenizer = (source / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(
-        replace(base, name=str(source), subfolder="") if own_tokenizer else base, embedding_config
-    )
-    tokenizer.save(folder)
+    source, base = plan.adapter.file.parent, plan.base
+    embedding_config = saved_embedding_config(source, base, ADAPTER)
+    load_adapter_tokenizer(source, base, embedding_config, plan.trust_remote_code, ADAPTER).save(folder)
     embedding_config.write(folder, int(base.config.hidden_size))
     if (source / TRAINING_CONFIG).is_file():
         shutil.copy(source / TRAINING_CONFIG, folder)
 
 
 def _write_weights(plan: Plan, folder: Path) -> None:
-    """One output shard for each file of the base."""
+    """Write one output file for each weight file of the base."""
     count = len(plan.files)
     where: dict[str, str] = {}
     total = 0
     for number, file in enumerate(plan.files, 1):
         name = "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
         layout = plan.layout(file)
-        total += write_tensors(folder / name, layout, plan.parts(file))
+        total += write_tensors(folder / name, layout, plan.pieces(file))
         where |= dict.fromkeys(layout, name)
     if count > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _prove(
-    plan: Plan,
-    base: Base,
-    root: Path,
-    folder: Path,
-    onto: str,
-    quantization: dict[str, Any] | None,
-    options: MergeOptions,
-) -> dict[str, Any]:
-    """Compare the vectors of the trained model, the merged one and the base; print and return the report.
+def _prove(plan: Plan, folder: Path, quantization: QuantizationConfig | None, lora_alpha: int | None) -> Proof:
+    """Compare the vectors of the merged model and of the base with those of the trained model.
 
     Raises:
         RunError: when the merged model is not the trained one.
     """
-    probes, trust = read_probes(plan.adapter.file.parent), options.trust_remote_code
-    trained, untrained = embed_trained(plan.adapter.file, probes, base.name, trust, quantization, options.lora_alpha)
-    merged = embed_merged(folder, probes, trust)
-    moved = closeness(untrained, trained)
-    result = {
-        "probe_texts": len(probes),
-        "merged_to_trained": vars(closeness(merged, trained)),
-        "base_to_trained": vars(moved),
-    }
-    for name, title in (("merged_to_trained", "merged model"), ("base_to_trained", "base alone")):
-        say(f"proof: {title} to trained model: {Closeness(**result[name])}")  # type: ignore[arg-type]
-    if quantization:
-        other = "original" if onto == "dequantized" else "dequantized"
-        result[f"onto_{other}_to_trained"] = vars(_other_choice(plan, base, root, other, quantization, trained, folder))
-    exact = onto == "dequantized" or not quantization
-    check(closeness(merged, trained), closeness(merged, untrained), moved, plan.dtype, bool(quantization), exact)
-    return result
-
-
-def _other_choice(
-    plan: Plan, base: Base, root: Path, onto: str, quantization: dict[str, Any], trained: Any, folder: Path
-) -> Closeness:
-    """What merging onto the other weights would have given; written beside the result, looked at and removed."""
     probes = read_probes(plan.adapter.file.parent)
-    precision = str(plan.dtype).removeprefix("torch.")
-    other = make_plan(plan.adapter, base, root, precision, quantization if onto == "dequantized" else None)
+    trained, untrained = embed_trained(
+        plan.adapter.file, probes, plan.base.name, plan.trust_remote_code, quantization, lora_alpha
+    )
+    merged = embed_merged(folder, probes, plan.trust_remote_code)
+    to_trained, moved = closeness(merged, trained), closeness(untrained, trained)
+    exact = plan.quantized is not None or not quantization
+    check(to_trained, closeness(merged, untrained), moved, plan.dtype, bool(quantization), exact)
+    other = None
+    if quantization:
+        other = closeness(_merged_otherwise(plan, folder, probes, quantization), trained)
+    return Proof(len(probes), to_trained, moved, other)
+
+
+def _merged_otherwise(
+    plan: Plan, folder: Path, probes: list[tuple[str, str]], quantization: QuantizationConfig
+) -> np.ndarray:
+    """[n, D] of probe texts by a merge onto the other weights. It is written beside the result, and removed again."""
+    precision, trust = str(plan.dtype).removeprefix("torch."), plan.trust_remote_code
+    seen = None if plan.quantized else quantization
+    other = make_plan(plan.adapter, plan.base, plan.root, precision, seen, trust)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}-other-", dir=folder.parent) as temporary:
-        _write_model(other, base, root, Path(temporary))
-        found = closeness(embed_merged(Path(temporary), probes), trained)
-    say(f"proof: merged onto the {onto} weights it would have been: {found}")
-    return found
+        _write_model(other, Path(temporary))
+        return embed_merged(Path(temporary), probes, trust)
 
 
-def _quantization(options: MergeOptions, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """How the adapter's base was quantised: its own record, else what the user says, else it was not."""
-    recorded: dict[str, Any] | None = settings.get("quantization")
-    if not recorded and options.quantization_bits:
-        return {"bits": options.quantization_bits, "double_quantization": options.double_quantization}
-    if not recorded and options.merge_onto == "dequantized":
-        raise UserError(
-            "--merge_onto dequantized: the adapter records no quantised base; give --quantization_bits 4 or 8"
-        )
-    return recorded
-
-
-def _record(
-    options: MergeOptions, plan: Plan, base: Base, onto: str, quantization: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Content of merge_config.json, without the verification."""
-    config = plan.adapter.config
-    return {
-        "base_model_path": options.base_model_path or base.name,
-        "lora_adapter_path": options.lora_adapter_path,
-        "output_path": options.output_path,
-        "training_precision": options.training_precision,
-        "merge_onto": onto,
-        "quantization": quantization,
-        "lora_r": config.get("r"),
-        "lora_alpha": config.get("lora_alpha", options.lora_alpha),
-        "use_rslora": bool(config.get("use_rslora")),
-        "use_dora": bool(config.get("use_dora")),
-        "merged_layers": len(plan.adapter.changes),
-        "replaced_tensors": sorted(plan.adapter.replaced),
-        "time": now(),
-        "environment": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
+def _as_record(proof: Proof, onto: str) -> dict[str, Any]:
+    """The proof as merge_config.json has it."""
+    record: dict[str, Any] = {
+        "probe_texts": proof.probe_texts,
+        "merged_to_trained": vars(proof.merged_to_trained),
+        "base_to_trained": vars(proof.base_to_trained),
     }
+    if proof.other_to_trained:
+        record[f"onto_{_other(onto)}_to_trained"] = vars(proof.other_to_trained)
+    return record
+
+
+def _other(onto: str) -> str:
+    return ORIGINAL if onto == DEQUANTIZED else DEQUANTIZED
+
+
+def _quantization(
+    settings: dict[str, Any], merge_onto: str | None, bits: int | None, double_quantization: bool
+) -> QuantizationConfig | None:
+    """How the adapter's base was quantised: as its folder records it, else as the caller says; None: it was not."""
+    if recorded := settings.get("quantization"):
+        return QuantizationConfig.from_record(recorded)
+    if bits:
+        return QuantizationConfig(bits, double_quantization)
+    if merge_onto == DEQUANTIZED:
+        reason = "the adapter's folder records no quantised base; give `quantization_bits`, 4 or 8"
+        raise UserError(reason, "merge_onto", merge_onto)
+    return None

@@ -1,12 +1,13 @@
-"""The transformer under the pooling: full, with LoRA adapters, or with LoRA adapters on a quantised base.
+"""The transformer: fully trained, with LoRA adapters, or with LoRA adapters on a quantised base.
 
-Loaded through AutoModel without a pooler or a language-model head, for neither gets a gradient from a retrieval loss
-(and a parameter without gradient breaks distributed training).
+It is loaded through AutoModel without a pooler and without a language-model head. A retrieval loss gives neither of
+them a gradient, and a parameter without a gradient breaks distributed training.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,36 +16,37 @@ from torch import nn
 from embedrag.errors import UserError
 from embedrag.models.base_model import Base, takes_pooling_argument
 from embedrag.models.kernels.fast_dropout import replace_dropout
-from embedrag.models.lora import _lift_norms, add_adapters
-from embedrag.models.lora_init import begin_with_quantization_error
-from embedrag.models.quantization import product_dtype, quantization_config, stored_dtype
+from embedrag.models.lora import LoraSettings, add_adapters, check_lora
+from embedrag.models.lora_init import start_with_quantization_error
+from embedrag.models.quantization import QuantizationConfig, check_bitsandbytes, product_dtype, stored_dtype
 from embedrag.runtime.console import quiet
-from embedrag.training.config.options import TrainOptions
 
 
 def load_backbone(
     base: Base,
     dtype: torch.dtype,
     device: torch.device,
-    quantization: Any = None,
+    quantization: QuantizationConfig | None = None,
     dropout: bool = True,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
+    argument: str = "model_name_or_path",
 ) -> nn.Module:
-    """Load the base's transformer.
+    """Load the transformer of a base.
 
     Args:
         base: from `describe_base`.
-        dtype: of the weights in memory.
-        device: where they go.
-        quantization: a BitsAndBytesConfig, or None.
-        dropout: keep the base's own dropout. A frozen base needs none (the adapters have theirs), and on a CPU it costs
-            up to a third of the step.
-        trust_remote_code: run code that comes with the model.
-        local_files_only: never ask a hub.
+        dtype: of the weights in memory. Of a quantised base, its `storage_dtype` counts.
+        device: where the weights go.
+        quantization: how the base is quantised; None: not at all.
+        dropout: keep the base's own dropout. A frozen base needs none because the adapters have dropout of their own,
+            and on a CPU it costs up to a third of a step.
+        trust_remote_code: run Python code that comes with the model.
+        local_files_only: never ask the hub.
+        argument: what the caller calls the base, for messages.
 
     Raises:
-        UserError: when the weights can't be read.
+        UserError: the weights can't be read.
     """
     from transformers import AutoModel
 
@@ -54,7 +56,8 @@ def load_backbone(
     if takes_pooling_argument(base.config):
         settings["add_pooling_layer"] = False
     if quantization is not None:
-        settings |= {"quantization_config": quantization, "device_map": {"": device}}
+        dtype = quantization.storage_dtype
+        settings |= {"quantization_config": quantization.bitsandbytes(), "device_map": {"": device}}
     config = copy.deepcopy(base.config)
     if not dropout:
         for name, value in vars(config).items():
@@ -66,18 +69,18 @@ def load_backbone(
                 base.name, config=config, dtype=dtype, output_loading_info=True, **settings
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--model_name_or_path {base.name}: its weights can't be loaded ({_first_line(error)})"
-        ) from None
+        raise UserError(f"its weights can't be loaded ({_first_line(error)})", argument, base.name) from None
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
-        raise UserError(f"--model_name_or_path {base.name}: a damaged weights file ({error}); fetch it again") from None
+        raise UserError(f"its weights file is damaged ({error}); download it again", argument, base.name) from None
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"])[:4])
         raise UserError(
-            f"--model_name_or_path {base.name}: its weights file lacks {len(loading['missing_keys'])} weights of a "
-            f"{base.config.model_type} model ({names}); they would be random. Name the complete model"
+            f"its weights file lacks {len(loading['missing_keys'])} weights of a {base.config.model_type} model "
+            f"({names}), which would be random; name a complete model",
+            argument,
+            base.name,
         )
     model.config.use_cache = False
     for module in model.modules():
@@ -87,44 +90,74 @@ def load_backbone(
     return cast(nn.Module, model if quantization is not None else model.to(device))
 
 
-def trainable_backbone(base: Base, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The backbone as `--finetune_type` asks for, with exactly the right parameters trainable.
+def trainable_backbone(
+    base: Base,
+    dtype: torch.dtype,
+    device: torch.device,
+    lora: LoraSettings | None = None,
+    quantization: QuantizationConfig | None = None,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+    argument: str = "model_name_or_path",
+) -> nn.Module:
+    """The transformer of a base, with exactly those parameters trainable that the kind of training trains.
 
     Args:
         base: from `describe_base`.
-        options: resolved options of the run.
-        dtype: of the computation. Full fine-tunes keep float32 weights under autocast; a frozen base is stored in it.
-        device: where it goes.
+        dtype: of the computation. Weights that are trained are float32 and compute under autocast; frozen weights are
+            stored in `dtype`.
+        device: where the weights go.
+        lora: the adapters that are trained on a frozen base; None: all weights are trained.
+        quantization: how the frozen base is quantised (QLoRA), as `QuantizationConfig(bits, double)`; its types follow
+            from `dtype`. None: not at all.
+        gradient_checkpointing: compute the layers again in the backward pass, which takes less memory and more time.
+        trust_remote_code: run Python code that comes with the model.
+        local_files_only: never ask the hub.
+        argument: what the caller calls the base, for messages.
+
+    Raises:
+        UserError: the weights can't be read, or the settings do not fit each other or the model.
     """
-    kind = options.finetune_type
-    quantization = None
-    if kind == "qlora":
-        compute = product_dtype(dtype)
-        quantization = quantization_config(options.quantization_bits, options.double_quantization, compute)
+    if quantization is not None:
+        check_bitsandbytes()
+        quantization = replace(
+            quantization, compute_dtype=product_dtype(dtype), storage_dtype=stored_dtype(dtype), skipped_layers=()
+        )
+    if lora is not None:
+        check_lora(lora, quantization)
     model = load_backbone(
         base,
-        stored_dtype(kind, dtype),
+        stored_dtype(dtype) if lora else torch.float32,
         device,
         quantization,
-        dropout=kind == "full",
-        trust_remote_code=options.trust_remote_code,
-        local_files_only=options.local_files_only,
+        dropout=lora is None,
+        trust_remote_code=trust_remote_code,
+        local_files_only=local_files_only,
+        argument=argument,
     )
-    if kind != "full":
+    if lora is None:
+        replace_dropout(model)
+    else:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        _lift_norms(model)
-        model = add_adapters(model, options)
-        if options.lora_init == "loftq":
-            begin_with_quantization_error(model, base.folder())
-    else:
-        replace_dropout(model)
-    if options.gradient_checkpointing:
+        _put_norms_in_float32(model)
+        model = add_adapters(model, lora)
+        if lora.init == "loftq":
+            start_with_quantization_error(model, base.folder())
+    if gradient_checkpointing:
         with quiet():
             model.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
     return model
+
+
+def _put_norms_in_float32(model: nn.Module) -> None:
+    """Let the norms of a frozen base compute in float32. Nothing else grows; token embeddings keep their type."""
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower() and not list(module.children()):
+            module.float()
 
 
 def _first_line(error: Exception) -> str:

@@ -10,16 +10,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from embedrag.data.token_batch import PASSAGE, QUERY
+from embedrag.data.text import PASSAGE, QUERY
 from embedrag.errors import RunError, UserError
 from embedrag.models.artifacts import PROBE_TEXTS
 from embedrag.models.encoder import TextEncoder
 from embedrag.models.load import load_model
+from embedrag.models.quantization import QuantizationConfig
 
 # Lowest cosine to the trained model that still counts as the same model.
 TOLERANCE = {torch.float32: 0.99999, torch.bfloat16: 0.999}
@@ -94,7 +94,7 @@ def embed_trained(
     probes: list[tuple[str, str]],
     base_name: str,
     trust_remote_code: bool = False,
-    quantization: dict[str, Any] | None = None,
+    quantization: QuantizationConfig | None = None,
     lora_alpha: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """[n, D] by base + adapter as in training, and [n, D] by the same base with the adapter switched off."""

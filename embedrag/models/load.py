@@ -17,7 +17,7 @@ from embedrag.models.base_model import Base, describe_base
 from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
-from embedrag.models.quantization import quantization_config
+from embedrag.models.quantization import QuantizationConfig
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import quiet
 from embedrag.runtime.device import pick_device, pick_dtype
@@ -32,7 +32,7 @@ def load_model(
     dtype: str = "float32",
     base_model_path: str | None = None,
     trust_remote_code: bool = False,
-    quantization: dict[str, Any] | None = None,
+    quantization: QuantizationConfig | None = None,
     lora_alpha: int | None = None,
     argument: str = "model",
 ) -> Encoder:
@@ -59,31 +59,32 @@ def load_model(
         base = describe_base(name, trust_remote_code, argument=argument)
         embedding_config = saved_embedding_config(path, base, argument)
         tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument=argument)
-        backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code)
-        return _packed(Encoder(backbone, tokenizer, embedding_config, precision))
+        backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code, argument=argument)
+        return pack_if_possible(Encoder(backbone, tokenizer, embedding_config, precision)).eval()
     folder = file.parent
     base = describe_adapter_base(folder, base_model_path, trust_remote_code, argument)
     embedding_config = saved_embedding_config(folder, base, argument)
     tokenizer = load_adapter_tokenizer(folder, base, embedding_config, trust_remote_code, argument)
-    stored = model_settings(folder).get("quantization") or quantization
-    settings = None
-    if stored:
-        settings = quantization_config(stored["bits"], stored["double_quantization"], precision)
-        precision_stored = getattr(torch, stored.get("storage_dtype", "float32"))
+    if recorded := model_settings(folder).get("quantization"):
+        quantization = QuantizationConfig.from_record(recorded)
+    if quantization:
+        quantization = replace(quantization, compute_dtype=precision)
     backbone = load_backbone(
-        base, precision_stored if stored else precision, where, settings, trust_remote_code=trust_remote_code
+        base, precision, where, quantization, trust_remote_code=trust_remote_code, argument="base_model_path"
     )
     for parameter in backbone.parameters():
-        # What was stored in fewer bits is what training saw; now it computes in this precision.
+        # The weights were read in the type that training stored them in; from here on they compute in this one.
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(precision)
-    return _packed(Encoder(_with_adapter(file, backbone, lora_alpha, argument), tokenizer, embedding_config, precision))
+    backbone = _with_adapter(file, backbone, lora_alpha, argument)
+    return pack_if_possible(Encoder(backbone, tokenizer, embedding_config, precision)).eval()
 
 
-def _packed(encoder: Encoder) -> Encoder:
+def pack_if_possible(encoder: Encoder) -> Encoder:
+    """Let texts lie one after the other without padding, if the model and the device can do it; see `Encoder.pack`."""
     with quiet(), contextlib.suppress(PackingError):  # padded texts have the same vectors
         encoder.pack()
-    return encoder.eval()
+    return encoder
 
 
 def adapter_file(path: Path) -> Path | None:

@@ -1,66 +1,110 @@
-"""LoRA adapters: which layers get them, and what is trained."""
+"""LoRA adapters (arXiv 2106.09685): which layers get them, and how many parameters are trained."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
 
-from embedrag.errors import UserError
+from embedrag.errors import UserError, check_choice
 from embedrag.models.kernels.fast_lora import speed_up_adapters
 from embedrag.models.lora_init import PISSA, adapter_weights
+from embedrag.models.quantization import QuantizationConfig
 from embedrag.runtime.console import quiet
-from embedrag.training.config.options import TrainOptions
+
+# Start of the adapters -> what peft calls it. LoftQ starts as peft's default; `trainable_backbone` then changes it.
+INITS: dict[str, bool | str] = {"default": True, "pissa": PISSA, "loftq": True}
 
 
-def add_adapters(model: nn.Module, options: TrainOptions) -> nn.Module:
-    """Put LoRA adapters (arXiv 2106.09685) on the linear layers of a frozen backbone.
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapters of a training.
+
+    Attributes:
+        r: rank.
+        alpha: an adapter's product is multiplied by alpha / r.
+        dropout: probability that an input of an adapter is left out.
+        target_modules: last names of the layers that get adapters; None: all linear layers.
+        top_layers: only the last `top_layers` blocks of the model get adapters; None: all blocks.
+        use_rslora: multiply by alpha / sqrt(r), for high ranks (rsLoRA, arXiv 2312.03732).
+        use_dora: train length and direction of the weights separately (DoRA, arXiv 2402.09353).
+        init: how the adapters start, a key of `INITS`.
+    """
+
+    r: int = 8
+    alpha: int = 32
+    dropout: float = 0.1
+    target_modules: Sequence[str] | None = None
+    top_layers: int | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init: str = "default"
+
+
+def check_lora(lora: LoraSettings, quantization: QuantizationConfig | None) -> None:
+    """Raise UserError when the settings of the adapters contradict each other or the quantisation."""
+    check_choice("lora_init", lora.init, INITS)
+    if lora.init == "pissa" and quantization:
+        raise UserError(
+            "changes the base's weights, but they are quantised; use `lora_init=loftq`", "lora_init", "pissa"
+        )
+    if lora.init == "loftq" and (quantization is None or quantization.bits != 4):
+        raise UserError(
+            "makes up for 4-bit quantisation, but the base is not quantised to 4 bits", "lora_init", "loftq"
+        )
+    if lora.init != "default" and lora.use_dora:
+        raise UserError(f"starts from the unchanged base; leave out `lora_init={lora.init}`", "use_dora")
+
+
+def add_adapters(model: nn.Module, lora: LoraSettings) -> nn.Module:
+    """Put LoRA adapters on the linear layers of a frozen backbone.
 
     Raises:
-        UserError: when `--lora_target_modules` names layers that the model lacks.
+        UserError: when the model lacks the layers that `lora` names.
     """
     with quiet():
         from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        target_modules=_in_top_layers(model, lora_targets(model, options.lora_target_modules), options.lora_top_layers),
-        use_rslora=options.use_rslora,
-        use_dora=options.use_dora,
-        init_lora_weights=PISSA if options.lora_init == "pissa" else True,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_in_top_layers(model, lora_targets(model, lora.target_modules), lora.top_layers),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=INITS[lora.init],
         task_type=TaskType.FEATURE_EXTRACTION,
         bias="none",
     )
     with quiet():
         adapted = cast(nn.Module, get_peft_model(model, config))
     speed_up_adapters(adapted)
-    if options.lora_init == "pissa":
+    if lora.init == "pissa":
         adapted.adapter_start = adapter_weights(adapted)  # type: ignore[assignment]
     return adapted
 
 
 def _in_top_layers(model: nn.Module, names: list[str], count: int | None) -> list[str]:
-    """Names of layers that get adapters: those given, or their whole paths in the last `count` blocks of the model.
+    """Names of the layers that get adapters: those given, or their whole paths in the last `count` blocks.
 
     Raises:
-        UserError: when the model has fewer, or none of the layers is in them.
+        UserError: when the model has fewer blocks, or none of the layers is in them.
     """
     blocks = int(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     if count and count > blocks:
-        raise UserError(f"--lora_top_layers {count}: the model has {blocks} layers")
+        raise UserError(f"the model has {blocks} layers", "lora_top_layers", count)
     if not count or count == blocks:
         return names
-    # peft's own layers_to_transform does not find decoders' blocks, whose paths begin with `layers`.
+    # peft's own layers_to_transform does not find the blocks of decoders, because their paths begin with `layers`.
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     wanted = [name for name in linears if any(f".{name}".endswith(f".{last}") for last in names)]
     found = [name for name in wanted if (number := re.search(r"\.(\d+)\.", name)) and int(number[1]) >= blocks - count]
     if not found:
-        raise UserError(f"--lora_top_layers {count}: none of {', '.join(names)} lies in them")
+        raise UserError(f"none of {', '.join(names)} is in them", "lora_top_layers", count)
     return found
 
 
@@ -69,10 +113,10 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
 
     Args:
         model: the backbone.
-        asked: names from `--lora_target_modules`; each must match. Left out: all linear layers.
+        asked: last names of layers; each must occur in the model. None: all linear layers.
 
     Raises:
-        UserError: listing the names that exist.
+        UserError: when a name does not occur. The message lists the names that do.
 
     >>> lora_targets(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     ['0']
@@ -80,23 +124,22 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     names = sorted({_target_name(name) for name in linears})
     if not names:
-        raise UserError("the model has no linear layers that LoRA could adapt; use --finetune_type full")
+        raise UserError("the model has no linear layers that LoRA could adapt; use `finetune_type=full`")
     missing = [name for name in asked or [] if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
     if missing:
-        raise UserError(
-            f"--lora_target_modules {' '.join(missing)}: no such linear layer; there are {', '.join(names)}"
-        )
+        reason = f"no such linear layer; there are {', '.join(names)}"
+        raise UserError(reason, "lora_target_modules", missing)
     return list(asked) if asked else names
 
 
 def _target_name(name: str) -> str:
-    """The last name of a layer; two for `dense`, which BERT's pooler is called too, where plain peft would adapt it."""
+    """The last name of a layer; the last two for `dense`, because BERT's pooler has a layer of that name too."""
     parts = name.split(".")
     return ".".join(parts[-2:]) if parts[-1] == "dense" else parts[-1]
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(all, trainable) parameters; 4-bit weights count as what they stand for."""
+    """Number of all parameters and of the trainable ones. A 4-bit weight counts as one parameter."""
     total = trainable = 0
     for parameter in model.parameters():
         shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
@@ -107,12 +150,5 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def without_gradient(model: nn.Module) -> list[str]:
-    """Names of trainable parameters that the last backward pass did not reach."""
+    """Names of the trainable parameters that got no gradient in the last backward pass."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
-
-
-def _lift_norms(model: nn.Module) -> None:
-    """Norms of a frozen base compute in float32 (and nothing else is blown up: token embeddings stay small)."""
-    for module in model.modules():
-        if "norm" in type(module).__name__.lower() and not list(module.children()):
-            module.float()

@@ -1,11 +1,11 @@
-"""Adapters that do not begin as nothing: PiSSA and LoftQ.
+"""Two ways to start an adapter: PiSSA and LoftQ. A plain adapter starts as zero.
 
-PiSSA (arXiv 2404.02948) moves the largest singular directions of each weight into its adapter, so that these are what
-is trained. The base changes, and an adapter on another base is of no use to anyone; so what is saved is the change
-since the start, an adapter of twice the rank on the base as it was published.
+PiSSA (arXiv 2404.02948) moves the largest singular directions of each weight from the base into its adapter, so that
+the training changes these directions. The adapter then fits only the changed base, which nobody else has. So the saved
+adapter is the change since the start: it has twice the rank, and fits the published base.
 
-LoftQ (arXiv 2310.08659) lets the adapter begin as what quantisation took away. Here with one step, for a base that is
-quantised already: the base stays, and a merge onto the dequantised weights is exact.
+LoftQ (arXiv 2310.08659) starts the adapter as the error of the quantisation. Here it takes one step, on a base that is
+already quantised. The base stays as it is, so a merge onto the dequantised weights is exact.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from embedrag.weights.safetensors_io import weight_files
 
 PISSA = "pissa_niter_16"
 WRAPPER = "base_model.model."
-OVERSAMPLED = 8  # further directions of a randomised decomposition, which make the wanted ones exact
+OVERSAMPLED = 8  # extra directions of a randomised decomposition; they make the wanted directions exact
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the adapter weights of a peft model, under the names that its file has."""
+    """Copies of the adapter weights of a peft model, by their names in the adapter's file."""
     from peft import get_peft_model_state_dict
 
     return {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(model).items()}
 
 
 def subtract_start(folder: Path, start: dict[str, Tensor]) -> None:
-    """Turn a saved adapter B A into B A - B' A', of the start: [B, -B'] [A; A'].
+    """Turn a saved adapter B A into its change since the start, B A - B' A', as the product [B, -B'] [A; A'].
 
     Args:
-        folder: with the adapter's files, which are written anew.
-        start: weights by their names in the file.
+        folder: with the adapter's files, which are replaced.
+        start: the weights A' and B' at the start, by their names in the file.
     """
     tensors = load_file(folder / WEIGHTS)
     for name, value in tensors.items():
@@ -53,13 +53,13 @@ def subtract_start(folder: Path, start: dict[str, Tensor]) -> None:
     write_json(folder / CONFIG, config)
 
 
-def begin_with_quantization_error(model: nn.Module, base: Path) -> None:
-    """LoftQ: the adapters of a 4-bit model begin as the best approximation of W - quantised W.
+def start_with_quantization_error(model: nn.Module, base: Path) -> None:
+    """LoftQ: start the adapters of a 4-bit model as the best approximation of W - quantised W.
 
-    peft has the same for CUDA alone, and does not divide by the scale with which an adapter is added.
+    peft can do this on CUDA only, and it does not divide by the scale of the adapter.
 
     Args:
-        model: peft's, on a base that bitsandbytes quantised.
+        model: a peft model on a base that bitsandbytes quantised.
         base: folder of the base's files.
 
     Raises:
@@ -73,7 +73,8 @@ def begin_with_quantization_error(model: nn.Module, base: Path) -> None:
     layers = {name: module for name, module in modules.items() if hasattr(module.base_layer.weight, "quant_state")}
     found, missing = match_names({name: f"{name.removeprefix(WRAPPER)}.weight" for name in layers}, files)
     if missing:
-        raise UserError(f"--lora_init loftq: {base} has no weights of {', '.join(missing[:4])}; leave it out")
+        reason = f"{base} has no weights of {', '.join(missing[:4])}; use `lora_init=default`"
+        raise UserError(reason, "lora_init", "loftq")
     for name, layer in layers.items():
         weight = layer.base_layer.weight
         taken = files[found[name]].rows(found[name]).to(weight.device).float()

@@ -1,12 +1,16 @@
-"""The weights that a QLoRA adapter saw in training: quantised, then dequantised, layer by layer.
+"""The quantised base of a QLoRA adapter (arXiv 2305.14314): how it is loaded, and what its weights are afterwards.
 
-Merging onto the original weights instead gives another model (MiniLM at 4 bits: mean cosine 0.947 to the trained one).
+An adapter is trained on weights that were quantised. A merge must add it to what these weights stand for (quantised,
+then dequantised), because the original weights give another model (MiniLM at 4 bits: mean cosine 0.947 to the trained
+one). So training_config.json records how the base was quantised.
+
+Dimensions: o outputs of a layer, i inputs.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,43 +23,143 @@ from embedrag.weights.name_matching import match_names
 
 
 @dataclass(frozen=True)
-class QuantizedLayers:
-    """Which tensors of the base were quantised in training, and how.
+class QuantizationConfig:
+    """How a base is quantised.
 
     Attributes:
-        names: tensor names.
-        bits: 4 (nf4) or 8 (int8).
-        double: the 4-bit scales were quantised once more.
-        storage: type that the weights had when they were quantised.
+        bits: of a weight, a key of `QUANTIZERS`.
+        double: whether the scales of 4-bit weights are quantised too.
+        compute_dtype: type of the products with 4-bit weights.
+        storage_dtype: type of the weights when they were quantised, and of those that are not quantised.
+        skipped_layers: linear layers that are not quantised, by their path in the backbone.
+    """
+
+    bits: int = 4
+    double: bool = False
+    compute_dtype: torch.dtype = torch.bfloat16
+    storage_dtype: torch.dtype = torch.float32
+    skipped_layers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, backbone: nn.Module) -> QuantizationConfig | None:
+        """How a loaded backbone is quantised; None when it is not."""
+        settings: Any = getattr(backbone.config, "quantization_config", None)
+        if settings is None:
+            return None
+        return cls(
+            bits=4 if settings.load_in_4bit else 8,
+            double=settings.bnb_4bit_use_double_quant,
+            compute_dtype=settings.bnb_4bit_compute_dtype,
+            storage_dtype=backbone.config.dtype,  # type: ignore[arg-type]
+            skipped_layers=tuple(_plain_linears(backbone)),
+        )
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> QuantizationConfig:
+        """From the block `quantization` of a training_config.json."""
+        return cls(
+            bits=int(record["bits"]),
+            double=bool(record.get("double_quantization")),
+            compute_dtype=getattr(torch, record.get("compute_dtype", "bfloat16")),
+            storage_dtype=getattr(torch, record.get("storage_dtype", "float32")),
+            skipped_layers=tuple(record.get("skipped_layers", ())),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The block `quantization` of training_config.json.
+
+        >>> QuantizationConfig.from_record(QuantizationConfig(8).record())
+        QuantizationConfig(bits=8, double=False, compute_dtype=torch.bfloat16, storage_dtype=torch.float32, \
+skipped_layers=())
+        """
+        return {
+            "bits": self.bits,
+            "quant_type": QUANTIZERS[self.bits].name,
+            "double_quantization": self.double,
+            "compute_dtype": str(self.compute_dtype).removeprefix("torch."),
+            "storage_dtype": str(self.storage_dtype).removeprefix("torch."),
+            "skipped_layers": list(self.skipped_layers),
+        }
+
+    def bitsandbytes(self) -> Any:
+        """The same as transformers' BitsAndBytesConfig."""
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            **QUANTIZERS[self.bits].settings,
+            bnb_4bit_use_double_quant=self.double,
+            bnb_4bit_compute_dtype=self.compute_dtype,
+        )
+
+    def dequantized(self, weight: Tensor) -> Tensor:
+        """What a weight stands for after it was quantised: [o, i] -> [o, i] float32."""
+        return QUANTIZERS[self.bits].dequantized(weight, self)
+
+
+def _through_nf4(weight: Tensor, config: QuantizationConfig) -> Tensor:
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(
+        weight.to(config.storage_dtype).contiguous(), quant_type="nf4", compress_statistics=config.double
+    )
+    return functional.dequantize_4bit(packed, state).float()  # type: ignore[no-any-return]
+
+
+def _through_int8(weight: Tensor, config: QuantizationConfig) -> Tensor:
+    from bitsandbytes import functional
+
+    codes, scales, _ = functional.int8_vectorwise_quant(weight.to(config.storage_dtype).to(torch.float16))
+    return codes.float() * scales.float()[:, None] / 127  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """What bitsandbytes does for a number of bits.
+
+    Attributes:
+        name: of the number format, in training_config.json.
+        settings: of transformers' BitsAndBytesConfig.
+        dequantized: see `QuantizationConfig.dequantized`.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    dequantized: Callable[[Tensor, QuantizationConfig], Tensor]
+
+
+QUANTIZERS = {
+    4: Quantizer("nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, _through_nf4),
+    8: Quantizer("int8", {"load_in_8bit": True}, _through_int8),  # LLM.int8 (arXiv 2208.07339)
+}
+
+
+@dataclass(frozen=True)
+class QuantizedLayers:
+    """The tensors of a base's files that were quantised in training.
+
+    Attributes:
+        names: of the tensors.
+        config: how they were quantised.
     """
 
     names: frozenset[str]
-    bits: int
-    double: bool
-    storage: torch.dtype
+    config: QuantizationConfig
 
     def seen(self, weight: Tensor) -> Tensor:
-        """A weight as the adapter saw it: [o, i] -> [o, i] float32."""
-        from bitsandbytes import functional
-
-        if self.bits == 8:
-            codes, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
-            restored: Tensor = codes.float() * scales.float()[:, None] / 127
-            return restored
-        packed, state = functional.quantize_4bit(
-            weight.to(self.storage).contiguous(), quant_type="nf4", compress_statistics=self.double
-        )
-        result: Tensor = functional.dequantize_4bit(packed, state)
-        return result.float()
+        """A weight as the adapter saw it in training: [o, i] -> [o, i] float32."""
+        return self.config.dequantized(weight)
 
 
-def quantized_layers(base: Base, quantization: dict[str, Any], tensors: list[str]) -> QuantizedLayers:
+def quantized_layers(
+    base: Base, config: QuantizationConfig, tensors: Sequence[str], trust_remote_code: bool = False
+) -> QuantizedLayers:
     """Find the quantised layers of a base without loading it.
 
     Args:
         base: the base model.
-        quantization: block of that name in training_config.json.
+        config: how it was quantised.
         tensors: names in the base's files.
+        trust_remote_code: run Python code that comes with the base.
 
     Raises:
         UserError: when a quantised layer has no tensor in the files.
@@ -64,54 +168,37 @@ def quantized_layers(base: Base, quantization: dict[str, Any], tensors: list[str
 
     settings = {"add_pooling_layer": False} if takes_pooling_argument(base.config) else {}
     with torch.device("meta"):
-        model = AutoModel.from_config(base.config, **settings)
-    skipped = set(quantization.get("skipped_layers", []))
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in skipped]
-    found, missing = match_names({name: f"{name}.weight" for name in linear}, tensors)
+        model = AutoModel.from_config(base.config, trust_remote_code=trust_remote_code, **settings)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    wanted = {name: f"{name}.weight" for name in linears if name not in config.skipped_layers}
+    found, missing = match_names(wanted, tensors)
     if missing:
         raise UserError(
-            f"{base.name}: no tensor for the quantised layers {json.dumps(missing[:4])}; merge onto original"
+            f"{base.name}: its files have no tensor for the quantised layers {', '.join(missing[:4])}; use "
+            "`merge_onto=original`"
         )
-    return QuantizedLayers(
-        names=frozenset(found.values()),
-        bits=int(quantization["bits"]),
-        double=bool(quantization.get("double_quantization")),
-        storage=getattr(torch, quantization.get("storage_dtype", "float32")),
-    )
+    return QuantizedLayers(frozenset(found.values()), config)
 
 
 def check_bitsandbytes() -> None:
-    """Raise UserError when QLoRA is asked for and its library is missing."""
+    """Raise UserError when bitsandbytes is missing, which QLoRA needs."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--finetune_type qlora needs bitsandbytes: pip install bitsandbytes (or choose lora or full)")
+        reason = "needs bitsandbytes: pip install bitsandbytes (or choose `finetune_type=lora` or `finetune_type=full`)"
+        raise UserError(reason, "finetune_type", "qlora")
 
 
-def quantization_config(bits: int, double: bool, dtype: torch.dtype) -> Any:
-    """The bitsandbytes settings of a QLoRA base (arXiv 2305.14314): nf4, or LLM.int8 (arXiv 2208.07339)."""
-    from transformers import BitsAndBytesConfig
-
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def stored_dtype(finetune_type: str, dtype: torch.dtype) -> torch.dtype:
-    """Type of the weights in memory: float32 where they are trained or float16 computes, else the computation's."""
-    return torch.float32 if finetune_type == "full" or dtype == torch.float16 else dtype
+def stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type in memory of frozen weights: the computation's; float32 when that is float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of the products with 4-bit weights: the computation's, or bfloat16 where that is float32."""
+    """Type of the products with 4-bit weights: the computation's; bfloat16 when that is float32."""
     return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
-def unquantized_layers(model: nn.Module) -> list[str]:
-    """Linear layers of a quantised backbone that stayed as they were, by their path in the backbone."""
-    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+def _plain_linears(backbone: nn.Module) -> list[str]:
+    """Linear layers of a quantised backbone that were not quantised, by their path in the backbone."""
+    inner: nn.Module = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]
     plain = [name for name, module in inner.named_modules() if type(module) is nn.Linear and "lora_" not in name]
     return [name.removesuffix(".base_layer") for name in plain]

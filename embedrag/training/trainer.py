@@ -21,7 +21,7 @@ from accelerate.utils import ProjectConfiguration
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 
-from embedrag.data.collator import Batch, Batches, steps_of_epoch
+from embedrag.data.collator import Batch, Batches, SamplingSettings, steps_of_epoch
 from embedrag.errors import StoppedError
 from embedrag.models.artifacts import BEST_STEP
 from embedrag.models.save import save_model
@@ -311,7 +311,8 @@ class Trainer:
         options, steps = self.options, self.steps[epoch][done:]
         bounds = [bound for step in steps for bound in step]
         part = (0, 1) if options.gather_negatives else (self.processes.rank, self.processes.size)
-        data = Batches(self.run.data.at(epoch), self.run.data.order, bounds, options.neg_nums, part, options.pos_nums)
+        sampling = SamplingSettings(neg_nums=options.neg_nums, pos_nums=options.pos_nums, seed=options.seed)
+        data = Batches(self.run.data.at(epoch), self.run.data.order, bounds, sampling, part)
         # A generator of its own: the loader draws a seed from it, and a resumed epoch would draw it a second time.
         loader = iter(DataLoader(data, None, num_workers=options.num_workers, generator=torch.Generator()))
         for step in steps:
@@ -320,12 +321,12 @@ class Trainer:
     def _epoch_steps(self, epoch: int, first: int | None = None) -> list[list[tuple[int, int]]]:
         options = self.options
         return steps_of_epoch(
-            len(self.run.data.order),
-            options.batch_size * self.processes.size,
-            options.gradient_accumulation_steps,
-            epoch,
-            options.steps_per_epoch,
-            first,
+            rows=len(self.run.data.order),
+            batch_size=options.batch_size * self.processes.size,
+            accumulation=options.gradient_accumulation_steps,
+            epoch=epoch,
+            steps_per_epoch=options.steps_per_epoch,
+            first=first,
             least=2 if options.gather_negatives else 2 * self.processes.size,
         )
 
@@ -344,7 +345,7 @@ class Trainer:
                 probes=run.record.probes,
                 results=results,
                 weights=weights,
-                add_files=partial(write_state, model=encoder.backbone, state=state, whole=weights) if state else None,
+                add_files=partial(write_state, model=encoder.backbone, state=state, full_weights=weights) if state else None,
                 overwrite=True,
             )
             best = self.validation.best_step if self.validation and self.validation.best else None
