@@ -8,14 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from embedrag.cli import main
@@ -28,10 +26,12 @@ from embedrag.training.memory import TokenBudget
 from embedrag.training.objective import ContrastiveObjective
 from embedrag.training.self_test import processes_distance
 from embedrag.training.state.checkpoint import checkpoints
+from tests.processes import run_processes, spawn, wait_until
 from tests.training.state.test_resume import cut
 from tests.training.test_grad_cache import FORMS, RICH, batch_of_5, encoder_of, error
 
 WEIGHT = torch.arange(1.0, 6)
+LOGS = "detailed_training_logs.json"
 
 
 def gradients(model: str, kind: str, processes: ProcessGroup, budget: int | None) -> dict[str, torch.Tensor]:
@@ -67,7 +67,7 @@ def test_gradient_of_several_processes_is_that_of_one(
 ) -> None:
     """With copies, ragged negatives and an excluded pair; wrong by a factor, it would be found."""
     expected = gradients(tiny_bert, kind, ProcessGroup(), None)
-    mp.spawn(worker, (size, str(tmp_path / "meet"), tiny_bert, kind, budget, str(tmp_path / "out")), size)
+    spawn(worker, (size, str(tmp_path / "meet"), tiny_bert, kind, budget, str(tmp_path / "out")), size)
     for rank in range(size):
         found = torch.load(tmp_path / f"out-{rank}")
         assert (
@@ -99,7 +99,7 @@ def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
 
 
 def test_memory_that_runs_out_in_one_process_has_run_out_in_all(tmp_path: Path) -> None:
-    mp.spawn(short_of_memory, (2, str(tmp_path / "meet"), str(tmp_path / "out")), 2)
+    spawn(short_of_memory, (2, str(tmp_path / "meet"), str(tmp_path / "out")), 2)
     found = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in (0, 1)]
     assert found == [[0, "SharedOutOfMemoryError"], [1, "SharedOutOfMemoryError"]]
 
@@ -165,29 +165,28 @@ def data(write_jsonl: Callable[..., Path], rows: list[dict[str, object]]) -> Pat
 def command(model: str, data: Path, output: Path, *more: str) -> list[str]:
     fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
     words = ["--finetune_type", "lora", "--lr", "3e-3", "--temperature", "0.1", "--epochs", "2"]
-    return [sys.executable, "-m", "embedrag", "train", *fixed, *words, *more]
+    return ["train", *fixed, *words, *more]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=240)
+def launch(words: list[str]) -> subprocess.Popen[str]:
+    """The program itself, which starts the processes and waits for them; the other tests are their own launcher."""
+    program = [sys.executable, "-m", "embedrag", *words, "--num_processes", "2"]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def steps(output: Path) -> list[dict[str, float]]:
-    text = (output / "detailed_training_logs.json").read_text()
+    text = (output / LOGS).read_text()
     return json.loads(text)["step_logs"] if text else []  # it may be looked at the moment it is made
 
 
 def test_run_of_two_processes_is_the_run_of_one_with_batches_twice_as_large(
     tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
-    assert main(command(tiny_bert, data, tmp_path / "one", "--batch_size", "4", "--lora_dropout", "0")[3:]) == 0
-    two = run(
-        *command(tiny_bert, data, tmp_path / "two", "--batch_size", "2", "--lora_dropout", "0", "--num_processes", "2")
-    )
-    assert two.returncode == 0, two.stderr
-    info = json.loads((tmp_path / "two" / "detailed_training_logs.json").read_text())["model_info"]
+    assert main(command(tiny_bert, data, tmp_path / "one", "--batch_size", "4", "--lora_dropout", "0")) == 0
+    two = run_processes(command(tiny_bert, data, tmp_path / "two", "--batch_size", "2", "--lora_dropout", "0"))
+    assert two.count("training: ") == 1 and two.count("done: ") == 1
+    info = json.loads((tmp_path / "two" / LOGS).read_text())["model_info"]
     assert 0 <= info["self_tests"]["processes_equal_one"] < 1e-5
-    assert two.stdout.count("training: ") == 1 and two.stdout.count("done: ") == 1
     a, b = steps(tmp_path / "one"), steps(tmp_path / "two")
     assert len(a) == len(b) == 6
     for row, other in zip(a, b, strict=True):
@@ -204,10 +203,9 @@ def test_weights_in_parts_train_as_whole_ones_and_go_on_bit_for_bit(
 ) -> None:
     words = ["--finetune_type", "full", "--lr", "1e-3", "--save_steps", "1", "--save_total_limit", "99"]
     words += ["--dtype", "float32"]
-    assert main(command(tiny_qwen3, data, tmp_path / "one", *words, "--batch_size", "4")[3:]) == 0
-    words += ["--batch_size", "2", "--num_processes", "2", "--shard_weights", "--gradient_checkpointing"]
-    two = run(*command(tiny_qwen3, data, tmp_path / "two", *words, "--token_budget", "16"))
-    assert two.returncode == 0, two.stderr
+    assert main(command(tiny_qwen3, data, tmp_path / "one", *words, "--batch_size", "4")) == 0
+    words += ["--batch_size", "2", "--shard_weights", "--gradient_checkpointing", "--token_budget", "16"]
+    run_processes(command(tiny_qwen3, data, tmp_path / "two", *words))
     a, b = steps(tmp_path / "one"), steps(tmp_path / "two")
     assert any(row["recomputed_share"] for row in b)
     assert max(abs(row["loss"] - other["loss"]) for row, other in zip(a, b, strict=True)) < 1e-4
@@ -215,23 +213,21 @@ def test_weights_in_parts_train_as_whole_ones_and_go_on_bit_for_bit(
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
     assert json.loads((tmp_path / "two" / "final" / "config.json").read_text())["architectures"] == ["Qwen3Model"]
     part = cut(tmp_path / "two", tmp_path / "part", 3)
-    again = run(*command(tiny_qwen3, data, part, *words, "--token_budget", "16", "--resume", "auto"))
-    assert again.returncode == 0, again.stderr
+    run_processes(command(tiny_qwen3, data, part, *words, "--resume", "auto"))
     assert [row["loss"] for row in steps(part)] == [row["loss"] for row in b]
     continued = load_file(part / "final" / "model.safetensors")
     assert all(torch.equal(weights[1][name], continued[name]) for name in continued)
 
 
 def test_without_gathering_each_process_scores_its_own_rows(tiny_bert: str, data: Path, tmp_path: Path) -> None:
-    words = ["--lora_dropout", "0", "--num_processes", "2", "--batch_size", "2", "--gather_negatives", "false"]
-    result = run(*command(tiny_bert, data, tmp_path / "out", *words))
-    assert result.returncode == 0, result.stderr
-    assert main(command(tiny_bert, data, tmp_path / "all", *words[:2], "--batch_size", "4")[3:]) == 0
+    words = ["--lora_dropout", "0", "--batch_size", "2", "--gather_negatives", "false"]
+    run_processes(command(tiny_bert, data, tmp_path / "out", *words))
+    assert main(command(tiny_bert, data, tmp_path / "all", *words[:2], "--batch_size", "4")) == 0
     # The same rows in each step; the loss of the first is the mean of two batches of two, before anything was learnt.
     for row, other in zip(steps(tmp_path / "out"), steps(tmp_path / "all"), strict=True):
         assert row["own_negatives_per_query"] == other["own_negatives_per_query"] and row["tokens"] >= other["tokens"]
         assert row["negatives_per_query"] < other["negatives_per_query"]
-    assert main(command(tiny_bert, data, tmp_path / "small", *words[:2], "--batch_size", "2", "--lr", "1e-30")[3:]) == 0
+    assert main(command(tiny_bert, data, tmp_path / "small", *words[:2], "--batch_size", "2", "--lr", "1e-30")) == 0
     small = [row["loss"] for row in steps(tmp_path / "small")]
     assert abs(steps(tmp_path / "out")[0]["loss"] - (small[0] + small[1]) / 2) < 1e-5
 
@@ -239,21 +235,16 @@ def test_without_gathering_each_process_scores_its_own_rows(tiny_bert: str, data
 def test_two_processes_are_stopped_by_a_signal_and_go_on_bit_for_bit(
     tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
-    words = ["--batch_size", "2", "--num_processes", "2", "--epochs", "10", "--lora_dropout", "0.3"]
+    words = ["--batch_size", "2", "--epochs", "10", "--lora_dropout", "0.3"]
     whole, output = tmp_path / "whole", tmp_path / "out"
-    assert run(*command(tiny_bert, data, whole, *words)).returncode == 0
-    process = subprocess.Popen(
-        command(tiny_bert, data, output, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not (
-        (output / "detailed_training_logs.json").is_file() and len(steps(output)) > 3
-    ):
-        time.sleep(0.01)
+    run_processes(command(tiny_bert, data, whole, *words))
+    process = launch(command(tiny_bert, data, output, *words))
+    wait_until(lambda: (output / LOGS).is_file() and len(steps(output)) > 3, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and err.count("error:") == 1, err
     assert checkpoints(output)[0].step == len(steps(output)) < len(steps(whole))
-    assert run(*command(tiny_bert, data, output, *words, "--resume", "auto")).returncode == 0
+    run_processes(command(tiny_bert, data, output, *words, "--resume", "auto"))
     assert [row["loss"] for row in steps(output)] == [row["loss"] for row in steps(whole)]
     weights = [load_file(folder / "final" / "adapter_model.safetensors") for folder in (whole, output)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -264,10 +255,10 @@ def test_run_goes_on_with_another_number_of_processes_at_the_same_row(
 ) -> None:
     words = ["--batch_size", "2", "--save_steps", "1", "--save_total_limit", "99"]
     whole = tmp_path / "whole"
-    assert run(*command(tiny_bert, data, whole, *words, "--num_processes", "2")).returncode == 0
+    run_processes(command(tiny_bert, data, whole, *words))
     assert len(steps(whole)) == 6
     part = cut(whole, tmp_path / "part", 1)
-    assert main(command(tiny_bert, data, part, *words, "--resume", "auto")[3:]) == 0
+    assert main(command(tiny_bert, data, part, *words, "--resume", "auto")) == 0
     assert "2 processes before, 1 from here on" in capsys.readouterr().out
     # 12 rows: one step of 4, then 4 steps of 2 in the first epoch and 6 in the second
     assert [(row["epoch"], row["step"]) for row in steps(part)] == [(1, i) for i in range(1, 6)] + [
@@ -279,10 +270,8 @@ def test_run_goes_on_with_another_number_of_processes_at_the_same_row(
 
 def test_process_that_dies_ends_all_with_one_message(tiny_bert: str, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    words = command(tiny_bert, data, output, "--batch_size", "2", "--num_processes", "2", "--epochs", "500")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not ((output / "detailed_training_logs.json").is_file() and steps(output)):
-        time.sleep(0.02)
+    process = launch(command(tiny_bert, data, output, "--batch_size", "2", "--epochs", "500"))
+    wait_until(lambda: (output / LOGS).is_file() and len(steps(output)) > 0, process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -295,5 +284,6 @@ def test_process_that_dies_ends_all_with_one_message(tiny_bert: str, data: Path,
 def test_mistake_is_said_once(tiny_bert: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"query": 3}\n')
-    result = run(*command(tiny_bert, bad, tmp_path / "out", "--batch_size", "2", "--num_processes", "2"))
-    assert result.returncode == 2 and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
+    process = launch(command(tiny_bert, bad, tmp_path / "out", "--batch_size", "2"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.count("error:") == 1 and "Traceback" not in err
