@@ -162,8 +162,8 @@ def merge(
         merge_onto: weights that the adapter is added to. None: `dequantized`, as in training, for a QLoRA adapter,
             and `original` for any other.
         lora_alpha: alpha of the adapter, used where adapter_config.json does not tell it.
-        quantization_bits: 4 or 8, how the base was quantised in training, used where the adapter's folder does not
-            tell it.
+        quantization_bits: bits that the base was quantised to in training, used where the adapter's folder does not
+            tell it; a key of `embedrag.models.quantization.QUANTIZERS`.
         double_quantization: whether the 4-bit scales were quantised too, used likewise.
         verify: prove the result. The proof loads the models.
         overwrite: replace an earlier merged model.
@@ -175,6 +175,12 @@ def merge(
     Raises:
         UserError: the adapter, the base or the output folder is not right; nothing was written.
         RunError: the merged model is not the trained one, or the disk refused; no output folder is left.
+
+    Example:
+        ```python
+        report = embedrag.merge("out/final", "merged")
+        report.proof.merged_to_trained.min_cosine
+        ```
     """
     check_choice("training_precision", training_precision, PRECISIONS)
     check_choice("merge_onto", merge_onto, (None, DEQUANTIZED, ORIGINAL))
@@ -339,6 +345,6 @@ def _quantization(
     if bits:
         return QuantizationConfig(bits, double_quantization)
     if merge_onto == DEQUANTIZED:
-        reason = "the adapter's folder records no quantised base; give `quantization_bits`, 4 or 8"
+        reason = "the adapter's folder records no quantised base; give `quantization_bits`"
         raise UserError(reason, "merge_onto", merge_onto)
     return None

@@ -1,9 +1,10 @@
 """A LoRA adapter as files: which layers it changes, and by how much.
 
-Reads peft's format, the older one whose keys start with `model.base_model.model.`, and adapters trained through
-AutoModel or through AutoModelForCausalLM. What can't be merged exactly is refused by name, never skipped.
+It reads peft's format, and an older one in which keys start with `model.base_model.model.`. The adapter may have been
+trained through AutoModel or through AutoModelForCausalLM. What can't be merged exactly is never skipped: it is an error
+that names it.
 
-Dimensions: r rank, i inputs, o outputs of a layer.
+Dimensions: r is the rank, i the number of inputs of a layer, o the number of its outputs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from embedrag.errors import UserError
+from embedrag.errors import UserError, raise_all
 from embedrag.weights.name_matching import match_names
 from embedrag.weights.safetensors_io import TensorFile
 
@@ -25,7 +26,7 @@ CONFIG = "adapter_config.json"
 PREFIX = re.compile(r"^(?:model\.)?base_model\.model\.")
 FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.[\w-]+)?(?:\.weight)?$")
 MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(?:\.[\w-]+)?(?:\.weight)?$")
-# Settings of peft whose adapters are more than W + scale * B A (and DoRA), with what they do.
+# Settings of peft that make an adapter more than W + scale * B A (or DoRA), and what they do.
 INEXACT: dict[str, str] = {
     "lora_bias": "it adds biases to the layers",
     "layer_replication": "it copies layers",
@@ -39,14 +40,14 @@ REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change of one layer's weight: scale * B A, and with DoRA (arXiv 2402.09353) the length of its rows.
+    """The change of one layer's weight: scale * B A. With DoRA (arXiv 2402.09353) its rows get new lengths too.
 
     Attributes:
         a: [r, i] float32.
         b: [o, r] float32.
         scale: alpha / r, or alpha / sqrt(r) for rsLoRA.
-        transposed: the stored weight is [i, o] (embeddings, GPT-2's layers).
-        magnitude: [o] float32, lengths of the rows of the merged weight; None: they are what comes out.
+        transposed: the stored weight is [i, o] and not [o, i] (embeddings, GPT-2's layers).
+        magnitude: DoRA's lengths of the rows of the merged weight, [o] float32. None: no DoRA.
     """
 
     a: Tensor
@@ -57,7 +58,7 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the weight that it changes."""
+        """Shape of the stored weight that it changes."""
         shape = (self.b.shape[0], self.a.shape[1])
         return (shape[1], shape[0]) if self.transposed else shape
 
@@ -68,7 +69,7 @@ class LowRank:
         return self.scale * (self.b[start:stop] @ self.a)
 
     def merged(self, weight: Tensor, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of the merged weight, float32, from those of the base's."""
+        """Rows [start, stop) of the merged weight, float32, from the same rows of the base's weight."""
         changed = weight.float() + self.rows(start, stop)
         if self.magnitude is None:
             return changed
@@ -77,7 +78,11 @@ class LowRank:
 
 
 def plain_name(key: str) -> str:
-    """A key of an adapter file without wrapper prefix and adapter name: `layers.0.q_proj.lora_A.weight`."""
+    """A key of an adapter file without the wrapper's prefix and the adapter's name.
+
+    >>> plain_name("base_model.model.layers.0.q_proj.lora_A.default.weight")
+    'layers.0.q_proj.lora_A.weight'
+    """
     name = re.sub(r"\.modules_to_save(\.default)?", "", PREFIX.sub("", key))
     match = FACTOR.match(name)
     if not match:
@@ -88,13 +93,13 @@ def plain_name(key: str) -> str:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter.
+    """An adapter that was read from disk.
 
     Attributes:
         file: its safetensors file.
-        config: its adapter_config.json; empty when it has none.
-        changes: module path -> change of its weight.
-        replaced: tensor name -> new value (modules_to_save, trained biases).
+        config: content of its adapter_config.json; empty when there is none.
+        changes: path of a module -> change of its weight.
+        replaced: name of a tensor -> its new value (modules_to_save, trained biases).
     """
 
     file: Path
@@ -103,33 +108,34 @@ class Adapter:
     replaced: dict[str, Tensor]
 
 
-def read_adapter(path: str, lora_alpha: int | None = None) -> Adapter:
+def read_adapter(lora_adapter_path: str, lora_alpha: int | None = None, argument: str = "lora_adapter_path") -> Adapter:
     """Read an adapter folder or file.
 
     Args:
-        path: folder, or the safetensors file in it.
-        lora_alpha: alpha, used where no adapter_config.json tells it.
+        lora_adapter_path: the folder, or the safetensors file in it.
+        lora_alpha: alpha of the adapter, used where adapter_config.json does not tell it.
+        argument: what the caller calls `lora_adapter_path`, for messages.
 
     Raises:
-        UserError: when it is missing, damaged, of a kind that can't be merged exactly, or changes nothing.
+        UserError: when the adapter is missing or damaged, can't be merged exactly, or changes nothing.
     """
-    given = Path(path).expanduser()
+
+    def wrong(reason: str) -> UserError:
+        return UserError(reason, argument, lora_adapter_path)
+
+    given = Path(lora_adapter_path).expanduser()
     file = given / WEIGHTS if given.is_dir() else given
     if not file.is_file():
         other = file.with_name("adapter_model.bin")
-        hint = "; only safetensors adapters are read, for a pickle can hold any code" if other.exists() else ""
-        raise UserError(f"--lora_adapter_path {path}: no {WEIGHTS} there{hint}")
+        hint = "; only safetensors files are read, because a pickle can hold any code" if other.exists() else ""
+        raise wrong(f"no {WEIGHTS} there{hint}")
     config = _read_config(file.parent / CONFIG)
     if not config and lora_alpha is None:
-        raise UserError(f"--lora_adapter_path {path}: no {CONFIG} beside it, so give --lora_alpha")
-    reasons = list(_inexact(config))
-    if reasons:
-        raise UserError(
-            "\n".join(f"--lora_adapter_path {path}: can't be merged exactly: {reason}" for reason in reasons)
-        )
+        raise wrong(f"no {CONFIG} beside it tells the adapter's scale; give `lora_alpha`")
+    raise_all(wrong(f"can't be merged exactly: {reason}") for reason in _inexact(config))
     changes, replaced = _sort(TensorFile(file), config, lora_alpha)
     if not replaced and not any(bool(change.b.any()) for change in changes.values()):
-        raise UserError(f"--lora_adapter_path {path}: changes nothing (all its B matrices are 0); was it trained?")
+        raise wrong("changes nothing (all its B matrices are 0); was it trained?")
     return Adapter(file, config, changes, replaced)
 
 
@@ -145,7 +151,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _inexact(config: dict[str, Any]) -> list[str]:
     kind = config.get("peft_type", "LORA")
-    reasons = [f"{kind} is no LoRA adapter"] if kind != "LORA" else []
+    reasons = [f"{kind} is not a LoRA adapter"] if kind != "LORA" else []
     reasons += [f"{name} is on ({why})" for name, why in INEXACT.items() if config.get(name)]
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(REWRITING_INITS):
@@ -154,7 +160,7 @@ def _inexact(config: dict[str, Any]) -> list[str]:
 
 
 def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
-    """Tell A and B factors from replaced tensors."""
+    """Divide the tensors of a file into changes (A, B, DoRA's lengths) and tensors that replace the base's."""
     factors: dict[str, dict[str, Tensor]] = {}
     magnitudes: dict[str, Tensor] = {}
     embeddings: set[str] = set()
@@ -166,14 +172,14 @@ def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[
             sides = factors.setdefault(match["module"], {})
             if match["side"] in sides:
                 raise UserError(
-                    f"{file.path}: holds two adapters for {match['module']}; save the one you want by itself"
+                    f"{file.path}: holds two adapters for {match['module']}; save the one that you want alone"
                 )
             sides[match["side"]] = file.rows(key).float()
             embeddings |= {match["module"]} if match["embedding"] else set()
         elif length := MAGNITUDE.match(name):
             magnitudes[length["module"]] = file.rows(key).float()
         elif "lora_" in name:
-            raise UserError(f"{file.path}: {key} is a part of an adapter that can't be merged exactly")
+            raise UserError(f"{file.path}: {key} belongs to an adapter that can't be merged exactly")
         else:
             replaced[re.sub(r"\.modules_to_save(\.default)?", "", name)] = file.rows(key)
     changes = {}
@@ -187,41 +193,41 @@ def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[
             raise UserError(f"{file.path}: {module} is rescaled (DoRA) in a way that can't be merged exactly")
         changes[module] = LowRank(sides["A"], sides["B"], _scale(module, rank, config, alpha), transposed, magnitude)
     if magnitudes:
-        raise UserError(f"{file.path}: {next(iter(magnitudes))} has a DoRA magnitude and no A and B matrices")
+        raise UserError(f"{file.path}: {next(iter(magnitudes))} has a DoRA magnitude, but no A and B matrices")
     plain = [module for module, change in changes.items() if change.magnitude is None and config.get("use_dora")]
     if plain:
-        raise UserError(f"{file.path}: use_dora is on (DoRA), and {plain[0]} has no magnitude to be merged with")
+        raise UserError(f"{file.path}: use_dora is on (DoRA), but {plain[0]} has no magnitude in the file")
     if not changes and not replaced:
         raise UserError(f"{file.path}: holds no adapter weights")
     return changes, replaced
 
 
 def _scale(module: str, rank: int, config: dict[str, Any], given: int | None) -> float:
-    """Alpha over r (or its root), with peft's per-layer patterns: a pattern matches the end of a module's path."""
+    """Alpha / r, or alpha / sqrt(r) for rsLoRA. As in peft, a pattern that matches the end of a path sets its alpha."""
     patterns = config.get("alpha_pattern") or {}
     own = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
     alpha = own[0] if own else config.get("lora_alpha", given)
     if alpha is None:
-        raise UserError(f"{CONFIG} has no lora_alpha; give --lora_alpha")
+        raise UserError(f"{CONFIG} does not tell the adapter's scale; give `lora_alpha`")
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def targets(adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """The base tensor of everything the adapter holds.
+    """Find the tensor of the base that each entry of an adapter changes or replaces.
 
     Args:
-        adapter: what is to be merged.
-        shapes: name -> shape of the base's tensors.
+        adapter: the adapter to merge.
+        shapes: name of each tensor of the base -> its shape.
 
     Returns:
-        Tensor name -> key in `adapter.changes` or `adapter.replaced`.
+        Name of a tensor -> key in `adapter.changes` or `adapter.replaced`.
 
     Raises:
-        UserError: listing what has no target, or one of another shape; nothing was written.
+        UserError: when an entry has no tensor in the base, or one of another shape. The message lists them.
     """
     wanted = {module: f"{module}.weight" for module in adapter.changes} | {name: name for name in adapter.replaced}
     found, missing = match_names(wanted, shapes)
-    remedy = "Is it the base that the adapter was trained on? Nothing was written"
+    remedy = "Is this the base that the adapter was trained on? Nothing was written"
     if missing:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
         raise UserError(

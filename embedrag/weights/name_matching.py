@@ -1,4 +1,4 @@
-"""Match the names of a model's parts with the names of tensors in its files."""
+"""Find the tensors of a model in its files, also when both spell the path of a tensor differently."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping
 
 
 def match_names(wanted: Mapping[str, str], tensors: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Find the tensor of every wanted name, allowing one difference of path for all.
+    """Find the tensor of every wanted name. All names may differ from the file's by the same prefix.
 
-    A file may carry a longer path than the model that was trained (`model.layers…` beside `layers…`, trained through
-    AutoModel), or a shorter one (trained through AutoModelForCausalLM).
+    The file's names are longer (`model.layers…` and not `layers…`) when the model was trained through AutoModel and
+    its file was saved by AutoModelForCausalLM, and shorter in the opposite case.
 
     Args:
-        wanted: key -> tensor name as the trained model would call it.
+        wanted: any key -> name of the tensor in the trained model.
         tensors: names in the files.
 
     Returns:
-        key -> name in the files, and the keys that have none.
+        Key -> name in the files, and the sorted list of the keys that have none.
 
     >>> match_names({"a": "layers.0.weight"}, ["model.layers.0.weight", "model.norm.weight"])
     ({'a': 'model.layers.0.weight'}, [])
@@ -35,5 +35,5 @@ def match_names(wanted: Mapping[str, str], tensors: Iterable[str]) -> tuple[dict
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:
-    """The first one or two parts of any name, and nothing."""
+    """The empty prefix, and the first one or two parts of each name."""
     return {""} | {".".join(name.split(".")[:depth]) + "." for name in names for depth in (1, 2)}

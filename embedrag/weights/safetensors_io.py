@@ -1,7 +1,8 @@
-"""Read and write safetensors files by rows, so that memory is bounded by a block and not by a tensor or a file.
+"""Read and write safetensors files by rows, so that memory holds a block of rows and never a whole tensor or file.
 
-The format is eight bytes of header length, a JSON header of names, types, shapes and offsets, then the bytes. The
-library maps whole files, and mapped pages count as the process's memory; plain reads at known offsets do not.
+A file begins with eight bytes that tell the length of the header. The header is JSON: names, types, shapes and offsets.
+The bytes of the tensors follow. The safetensors library maps whole files, and mapped pages count as memory of the
+process. Plain reads at known offsets do not.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class TensorFile:
         """Read and check the header.
 
         Raises:
-            UserError: when the file is cut off or is no safetensors file.
+            UserError: when the file is cut off, or is not a safetensors file.
         """
         self.path = path
         size = path.stat().st_size
@@ -48,22 +49,23 @@ class TensorFile:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if 8 + length > size:
-                raise UserError(f"{path}: cut off or no safetensors file; fetch it again")
+                raise UserError(f"{path}: cut off, or not a safetensors file; fetch it again")
             try:
                 self._header: dict[str, Any] = json.loads(file.read(length))
             except ValueError:
-                raise UserError(f"{path}: no safetensors file (its header is not JSON)") from None
+                raise UserError(f"{path}: not a safetensors file (its header is not JSON)") from None
         self._header.pop("__metadata__", None)
         self._start = 8 + length
         end = max((entry["data_offsets"][1] for entry in self._header.values()), default=0)
         if self._start + end != size:
             raise UserError(
-                f"{path}: {self._start + end:,} bytes announced, {size:,} there; it is damaged, fetch it again"
+                f"{path}: damaged (its header tells {self._start + end:,} bytes, but it has {size:,}); fetch it again"
             )
         unknown = {entry["dtype"] for entry in self._header.values()} - set(DTYPES)
         if unknown:
             raise UserError(
-                f"{path}: holds {', '.join(sorted(unknown))} weights; a base in float16, bfloat16 or float32 is needed"
+                f"{path}: holds weights of type {', '.join(sorted(unknown))}; take a base in float16, bfloat16 or "
+                "float32"
             )
 
     def names(self) -> list[str]:
@@ -79,7 +81,7 @@ class TensorFile:
         return DTYPES[self._header[name]["dtype"]]
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows [start, stop) of a tensor (all of it by default); a scalar has one row."""
+        """Rows [start, stop) of a tensor, all rows by default; a scalar counts as one row."""
         shape = self.shape(name)
         count = shape[0] if shape else 1
         stop = count if stop is None else stop
@@ -94,7 +96,7 @@ class TensorFile:
 
 
 class PickledFile:
-    """A `pytorch_model.bin`, mapped and never unpickled beyond tensors; same interface as `TensorFile`."""
+    """A `pytorch_model.bin` with the interface of `TensorFile`; it is mapped, and only tensors are unpickled."""
 
     def __init__(self, path: Path) -> None:
         """Map the file.
@@ -130,10 +132,10 @@ WeightFile = TensorFile | PickledFile
 
 
 def weight_files(root: Path) -> list[WeightFile]:
-    """The weight files of a model folder, in order; each is checked for damage.
+    """The weight files of a model folder, in order of their names; each is checked for damage.
 
     Raises:
-        UserError: when there are none, or one that the index names is missing.
+        UserError: when there are none, when the index names one that is missing, or when one is damaged.
     """
     kinds: tuple[tuple[str, type[WeightFile]], ...] = (
         ("model.safetensors", TensorFile),
@@ -145,15 +147,19 @@ def weight_files(root: Path) -> list[WeightFile]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             absent = [file for file in names if not (root / file).is_file()]
             if absent:
-                raise UserError(f"{root}: {', '.join(absent)} is missing; the index names it. Fetch the base again")
+                raise UserError(f"{root}: {', '.join(absent)} is missing, but {index.name} names it; fetch it again")
             return [kind(root / file) for file in names]
         if (root / name).is_file():
             return [kind(root / name)]
-    raise UserError(f"{root}: no model.safetensors (or its shards, or pytorch_model.bin) there")
+    raise UserError(f"{root}: no weights there (model.safetensors, its shards, or pytorch_model.bin)")
 
 
 def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
-    """Cut the rows of a tensor into [start, stop) pieces of at most about `BLOCK_BYTES` (at least a row each)."""
+    """Cut the rows of a tensor into blocks [start, stop) of at most `BLOCK_BYTES`, or of one row where a row is larger.
+
+    >>> blocks((2, 3), torch.float32)
+    [(0, 2)]
+    """
     if not shape:
         return [(0, 1)]
     row = torch.Size(shape[1:]).numel() * dtype.itemsize
@@ -162,20 +168,20 @@ def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
 
 
 def write_tensors(
-    path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], parts: Iterable[tuple[str, Tensor]]
+    path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], pieces: Iterable[tuple[str, Tensor]]
 ) -> int:
-    """Write a safetensors file whose tensors come in pieces.
+    """Write a safetensors file from tensors that come in blocks of rows.
 
     Args:
-        path: file to write.
-        layout: name -> type and shape, in the order of the file.
-        parts: (name, rows) pieces, tensor after tensor in that order, rows from first to last.
+        path: the file.
+        layout: name of each tensor -> its type and shape, in the order of the file.
+        pieces: (name, rows), tensor after tensor in the order of `layout`, rows from first to last.
 
     Returns:
-        Bytes of tensors written.
+        Number of bytes of the tensors.
 
     Raises:
-        ValueError: when the pieces are not exactly the layout.
+        ValueError: when the pieces do not make up exactly the layout.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -188,11 +194,11 @@ def write_tensors(
     written = 0
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, rows in parts:
+        for name, rows in pieces:
             if rows.dtype != layout[name][0] or not header[name]["data_offsets"][0] <= written < offset + 1:
-                raise ValueError(f"{name}: a piece that the layout does not announce")
+                raise ValueError(f"{name}: a piece that the layout does not have at this place")
             data = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
             written += file.write(data.data)
     if written != offset:
-        raise ValueError(f"{path}: {written} bytes written, {offset} announced")
+        raise ValueError(f"{path}: {written} bytes written, but the layout has {offset}")
     return written

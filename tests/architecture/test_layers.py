@@ -35,11 +35,9 @@ UNTIL_THE_SPLIT: set[tuple[str, str]] = {
     ("embedrag.data.checks.report", "embedrag.models.tokenizer"),
     ("embedrag.evaluation.mteb_adapter", "embedrag.commands.mteb"),
     ("embedrag.export.export", "embedrag.commands.export"),
-    ("embedrag.merging.merge", "embedrag.commands.merge"),
     ("embedrag.retrieval.mining", "embedrag.commands.mine"),
     ("embedrag.serving.playground", "embedrag.commands.playground"),
     ("embedrag.serving.run", "embedrag.commands.serve"),
-    ("embedrag.training.run", "embedrag.commands.merge"),
     ("embedrag.training.sweep", "embedrag.commands.sweep"),
 }
 
