@@ -1,11 +1,10 @@
-"""`embedrag crawl`."""
+"""`embedrag crawl`: training rows from glossaries in the web."""
 
 from __future__ import annotations
 
-from pydantic import model_validator
-
 from embedrag.options.command import Command
 from embedrag.options.field import Options, TextList, option
+from embedrag.runtime.console import say
 
 
 class CrawlOptions(Options):
@@ -20,47 +19,42 @@ class CrawlOptions(Options):
         min_length=1,
     )
     limit_per_source: int = option(
-        500, "pairs taken from one source, at most: from the list, or from one of --urls", group="crawl", ge=1
+        500, "pairs of one source, at most; a source is a list, or one of --urls", group="crawl", ge=1
     )
     languages: TextList = option(
-        ["en", "ko", "zh", "de", "fr", "ja", "es"],
-        "Wikipedias that are read, in turns",
-        group="crawl",
-        min_length=1,
+        ["en", "ko", "zh", "de", "fr", "ja", "es"], "Wikipedias that are read, by turns", group="crawl", min_length=1
     )
     dry_run: bool = option(
-        False, "read a packaged page and ask nothing of the network", group="crawl", aliases=("dry-run",)
+        False, "read a page that comes with the package, and not the network", group="crawl", aliases=("dry-run",)
     )
-    contact: str | None = option(
-        None,
-        "mail address or URL of yours, said to every server",
-        group="crawl",
-        min_length=3,
-        max_length=200,
-        pattern=r"^[!-'*-~]+( [!-'*-~]+)*$",
-    )
-    delay: float = option(1.0, "seconds from one request to the next of a host; 1 or more", group="crawl", ge=1)
-    timeout: float = option(30.0, "seconds for one request, to its last byte", group="crawl", gt=0)
+    contact: str | None = option(None, "mail address or URL of yours; every server is told it", group="crawl")
+    delay: float = option(1.0, "seconds between two requests to a host, 1 or more", group="crawl", ge=1)
+    timeout: float = option(30.0, "seconds that one request may take, to its last byte", group="crawl", gt=0)
     max_mb: float = option(5.0, "longest page, unpacked, in MB", group="crawl", gt=0, le=1000)
     overwrite: bool = option(False, "forget what the folder holds, and start anew", group="crawl")
 
-    @model_validator(mode="after")
-    def _agree(self) -> CrawlOptions:
-        problems = [
-            f"--sources {name}: there is wikipedia_glossary" for name in self.sources if name != "wikipedia_glossary"
-        ]
-        if not (self.sources or self.urls or self.dry_run):
-            problems.append("name --sources wikipedia_glossary, --urls, or --dry-run")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
 
 def run(options: CrawlOptions) -> int:
-    """Do what the options say."""
-    from embedrag.datagen.crawl.crawl import run
+    """Crawl and print what each page gave; the exit code is 1 when there was nothing."""
+    from tabulate import tabulate
 
-    return run(options)
+    from embedrag.datagen.crawl.crawl import FOLDER, crawl, dry_run
+
+    if options.dry_run:
+        pairs = dry_run(options.output_dir, limit_per_source=options.limit_per_source, overwrite=options.overwrite)
+        say(tabulate(pairs, ["term", "definition"], disable_numparse=True, maxcolwidths=[24, 80]))
+        say(f"{len(pairs)} pairs of the packaged page; the network was not used")
+        return 0
+    result = crawl(options.output_dir or FOLDER, **options.model_dump(exclude={"output_dir", "dry_run"}))
+    table = [(page.name, "-" if page.failed else page.pairs, page.note) for page in result.pages]
+    say(tabulate(table, ["page", "pairs", "note"], disable_numparse=True, maxcolwidths=[None, None, 60]))
+    read = sum(page.pairs is not None for page in result.pages)
+    say(f"{result.pairs:,} pairs of {read:,} pages; {result.failed:,} failed")
+    if result.pairs:
+        say(f"in {result.output_dir / 'glossary.csv'} and {result.output_dir / 'pairs.jsonl'}")
+    if result.failed:
+        say("the same command tries the failed pages again")
+    return 0 if result.pairs else 1
 
 
 COMMAND = Command(CrawlOptions, run, "make training rows from glossaries in the web (extra crawl)")

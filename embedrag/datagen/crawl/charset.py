@@ -1,8 +1,8 @@
-"""The text of a page whose server and whose head may both be wrong about its character set.
+"""The text of a page. Its server and its own head may both name a wrong character set.
 
-Claims are tried against the bytes. UTF-8 that decodes, but for a few broken bytes, is UTF-8: hardly any other text does
-so by accident. Latin-1 decodes everything and is what servers say when nobody told them, so it is believed last. Where
-two claims both decode, the letters decide (charset-normalizer).
+Each claim is tried on the bytes. Bytes that are valid UTF-8, with few exceptions, are taken as UTF-8, because other
+text hardly ever is by accident. Latin-1 can decode everything, and servers name it by default, so it is believed last.
+When two claims both fit, the letters decide (charset-normalizer).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from charset_normalizer import from_bytes
 _META = re.compile(rb"""<meta[^>]{0,300}?charset\s*=\s*["']?\s*([\w:.-]{2,40})""", re.I)
 _XML = re.compile(rb"""^\s*<\?xml[^>]{0,100}encoding\s*=\s*["']([\w:.-]{2,40})""", re.I)
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-# Browsers read the smaller sets as the larger ones that contain them; so do pages' authors.
+# Browsers, and authors of pages, read a smaller set as the larger one that contains it.
 _WIDER = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -28,7 +28,7 @@ _WIDER = {
 }
 _NONE_OF_PAGES = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7", "undefined", "hz"}
 _HEAD = 4096  # bytes of a page in which its head names the character set
-_SAMPLE = 100_000  # bytes on which two claims are compared
+_SAMPLE = 100_000  # bytes of a page by which two claims are compared
 
 
 def decode(body: bytes, claimed: str = "") -> str:
@@ -36,10 +36,10 @@ def decode(body: bytes, claimed: str = "") -> str:
 
     Args:
         body: as it came.
-        claimed: the character set that the server named, or nothing.
+        claimed: the character set that the server named, or empty.
 
     Returns:
-        Text; what fits no character set is replaced, never an error.
+        The text. Bytes that do not fit are replaced; they are never an error.
 
     >>> decode("용어는 정의를 가진다".encode("euc-kr"), claimed="iso-8859-1")
     '용어는 정의를 가진다'
@@ -69,7 +69,7 @@ def decode(body: bytes, claimed: str = "") -> str:
 
 
 def _known(name: str) -> str:
-    """Python's name of a character set, widened as browsers do; nothing when there is none of that name."""
+    """Python's name of a character set, or of the wider set that browsers use; empty when it is unknown."""
     try:
         found = codecs.lookup(name).name
         b"\xff".decode(found, errors="replace")
@@ -79,17 +79,20 @@ def _known(name: str) -> str:
 
 
 def _is_utf8(body: bytes, claimed: bool) -> bool:
-    """Whether a page is UTF-8 but for broken bytes, which whole letters outnumber: ten to one without a claim."""
+    """Whether a page is UTF-8, apart from broken bytes.
+
+    Whole letters must outnumber the broken bytes, and without a claim of UTF-8 by ten to one.
+    """
     text = body.decode("utf-8", errors="replace")
     broken = text.count("\ufffd")
     return not broken or broken * (1 if claimed else 10) <= len(re.findall("[^\0-\x7f\ufffd]", text))
 
 
 def _fits(body: bytes, name: str) -> bool:
-    """Whether the bytes are of that character set but for a few broken ones."""
+    """Whether the bytes are in a character set, apart from a few broken ones."""
     return body.decode(name, errors="replace").count("\ufffd") * 200 <= len(body)
 
 
 def _asian(text: str) -> bool:
-    """Whether a guess is one that Latin-1 could have been said of by mistake: Chinese, Japanese, Korean."""
+    """Whether a text is Chinese, Japanese or Korean; servers often claim Latin-1 for those by mistake."""
     return len(re.findall(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]", text[:_SAMPLE])) > len(text[:_SAMPLE]) // 20

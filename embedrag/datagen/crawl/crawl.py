@@ -1,104 +1,174 @@
-"""`embedrag crawl`: terms and definitions of glossaries in the web -> a table and training rows.
+"""Terms and definitions of glossaries in the web, as a table and as training rows.
 
-A crawl is a list of pages, read one after the other; each ends as pairs or as a reason, never as the end of the crawl.
-What was taken is kept page by page (`crawl_state.jsonl`), so an interrupted crawl goes on with the same command, and
-the two outputs are written whole at the end. Faults of the network are dealt with in `fetch`, those of markup in
-`extract`. Packages of the extra `crawl` are imported when the command runs.
+A crawl is a list of pages, which are read one after the other. Each page ends as pairs or as a reason why there are
+none; it never ends the crawl. What was taken is kept page by page in `crawl_state.jsonl`, so that the same call goes
+on after an interruption. The two outputs are written at the end, each whole or not at all. Faults of the network are
+handled in `fetch`, faults of markup in `extract`. The packages of the extra `crawl` are imported on the first use.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
-from embedrag.commands.crawl import CrawlOptions
-from embedrag.datagen.crawl.state import NAME, State
-from embedrag.errors import UserError, need
+from embedrag.datagen.crawl.state import NAME, CrawlSettings, State
+from embedrag.errors import UserError, all_problems, need, raise_all
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_file, check_targets, write_lines
 
 if TYPE_CHECKING:
     from embedrag.datagen.crawl.fetch import Fetcher
+    from embedrag.datagen.crawl.pages import PageReport
 
 PACKAGES = ("httpx", "tenacity", "selectolax", "protego", "charset_normalizer")
+SOURCES = ("wikipedia_glossary",)
+LANGUAGES = ("en", "ko", "zh", "de", "fr", "ja", "es")
 OUTPUTS = ("glossary.csv", "pairs.jsonl")
-WRITTEN = "written"  # the state's note of what the outputs were
-FOLDER = "data"  # where training looks for pairs.jsonl when no data set is named
+WRITTEN = "written"  # the entry of the state with the checksums of the outputs
+FOLDER = "data"  # a training without a data set looks for pairs.jsonl there
+PACKAGED_PAGE = "data/glossary_page.html"
+_CONTACT = re.compile(r"[!-'*-~]+( [!-'*-~]+)*")  # what may stand in a user agent
 
 
-def run(options: CrawlOptions) -> int:
-    """`embedrag crawl`: 0 when something was extracted, 1 otherwise."""
-    need("crawl", *PACKAGES)
-    if options.dry_run:
-        return dry_run(options)
-    from embedrag.datagen.crawl.fetch import Fetcher
+@dataclass(frozen=True)
+class CrawlResult:
+    """What `crawl` wrote.
 
-    return crawl(options, Fetcher(options.contact, options.delay, options.timeout, round(options.max_mb * 1e6)))
+    Attributes:
+        output_dir: the folder with glossary.csv and pairs.jsonl.
+        pairs: how many pairs the two files have; with 0 they are not written.
+        pages: what each page gave, in the order in which the pages were read.
+    """
 
+    output_dir: Path
+    pairs: int
+    pages: tuple[PageReport, ...]
 
-def dry_run(options: CrawlOptions) -> int:
-    """Read the packaged page instead of the network; writes only into a folder that was named."""
-    from embedrag.datagen.crawl.extract import extract
-
-    page = files("embedrag.datagen.crawl") / "data" / "glossary_page.html"
-    pairs = extract(page.read_text(encoding="utf-8"))[: options.limit_per_source]
-    rows = [(term, text, "embedrag/datagen/crawl/data/glossary_page.html", now()) for term, text in pairs]
-    say(tabulate([row[:2] for row in rows], ["term", "definition"], disable_numparse=True, maxcolwidths=[24, 80]))
-    if options.output_dir:
-        folder = Path(options.output_dir).expanduser()
-        check_targets(_targets(folder), [], options.overwrite)
-        write(folder, rows)
-    say(f"{len(rows)} pairs of the packaged page; nothing was asked of the network")
-    return 0
+    @property
+    def failed(self) -> int:
+        """How many pages could not be read; the same call tries them again."""
+        return sum(page.failed for page in self.pages)
 
 
-def crawl(options: CrawlOptions, fetcher: Fetcher, wiki: str | None = None) -> int:
-    """Read all sources and write the outputs.
+def crawl(
+    output_dir: str | Path = FOLDER,
+    *,
+    sources: Sequence[str] = (),
+    urls: Sequence[str] = (),
+    limit_per_source: int = 500,
+    languages: Sequence[str] = LANGUAGES,
+    contact: str | None = None,
+    delay: float = 1.0,
+    timeout: float = 30.0,
+    max_mb: float = 5.0,
+    overwrite: bool = False,
+) -> CrawlResult:
+    """Read glossaries and write their terms and definitions.
 
     Args:
-        options: of the command.
-        fetcher: reads pages.
-        wiki: where Wikipedia is, `{language}` in it; tests have one of their own.
-
-    Returns:
-        0 when something was extracted, 1 otherwise.
+        output_dir: folder for glossary.csv and pairs.jsonl.
+        sources: known lists of pages: `wikipedia_glossary`.
+        urls: pages to read, or sitemaps of pages.
+        limit_per_source: pairs of one source, at most; a source is a list, or one of `urls`.
+        languages: Wikipedias that are read, by turns.
+        contact: mail address or URL of yours; every server is told it.
+        delay: seconds between two requests to a host, at least.
+        timeout: seconds that one request may take, to its last byte.
+        max_mb: longest page, unpacked, in MB.
+        overwrite: forget what the folder holds, and start anew.
 
     Raises:
-        UserError: the folder holds something else, or a language is unknown.
+        UserError: when an argument is wrong, when the folder holds something else, or when a package is missing.
+        RunError: when the disk refuses a file.
+    """
+    problems = [
+        UserError(f"unknown; there is {', '.join(SOURCES)}", "sources", name) for name in sources if name not in SOURCES
+    ]
+    if not (sources or urls):
+        problems.append(
+            UserError(f"nothing to read; name `sources` ({SOURCES[0]}) or `urls`; `dry_run` reads a packaged page")
+        )
+    if contact is not None and not (3 <= len(contact) <= 200 and _CONTACT.fullmatch(contact)):
+        reason = "must be a mail address or URL of 3 to 200 ASCII characters, without parentheses and line breaks"
+        problems.append(UserError(reason, "contact"))
+    raise_all(problems)
+    need("crawl", *PACKAGES)
+    from embedrag.datagen.crawl.fetch import Fetcher
+
+    settings = CrawlSettings(tuple(sources), tuple(urls), tuple(languages), limit_per_source)
+    fetcher = Fetcher(contact, delay, timeout, round(max_mb * 1e6))
+    return crawl_with(fetcher, Path(output_dir).expanduser(), settings, overwrite=overwrite)
+
+
+def crawl_with(
+    fetcher: Fetcher, folder: Path, settings: CrawlSettings, *, overwrite: bool = False, wiki: str | None = None
+) -> CrawlResult:
+    """The same with a fetcher of the caller.
+
+    Args:
+        fetcher: reads the pages.
+        folder: for the outputs.
+        settings: what is read.
+        overwrite: forget what the folder holds, and start anew.
+        wiki: address of Wikipedia, with `{language}` in it; left out: the real one.
+
+    Raises:
+        UserError: when the folder holds something else, or when a language is unknown.
+        RunError: when the disk refuses a file.
     """
     from embedrag.datagen.crawl import wikipedia
     from embedrag.datagen.crawl.pages import Crawl
 
-    wikipedia.check_languages(options.languages)
-    folder = Path(options.output_dir or FOLDER).expanduser()
-    check_targets(_targets(folder), [], options.overwrite or (folder / NAME).exists())
-    if options.sources and not options.contact:
-        say("note: Wikipedia asks programs to say whose they are: --contact with an address or URL of yours")
-    settings = options.model_dump(include={"sources", "urls", "languages", "limit_per_source"})
-    state = State(folder / NAME, settings, options.overwrite)
+    wikipedia.check_languages(settings.languages)
+    _check_outputs(folder, overwrite or (folder / NAME).exists())
+    if settings.sources and not fetcher.contact:
+        say("note: Wikipedia asks programs to say who runs them; give `contact` a mail address or URL of yours")
+    state = State(folder / NAME, settings, overwrite)
     try:
         _check_unchanged(folder, state)
-        work = Crawl(options, fetcher, state, wiki or wikipedia.BASE)
+        work = Crawl(settings, fetcher, state, wiki or wikipedia.BASE)
         work.run()
         if work.rows:
             write(folder, work.rows)
             state.keep(WRITTEN, **{name: _digest(folder / name) for name in OUTPUTS})
     finally:
         state.close()
-    say(tabulate(work.table, ["page", "pairs", "note"], disable_numparse=True, maxcolwidths=[None, None, 60]))
-    pages = sum(row[1].isdecimal() for row in work.table)
-    say(f"{len(work.rows):,} pairs of {pages:,} pages; {work.failed:,} failed")
-    if work.rows:
-        say(f"in {folder / 'glossary.csv'} and {folder / 'pairs.jsonl'}")
-    if work.failed:
-        say("the same command tries the failed pages again")
-    return 0 if work.rows else 1
+    return CrawlResult(folder, len(work.rows), tuple(work.pages))
+
+
+def dry_run(
+    output_dir: str | Path | None = None, *, limit_per_source: int = 500, overwrite: bool = False
+) -> list[tuple[str, str]]:
+    """Read a page that comes with the package, instead of the network.
+
+    Args:
+        output_dir: folder for the outputs; left out: nothing is written.
+        limit_per_source: pairs, at most.
+        overwrite: replace outputs that exist.
+
+    Returns:
+        (term, definition) of the page, in its order.
+
+    Raises:
+        UserError: when an output exists, or when a package is missing.
+    """
+    need("crawl", *PACKAGES)
+    from embedrag.datagen.crawl.extract import extract
+
+    page = files("embedrag.datagen.crawl") / PACKAGED_PAGE
+    pairs = extract(page.read_text(encoding="utf-8"))[:limit_per_source]
+    if output_dir is not None:
+        folder = Path(output_dir).expanduser()
+        _check_outputs(folder, overwrite)
+        write(folder, [(term, text, f"embedrag/datagen/crawl/{PACKAGED_PAGE}", now()) for term, text in pairs])
+    return pairs
 
 
 def write(folder: Path, rows: Sequence[tuple[str, str, str, str]]) -> None:
@@ -114,8 +184,9 @@ def write(folder: Path, rows: Sequence[tuple[str, str, str, str]]) -> None:
     write_lines(folder / "pairs.jsonl", lines)
 
 
-def _targets(folder: Path) -> dict[str, list[Path]]:
-    return {"output_dir": [folder / name for name in OUTPUTS]}
+def _check_outputs(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder in which an output exists or can't be written."""
+    all_problems(partial(check_targets, {"output_dir": str(folder / name)}, [], overwrite) for name in OUTPUTS)
 
 
 def _check_unchanged(folder: Path, state: State) -> None:
@@ -125,8 +196,10 @@ def _check_unchanged(folder: Path, state: State) -> None:
     changed = [name for name in changed if _digest(folder / name) != written[name]]
     if changed:
         raise UserError(
-            f"--output_dir {folder}: {', '.join(changed)} changed since the crawl wrote it; move it to another place, "
-            "or start anew with --overwrite"
+            f"{', '.join(changed)} changed since the crawl wrote it; move it to another place, or start anew with "
+            "`overwrite`",
+            "output_dir",
+            folder,
         )
 
 

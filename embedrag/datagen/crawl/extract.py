@@ -1,8 +1,8 @@
 """Terms and definitions of an HTML page: definition lists, tables with fitting headings, "term: definition" lines.
 
-The parser (selectolax) reads broken markup as browsers do, by the rules of HTML 5. The tree is only read: hidden
-parts are walked around, for taking nodes out of a tree while others point into it ends in crashes. Walks keep their
-own stack, so that ten thousand nested boxes are no harm.
+The parser (selectolax) reads broken markup as browsers do, by the rules of HTML 5. The tree is never changed: hidden
+parts are skipped, because to remove nodes while others point to them ends in crashes. The walks keep a stack of their
+own, so that ten thousand nested boxes do no harm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pair = tuple[str, str]
 
 TERM_CHARACTERS = (2, 100)
 DEFINITION_CHARACTERS = (20, 2000)  # a character of Chinese, Japanese or Korean counts as two
-DEPTH = 6  # lists and tables within each other; more is no glossary, and each costs another reading of the same text
+DEPTH = 6  # lists and tables inside each other; a glossary has fewer, and each level reads the same text again
 MOST_NESTED = 2000
 _BOX = re.compile(r"<(/?)(?:div|dl|ul|ol|table|section|article|blockquote|center|main|fieldset|details|pre)\b", re.I)
 _SKIPPED_TAGS = set("script style noscript template head nav footer aside select svg iframe".split())
@@ -38,22 +38,22 @@ _LINE = re.compile(
     r"^(?P<mark>\*\*|__)?(?P<term>[^:：\n]{1,100}?):?(?:\*\*|__)?"
     r"\s*(?::\s|：|\s[–—-]{1,2}\s|——)\s*(?P<rest>\S.*)$"
 )
-_COUNTED = re.compile(r"^(?:[-*•·]\s+)?(?:\(?\d{1,3}[.)](?!\d)\s*|[①-⑳]\s*)?")  # what stands before a line in a list
-_RUN = 3  # plain lines of a glossary, at least
+_COUNTED = re.compile(r"^(?:[-*•·]\s+)?(?:\(?\d{1,3}[.)](?!\d)\s*|[①-⑳]\s*)?")  # the bullet or number of a line
+_RUN = 3  # plain lines that a glossary must have
 _SEPARATOR = re.compile(r"^\s*(?::\s*|：\s*|[–—-]{1,2}\s+|——\s*)")
 
 
 def extract(html: str) -> list[Pair]:
-    """(term, definition) of a page in its order; too short, too long and repeated ones are left out.
+    """(term, definition) of a page, in its order. Too short, too long and repeated ones are left out.
 
     Raises:
-        PageError: the markup is nested as no author's is; to parse it would take minutes.
+        PageError: when the markup is nested so deeply that it would take minutes to parse it.
 
     >>> extract("<dl><dt>Volt[1]<dd>The unit of <b>electric</b> potential.</dl>")
     [('Volt', 'The unit of electric potential.')]
     """
     if _deepest(html) > MOST_NESTED:
-        raise PageError("markup nested too deeply")
+        raise PageError("the markup is nested too deeply")
     root = LexborHTMLParser(html).root
     found: list[Pair] = []
     lines: list[tuple[list[Pair], bool]] = []
@@ -82,7 +82,7 @@ def extract(html: str) -> list[Pair]:
 
 
 def _plain(lines: list[tuple[list[Pair], bool]]) -> Iterator[Pair]:
-    """Pairs of plain lines: all where most lines are pairs, else those that follow each other; a few are prose."""
+    """Pairs of plain lines. All count if most lines of the page are pairs; otherwise only several in a row do."""
     most = 2 * sum(bool(pairs) for pairs, _ in lines) > len(lines)
     for are_pairs, group in groupby(lines, key=lambda line: most or bool(line[0])):
         pairs = [pair for found, certain in group for pair in found if not certain]
@@ -99,7 +99,7 @@ def _deepest(html: str) -> int:
 
 
 def tidy(pairs: Iterable[Pair]) -> list[Pair]:
-    """Clean terms and definitions; drop what is too short, too long, a mere reference, or there already."""
+    """Clean terms and definitions; drop the too short and too long ones, mere references and repeats."""
     kept: dict[Pair, Pair] = {}
     for term, definition in pairs:
         term = _clean(term).strip(" :：–—-*•·")
@@ -113,12 +113,12 @@ def tidy(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def pair_key(pair: Pair) -> Pair:
-    """What two pairs have in common that differ in case, width, spacing or punctuation alone."""
+    """What is the same for two pairs that differ in case, width, spacing or punctuation only."""
     return bare(pair[0]), bare(pair[1])
 
 
 def _children(node: LexborNode) -> Iterator[LexborNode]:
-    """Children that a reader sees, texts included."""
+    """Children that a reader sees, and texts."""
     child = node.child
     while child is not None:
         if child.tag == "-text" or (child.is_element_node and not _is_hidden(child)):
@@ -129,7 +129,7 @@ def _children(node: LexborNode) -> Iterator[LexborNode]:
 def _is_hidden(node: LexborNode) -> bool:
     if node.tag in _SKIPPED_TAGS:
         return True
-    if node.tag == "dd":  # folded away until the reader opens its term
+    if node.tag == "dd":  # some pages hide it until the reader clicks on its term
         return False
     attributes = node.attributes
     if not attributes:
@@ -141,7 +141,7 @@ def _is_hidden(node: LexborNode) -> bool:
 
 
 def _text(node: LexborNode, without: tuple[str, ...] = ()) -> str:
-    """Visible text; boxes are apart, inline elements are not. contents of the tags `without` stay out."""
+    """Visible text, with spaces around boxes but not around inline elements; without the tags of `without`."""
     parts: list[str] = []
     todo: list[LexborNode | str] = [node]
     while todo:
@@ -172,7 +172,7 @@ def _width(text: str) -> int:
 
 
 def _of_list(node: LexborNode) -> Iterator[Pair]:
-    """Every <dt> with all <dd> that follow it; several <dt> in a row share them. Each may be wrapped in a <div>."""
+    """Each <dt> with all <dd> that follow it. Several <dt> in a row share them. Each may stand in a <div>."""
     terms: list[str] = []
     parts: list[str] = []
     items = [inner for child in _children(node) for inner in (_children(child) if child.tag == "div" else [child])]
@@ -189,7 +189,7 @@ def _of_list(node: LexborNode) -> Iterator[Pair]:
 
 
 def _of_table(node: LexborNode) -> Iterator[Pair]:
-    """Rows below a heading that names a term and a definition; all rows where each has a heading and one cell."""
+    """Rows below a heading that names a term and a definition; or all rows, if each has a heading and one cell."""
     rows = list(_rows(node))
     columns = (0, 1) if len(rows) >= _RUN and all(_is_headed(cells) for cells in rows) else None
     for number, cells in enumerate(rows):
@@ -199,7 +199,8 @@ def _of_table(node: LexborNode) -> Iterator[Pair]:
                 yield texts[columns[0]], texts[columns[1]]
         elif number < 3:
             places, ranks = columns_of(texts) or (None, (0, 0))
-            columns = places if any(rank % 3 != WEAK for rank in ranks) else None  # name and description: any table
+            # "name" and "description" alone may head any table.
+            columns = places if any(rank % 3 != WEAK for rank in ranks) else None
 
 
 def _is_headed(cells: list[LexborNode]) -> bool:
@@ -207,7 +208,7 @@ def _is_headed(cells: list[LexborNode]) -> bool:
 
 
 def _rows(table: LexborNode) -> Iterator[list[LexborNode]]:
-    """Cells of a table row by row, those that reach over several rows or columns repeated."""
+    """Cells of a table, row by row. A cell that spans several rows or columns is repeated."""
     groups = [child for child in _children(table) if child.tag in ("thead", "tbody", "tfoot")]
     lines = [row for group in [*groups, table] for row in _children(group) if row.tag == "tr"]
     hanging: dict[int, tuple[int, LexborNode]] = {}
@@ -236,7 +237,7 @@ def _span(cell: LexborNode, name: str, most: int) -> int:
 
 
 def _of_line(node: LexborNode, text: str) -> tuple[list[Pair], bool]:
-    """The pair of a paragraph or list item of this text, and whether bold type makes it certain."""
+    """The pair of a paragraph or list item with this text (or none), and whether bold type makes it certain."""
     parts = [child for child in _children(node) if child.tag != "-text" or (child.text_content or "").strip()]
     first = parts[0] if parts else None
     while first is not None and first.tag not in _BOLD and first.tag in ("a", "span", "i", "em"):

@@ -1,9 +1,9 @@
-"""One page from the network, or the reason why not.
+"""One page from the network, or the reason why there is none.
 
-A server is not trusted: its answer may be endless, slow, compressed a thousandfold, or a redirect into the own
-network. So every hop is looked at anew (scheme, robots.txt, address, pace), a body is read in pieces and dropped when
-it grows too long, and one clock runs over the whole of a request, which is why the exchange is asynchronous inside:
-time limits of sockets start anew with each byte. Proxies and cookies are not used.
+A server is not trusted. Its answer may be endless, slow, compressed a thousandfold, or a redirect into the user's own
+network. Every redirect is therefore checked like a first URL (scheme, robots.txt, address, delay), and a body is read
+in pieces and dropped when it grows too long. One time limit covers the whole of a request. The exchange is
+asynchronous for this reason: the time limits of sockets start anew with each byte. Proxies and cookies are not used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,16 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Page:
-    """What a URL gave: `url` is where the redirects ended, `kind` the content type, `charset` what the server said."""
+    """What a URL gave.
+
+    Attributes:
+        url: where the redirects ended.
+        kind: content type.
+        charset: character set that the server named, or empty.
+        body: as it came, without compression.
+        retry_after: seconds that the server asks to wait; None when it asks for none.
+        location: target of a redirect, or empty.
+    """
 
     url: str
     kind: str
@@ -55,7 +64,12 @@ class Page:
 
 
 class Fetcher:
-    """Reads pages, one at a time."""
+    """Reads pages, one at a time.
+
+    Attributes:
+        contact: what every server is told about who crawls; None: nothing.
+        max_bytes: longest body, unpacked.
+    """
 
     def __init__(
         self,
@@ -66,16 +80,17 @@ class Fetcher:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Settle the manners.
+        """Take the settings. Nothing is sent yet.
 
         Args:
-            contact: address or URL of whoever crawls; part of the user agent.
-            delay: seconds from one request to the next of a host; robots.txt may ask for more.
-            timeout: seconds for one request, from the look-up of its host to the last byte.
+            contact: mail address or URL of whoever crawls; part of the user agent.
+            delay: seconds from one request to a host to the next; robots.txt may ask for more.
+            timeout: seconds for one request, from the look-up of its host to its last byte.
             max_bytes: longest body, unpacked.
-            clock: the time in seconds, for the pace.
-            sleep: waits so many seconds.
+            clock: gives the time in seconds, for the delay.
+            sleep: waits the given number of seconds.
         """
+        self.contact = contact
         about = "; ".join(part for part in ("glossary crawler", contact) if part)
         self._agent = f"{AGENT}/{__version__} ({about})"
         self.max_bytes = max_bytes
@@ -83,10 +98,10 @@ class Fetcher:
         self._pace = Pace(delay, clock, sleep)
         self._robots: dict[str, Protego | str | None] = {}
         self._left: dict[str, str] = {}
-        self._tls: ssl.SSLContext | bool = False  # made for the first https URL: it reads many certificates
+        self._tls: ssl.SSLContext | bool = False  # made for the first https URL, because it reads many certificates
 
     def get(self, url: str, kinds: Collection[str] = HTML) -> Page:
-        """Read a page that robots.txt allows, behind its redirects.
+        """Read a page that robots.txt allows, and follow its redirects.
 
         Args:
             url: http or https.
@@ -98,7 +113,7 @@ class Fetcher:
         return self._follow(url, kinds, robots=True)
 
     def ask(self, url: str) -> Page:
-        """Read the JSON of an interface made for programs; robots.txt speaks of pages and is asked by the caller."""
+        """Read the JSON of an interface that is made for programs. The caller asks robots.txt about the page itself."""
         return self._follow(url, ("application/json",), robots=False)
 
     def pause(self, seconds: float) -> None:
@@ -106,7 +121,7 @@ class Fetcher:
         self._sleep(seconds)
 
     def obey(self, url: str) -> None:
-        """Raise PageError when robots.txt of the URL's host forbids it, or can't be read."""
+        """Raise PageError when robots.txt of the host forbids the URL, or when robots.txt can't be read."""
         parsed = check_url(url)
         origin = str(parsed.copy_with(raw_path=b"/robots.txt"))
         if origin not in self._robots:
@@ -118,17 +133,17 @@ class Fetcher:
             raise PageError("robots.txt forbids it")
 
     def _read_robots(self, url: str) -> Protego | str | None:
-        """The rules, None where there are none, or the reason why the host is left alone."""
+        """The rules; None when there are none; or the reason why nothing of the host is read."""
         try:
             page = self._follow(url, (), robots=False)
         except StatusError:
             return None
         except PageError as error:
-            return f"robots.txt can't be read ({error}), so nothing is"
+            return f"robots.txt can't be read ({error}), so no page of the host is read"
         rules = Protego.parse(page.body.decode("utf-8-sig", errors="replace"))
         delay = rules.crawl_delay(AGENT) or 0.0
         if delay > LONGEST_DELAY:
-            return f"robots.txt asks for {delay:g} s between requests"
+            return f"robots.txt asks for {delay:g} s between two requests, which is too long"
         self._pace.slow_down(httpx.URL(url).host, delay)
         return rules
 
@@ -149,10 +164,10 @@ class Fetcher:
             try:
                 url = str(parsed.join(page.location))
             except (httpx.InvalidURL, ValueError):
-                raise PageError(f"redirects to what is no URL: {page.location[:80]!r}") from None
+                raise PageError(f"redirects to something that is not a URL: {page.location[:80]!r}") from None
 
     def _try(self, url: httpx.URL, kinds: Collection[str]) -> Page:
-        """One hop, tried again with growing pauses while the server says that it is busy."""
+        """One request, repeated with growing pauses while the server says that it is busy."""
         if url.host in self._left:
             raise PageError(self._left[url.host])
         retrying = tenacity.Retrying(
@@ -169,9 +184,9 @@ class Fetcher:
         try:
             return asyncio.run(asyncio.wait_for(self._exchange(url, kinds), self._timeout))
         except (asyncio.TimeoutError, TimeoutError):
-            raise PageError(f"not whole after {self._timeout:g} s") from None
+            raise PageError(f"not complete after {self._timeout:g} s") from None
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
-            raise PageError(f"can't be asked for: {error}") from None
+            raise PageError(f"can't be requested: {error}") from None
         except httpx.HTTPError as error:
             raise BusyError(f"no answer: {error or type(error).__name__}") from None
         except BusyError as error:
@@ -181,7 +196,7 @@ class Fetcher:
             raise
 
     async def _exchange(self, url: httpx.URL, kinds: Collection[str]) -> Page:
-        """Ask the host at the address that was checked, and at no other."""
+        """Send a request to the addresses that were checked, and to no other."""
         host = url.raw_host.decode("ascii")
         if url.scheme == "https" and self._tls is False:
             self._tls = httpx.create_ssl_context()
@@ -193,7 +208,7 @@ class Fetcher:
         }
         limits = httpx.Timeout(min(10.0, self._timeout))
         *others, last = await resolve(host, url.port or (443 if url.scheme == "https" else 80))
-        # The transport and not a client, which would already look into where a redirect leads.
+        # The transport, not a client: a client would already look up the target of a redirect.
         async with httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False) as transport:
             for address in [*others, last]:
                 request = httpx.Request("GET", url.copy_with(host=address), headers=headers)
@@ -208,7 +223,7 @@ class Fetcher:
                     return await self._read(answer, str(url), kinds)
                 finally:
                     await answer.aclose()
-        raise PageError("no address")
+        raise PageError("the host has no address")
 
     async def _read(self, answer: httpx.Response, url: str, kinds: Collection[str]) -> Page:
         code, headers = answer.status_code, answer.headers
@@ -221,24 +236,24 @@ class Fetcher:
             raise (StatusError if 400 <= code < 500 else PageError)(f"status {code}")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kinds and kind not in kinds:
-            raise PageError(f"content type {kind or 'not named'}: not read")
+            raise PageError(f"content type {kind or 'missing'} is not read")
         packing = headers.get("content-encoding", "identity").strip().lower()
         if packing not in ("identity", "gzip", "x-gzip", ""):
-            raise PageError(f"content encoding {packing}: not read")
-        most = self.max_bytes if kinds else ROBOTS_BYTES  # of robots.txt the beginning counts
+            raise PageError(f"content encoding {packing} is not read")
+        most = self.max_bytes if kinds else ROBOTS_BYTES  # only the beginning of robots.txt counts
         body = bytearray()
         unpacker = zlib.decompressobj(31) if "gzip" in packing else None
         async for piece in answer.aiter_raw():
             body += unpack(unpacker, piece, most + 1 - len(body)) if unpacker else piece
             if len(body) > most:
                 if kinds:
-                    raise PageError(f"larger than {most / 1e6:g} MB: not read to its end")
+                    raise PageError(f"larger than {most / 1e6:g} MB, so it was not read to its end")
                 break
         return Page(url, kind, answer.charset_encoding or "", bytes(body[:most]), wait)
 
 
 def retry_after(text: str) -> float | None:
-    """Seconds to wait, from a header that holds seconds or a date.
+    """Seconds to wait, from a header that holds seconds or a date; None when it can't be read.
 
     >>> retry_after("7"), retry_after("Thu, 01 Jan 1970 00:00:09 GMT"), retry_after("soon")
     (7.0, 0.0, None)

@@ -1,6 +1,6 @@
-"""Which pages a crawl reads, in which order, and what is taken of each.
+"""Which pages a crawl reads, in which order, and what it takes from each.
 
-Every page is named once, so sitemaps that name each other, or themselves, come to an end. Links in pages are not
+No page is read twice, so that sitemaps that name each other, or themselves, come to an end. Links in pages are not
 followed.
 """
 
@@ -11,50 +11,77 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
-from embedrag.commands.crawl import CrawlOptions
 from embedrag.datagen.crawl import wikipedia
 from embedrag.datagen.crawl.bounded_gzip import unzip
 from embedrag.datagen.crawl.charset import decode
 from embedrag.datagen.crawl.extract import Pair, extract, pair_key
 from embedrag.datagen.crawl.fetch import HTML, XML, Fetcher
 from embedrag.datagen.crawl.politeness import PageError, check_url
-from embedrag.datagen.crawl.state import State
-from embedrag.runtime.console import now
+from embedrag.datagen.crawl.state import CrawlSettings, State
+from embedrag.runtime.console import console, now
 
 SITEMAP_DEPTH = 3
 SITEMAP_PAGES = 1000
 _LOC = re.compile(r"<loc>\s*(?:<!\[CDATA\[)?\s*([^<>\s]{1,2000})\s*(?:\]\]>)?\s*</loc>", re.I)
 
 
-class Crawl:
-    """One run over all sources: `rows` for the outputs, `table` of (page, pairs, note) for the user."""
+@dataclass(frozen=True)
+class PageReport:
+    """What became of a page.
 
-    def __init__(self, options: CrawlOptions, fetcher: Fetcher, state: State, wiki: str = wikipedia.BASE) -> None:
-        """Nothing is read yet; `wiki` is where Wikipedia is, with `{language}` in it."""
-        self._options, self._fetcher, self._state, self._wiki = options, fetcher, state, wiki
+    Attributes:
+        name: its URL or name, as it was asked for.
+        pairs: how many pairs were taken from it; None for a page that failed, and for a sitemap.
+        note: why there are none or not all; empty when there is nothing to say.
+        failed: it could not be read.
+    """
+
+    name: str
+    pairs: int | None
+    note: str = ""
+    failed: bool = False
+
+
+class Crawl:
+    """One run over all sources.
+
+    Attributes:
+        rows: (term, definition, URL, time) of all pages.
+        pages: what became of each page.
+    """
+
+    def __init__(self, settings: CrawlSettings, fetcher: Fetcher, state: State, wiki: str = wikipedia.BASE) -> None:
+        """Put the parts together. Nothing is read yet.
+
+        Args:
+            settings: what is read.
+            fetcher: reads pages.
+            state: what earlier runs have read.
+            wiki: address of Wikipedia, with `{language}` in it.
+        """
+        self._settings, self._fetcher, self._state, self._wiki = settings, fetcher, state, wiki
         self.rows: list[tuple[str, str, str, str]] = []
-        self.table: list[tuple[str, str, str]] = []
-        self.failed = 0
+        self.pages: list[PageReport] = []
         self._seen: set[Pair] = set()
         self._named: set[str] = set()
 
     def run(self) -> None:
         """Read every source up to its limit."""
-        limit = self._options.limit_per_source
-        for source in dict.fromkeys(self._options.sources):
-            self._take(source, self._articles(), math.ceil(limit / len(set(self._options.languages))))
-        for url in dict.fromkeys(self._options.urls):
+        limit = self._settings.limit_per_source
+        for source in dict.fromkeys(self._settings.sources):
+            self._take(source, self._articles(), math.ceil(limit / len(set(self._settings.languages))))
+        for url in dict.fromkeys(self._settings.urls):
             self._take(url, self._pages(url), limit)
 
     def _take(self, source: str, pages: Iterator[tuple[str, str, str]], each: int) -> None:
-        """Take at most `each` pairs of a page, until the source has given enough."""
-        room = self._options.limit_per_source
-        with tqdm(pages, desc=source[-40:], unit=" pages", disable=None, leave=False) as bar:
-            for name, url, text in bar:
+        """Take at most `each` pairs from a page, until the source has given enough."""
+        room = self._settings.limit_per_source
+        with console.progress(None, "page", desc=source[-40:], disable=None, leave=False) as bar:
+            for name, url, text in pages:
+                bar.update()
                 entry = self._state.done.get(name)
                 if entry is None:
                     try:
@@ -69,23 +96,27 @@ class Crawl:
                 self._seen |= {pair_key(pair) for pair in pairs}
                 self.rows += [(*pair, entry["url"], entry["time"]) for pair in pairs]
                 part = f"of {entry['found']:,}" if len(pairs) < entry["found"] else ""
-                self.table.append((name, str(len(pairs)), part if entry["found"] else "no new term with a definition"))
+                note = part if entry["found"] else "no new term with a definition"
+                self.pages.append(PageReport(name, len(pairs), note))
                 room -= len(pairs)
                 if room <= 0:
                     return
 
     def _fail(self, name: str, error: PageError) -> None:
-        self.failed += 1
-        self.table.append((name[:200], "-", str(error)))
+        self.pages.append(PageReport(name[:200], None, str(error), failed=True))
 
     def _is_new(self, name: str) -> bool:
+        """Whether the page was not asked for before in this run."""
         new = name not in self._named
         self._named.add(name)
         return new
 
     def _articles(self) -> Iterator[tuple[str, str, str]]:
-        """(name, URL, HTML) of Wikipedia's glossaries, languages in turns; of a page that is done the name alone."""
-        titles = wikipedia.check_languages(self._options.languages)
+        """(name, URL, HTML) of Wikipedia's glossaries, the languages by turns.
+
+        URL and HTML are empty for a page that an earlier run has read.
+        """
+        titles = wikipedia.check_languages(self._settings.languages)
         for language in titles:
             titles[language] = [*self._translated(language), *titles[language]]
         for language, title in wikipedia.in_turns(titles):
@@ -99,6 +130,7 @@ class Crawl:
                 self._fail(name, error)
 
     def _translated(self, language: str) -> list[str]:
+        """Titles that the English glossaries have in a language; asked for once and kept in the state."""
         name = f"glossaries of the English Wikipedia in {language}"
         if language != "en" and name not in self._state.done:
             try:
@@ -109,7 +141,7 @@ class Crawl:
         return list(self._state.done.get(name, {}).get("links", []))
 
     def _pages(self, start: str) -> Iterator[tuple[str, str, str]]:
-        """(name, URL, HTML) of a page, or of all that a sitemap and the sitemaps in it name."""
+        """(name, URL, HTML) of a page, or of all pages that a sitemap and the sitemaps in it name."""
         todo = deque([(start, 0)])
         count = 0
         while todo and count < SITEMAP_PAGES:
@@ -135,14 +167,15 @@ class Crawl:
             if "links" not in entry:
                 yield name, "", ""
                 continue
-            hosts = {_host(name), _host(entry.get("url", name))}  # asked, and behind its redirects
+            hosts = {_host(name), _host(entry.get("url", name))}  # the one that was asked, and where redirects ended
             links = [link for link in entry["links"] if _host(link) in hosts] if depth < SITEMAP_DEPTH else []
             todo.extendleft((link, depth + 1) for link in reversed(links))
-            self.table.append((name, "", f"sitemap: {len(links)} of {len(entry['links'])} URLs (its own host)"))
+            note = f"sitemap: {len(links)} of {len(entry['links'])} URLs (those of its own host)"
+            self.pages.append(PageReport(name, None, note))
 
 
 def spread(pairs: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` pairs, evenly over the page, whose order is mostly that of the alphabet.
+    """At most `most` pairs, evenly from all over the page, because most pages are in alphabetical order.
 
     >>> spread("abcdef", 3)
     ['a', 'c', 'e']

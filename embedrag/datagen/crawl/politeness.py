@@ -1,8 +1,9 @@
-"""Where a crawler may go and how fast: addresses, robots.txt, one request at a time.
+"""Where a crawler may go and how fast: allowed addresses, and the time between two requests.
 
-A page names other pages, and a name resolves to any address; so each address is looked up here, checked, and used
-for the connection itself: a second look-up between check and use could give another one. In the environment
-`EMBEDRAG_CRAWL_ALLOW_PRIVATE=1` allows addresses of the own machine and network, for tests against a local server.
+A page can name any host, and a host name can resolve to any address, also to one in the user's own network. Each
+address is therefore looked up and checked here, and the connection uses the address that was checked. (A second
+look-up after the check could give another address.) The environment variable `EMBEDRAG_CRAWL_ALLOW_PRIVATE=1` allows
+private addresses, for tests against a local server.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class PageError(Exception):
-    """Why a page was not read; the crawl goes on with the next."""
+    """Why a page was not read. The crawl goes on with the next page."""
 
 
 class StatusError(PageError):
-    """The server refused with a 4xx that another try does not change."""
+    """The server refused with a status 4xx, which another try would not change."""
 
 
 class BusyError(PageError):
-    """The page may come at another try; `wait` are the seconds that the server asked for."""
+    """The page may come at another try.
+
+    Attributes:
+        wait: seconds that the server asked for; None when it asked for none.
+    """
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -41,7 +46,7 @@ def check_url(text: str) -> httpx.URL:
     """The URL without its fragment.
 
     Raises:
-        PageError: it is none of http or https, has no host, or carries a password that the output would show.
+        PageError: when it is not http or https, has no host, or has a password (the output would show it).
 
     >>> str(check_url("https://Example.org/a#b"))
     'https://example.org/a'
@@ -50,7 +55,7 @@ def check_url(text: str) -> httpx.URL:
         url = httpx.URL(text.strip()).copy_with(fragment=None)
         host, _ = url.host, url.port
     except (httpx.InvalidURL, ValueError) as error:
-        raise PageError(f"no URL: {error}") from None
+        raise PageError(f"not a URL: {error}") from None
     if url.scheme not in ("http", "https"):
         raise PageError(f"{url.scheme or 'no'} scheme: only http and https are read")
     if not host:
@@ -61,7 +66,7 @@ def check_url(text: str) -> httpx.URL:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the public network; those hidden in an IPv6 one are looked at, too.
+    """Whether an address belongs to the public network. An IPv4 address inside an IPv6 one is checked too.
 
     >>> [is_public(a) for a in ("93.184.216.34", "10.1.2.3", "169.254.169.254", "::1", "::ffff:127.0.0.1")]
     [True, False, False, False, False]
@@ -82,8 +87,8 @@ async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a host, in the order in which they should be tried.
 
     Raises:
-        PageError: there are none, or one of them is private.
-        BusyError: the look-up failed in a way that may pass.
+        PageError: when there are none, or when one of them is private.
+        BusyError: when the look-up failed for a reason that may pass.
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -96,20 +101,20 @@ async def resolve(host: str, port: int) -> list[str]:
     if os.environ.get("EMBEDRAG_CRAWL_ALLOW_PRIVATE") != "1":
         for address in addresses:
             if not is_public(address):
-                raise PageError(f"{host} is {address}, a private address: not read")
+                raise PageError(f"{host} is {address}, a private address, so it is not read")
     return addresses
 
 
 class Pace:
-    """At most one request every `delay` seconds to one host; a host may ask for more room."""
+    """At most one request every `delay` seconds to one host. A host may ask for a longer delay."""
 
     def __init__(self, delay: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
-        """Keep time.
+        """Begin without any request.
 
         Args:
             delay: seconds from one request to the next.
-            clock: the time in seconds, never going back.
-            sleep: waits so many seconds.
+            clock: gives the time in seconds; it never goes back.
+            sleep: waits the given number of seconds.
         """
         self._delays: dict[str, float] = defaultdict(lambda: delay)
         self._last: dict[str, float] = {}
@@ -120,7 +125,7 @@ class Pace:
         self._delays[host] = max(self._delays[host], delay)
 
     def wait(self, host: str) -> None:
-        """Return when the next request to `host` may go out, which it then must."""
+        """Return when the next request to `host` may go out. The caller must then send it."""
         if host in self._last:
             rest = self._last[host] + self._delays[host] - self._clock()
             if rest > 0:

@@ -1,13 +1,14 @@
-"""The pages that a crawl has done, one line each, so that the same command goes on where it was interrupted.
+"""The pages that a crawl has read, one line for each, so that the same call can go on after an interruption.
 
-A line is appended and flushed to the disk when its page is done. A kill can leave half of the last line: it is cut off,
-and its page read again. Pages that failed are not kept: the next run tries them again.
+A line is appended and flushed to the disk as soon as its page is read. A kill can leave half of the last line. That
+half is cut off and its page is read again. Pages that failed are not kept, so that the next run tries them again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,49 @@ from embedrag.errors import RunError, UserError
 NAME = "crawl_state.jsonl"
 
 
-class State:
-    """What is known of pages, by the URL or name they were asked for."""
+@dataclass(frozen=True)
+class CrawlSettings:
+    """What decides which pages are read, and what is taken from them. A crawl that goes on must keep it.
 
-    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool) -> None:
-        """Read the state, or begin it.
+    Attributes:
+        sources: known lists of pages.
+        urls: pages, or sitemaps of pages; a crawl that goes on may have more of them.
+        languages: Wikipedias that are read.
+        limit_per_source: pairs of one source, at most.
+    """
+
+    sources: tuple[str, ...]
+    urls: tuple[str, ...]
+    languages: tuple[str, ...]
+    limit_per_source: int
+
+
+class State:
+    """What was read so far.
+
+    Attributes:
+        done: URL or name of a page, as it was asked for -> what was taken from it.
+    """
+
+    def __init__(self, path: Path, settings: CrawlSettings, overwrite: bool) -> None:
+        """Read the file of an earlier run, or begin a new one.
 
         Args:
             path: of the file.
-            settings: what decides which pages are read and what is taken of them; another crawl has others, but its
-                `urls` may become more.
-            overwrite: forget what is there.
+            settings: of this crawl.
+            overwrite: forget an earlier run.
 
         Raises:
-            UserError: the file belongs to another crawl, or is damaged.
-            RunError: the disk refuses.
+            UserError: when the file belongs to another crawl, or when it is damaged.
+            RunError: when the disk refuses the file.
         """
+        wanted = json.loads(json.dumps(asdict(settings)))  # as the file has it: lists, not tuples
         self._path = path
         self.done: dict[str, dict[str, Any]] = {}
         length = 0
         self._grown = False
         if path.exists() and not overwrite:
-            length = self._read(settings)
+            length = self._read(wanted)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab" if length else "wb")
@@ -45,10 +67,15 @@ class State:
         except OSError as error:
             raise RunError(f"{path}: can't be written ({error.strerror or error})") from None
         if not length or self._grown:
-            self._append({"settings": settings})
+            self._append({"settings": wanted})
 
     def keep(self, name: str, **entry: Any) -> None:
-        """Note that a page is done."""
+        """Note that a page was read.
+
+        Args:
+            name: of the page, as it was asked for.
+            **entry: what was taken from it.
+        """
         self.done[name] = entry
         self._append({"page": name, **entry})
 
@@ -57,7 +84,7 @@ class State:
         self._file.close()
 
     def _read(self, settings: dict[str, Any]) -> int:
-        """Fill `done`; returns the length of the whole lines in bytes."""
+        """Fill `done`; return the length of all whole lines, in bytes."""
         whole, _, _ = self._path.read_bytes().rpartition(b"\n")
         if not whole:
             return 0
@@ -65,19 +92,20 @@ class State:
             head, *entries = [json.loads(line) for line in whole.split(b"\n")]
             earlier = head["settings"]
             for entry in entries:
-                if "settings" in entry:  # more --urls, since
+                if "settings" in entry:  # a later run had more URLs
                     earlier = entry["settings"]
                 else:
                     self.done[entry.pop("page")] = entry
             grown = earlier | {"urls": settings["urls"]} if set(earlier["urls"]) <= set(settings["urls"]) else earlier
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{self._path}: damaged; start anew with --overwrite") from None
+            raise UserError(f"{self._path}: the file is damaged; start anew with `overwrite`") from None
         self._grown = grown != earlier
         if grown != settings:
-            other = ", ".join(f"--{key}" for key in settings if earlier.get(key) != settings[key])
+            other = ", ".join(f"`{key}`" for key in settings if earlier.get(key) != settings[key])
             raise UserError(
-                f"--output_dir {self._path.parent}: holds a crawl with other values of {other}; "
-                "name another folder, or start anew with --overwrite"
+                f"holds a crawl with other values of {other}; name another folder, or start anew with `overwrite`",
+                "output_dir",
+                self._path.parent,
             )
         return len(whole) + 1
 

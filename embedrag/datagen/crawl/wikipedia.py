@@ -1,10 +1,12 @@
-"""Glossaries of Wikipedia through the interface that MediaWiki has for programs.
+"""Glossaries of Wikipedia, read through the interface that MediaWiki has for programs.
 
-`data/wikipedia_glossaries.json` names pages of each language. To them come the pages that the English ones say they
-are in that language: nobody has to keep such a list. A page that was renamed is found by its redirect, one that is
-gone is reported and passed over. robots.txt shuts the interface out for search engines, as it does for everything
-under /w/, while the interface's own rules welcome programs that name themselves, come one request at a time, and step
-back when the servers lag (`maxlag`). So robots.txt is asked about the articles.
+`data/wikipedia_glossaries.json` names pages of each language. The pages that the English ones link to as their
+translations are added, so that nobody has to maintain a list of these. A page that was renamed is found through its
+redirect. A page that is gone is reported and skipped.
+
+robots.txt forbids everything under /w/, and with it the interface. This is meant for search engines: the rules of the
+interface itself welcome programs that name themselves, send one request at a time, and wait when the servers lag
+(`maxlag`). For this reason robots.txt is asked about the articles, not about the interface.
 """
 
 from __future__ import annotations
@@ -26,23 +28,23 @@ _PASSING = {"maxlag", "ratelimited", "readonly", "internal_api_error_DBQueryErro
 
 
 def check_languages(languages: Sequence[str]) -> dict[str, list[str]]:
-    """Language -> titles that the list has.
+    """The titles of each language, from the list of the package.
 
     Raises:
-        UserError: there is no such language in the list.
+        UserError: when the list does not have a language.
     """
     known: dict[str, list[str]] = json.loads(
         (files("embedrag.datagen.crawl") / "data" / "wikipedia_glossaries.json").read_text(encoding="utf-8")
     )
     for language in languages:
         if language not in known:
-            hint = near_miss(language, known)
-            raise UserError(f"--languages {language}: no glossaries are known; there are {', '.join(known)}{hint}")
+            reason = f"no glossaries are known in it; accepted are {', '.join(known)}{near_miss(language, known)}"
+            raise UserError(reason, "languages", language)
     return {language: known[language] for language in dict.fromkeys(languages)}
 
 
 def in_turns(titles: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """(language, title); languages take turns, so that a limit leaves something of each.
+    """(language, title) of all pages. The languages take turns, so that a limit leaves something of each.
 
     >>> in_turns({"en": ["a", "b"], "ko": ["c"]})
     [('en', 'a'), ('ko', 'c'), ('en', 'b')]
@@ -52,7 +54,7 @@ def in_turns(titles: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 
 def translated(fetcher: Fetcher, base: str, language: str) -> list[str]:
-    """Titles in `language` of the English glossaries.
+    """Titles that the English glossaries have in another language.
 
     Raises:
         PageError: with the reason.
@@ -83,7 +85,7 @@ def address(base: str, title: str) -> str:
 
 
 def read(fetcher: Fetcher, base: str, title: str) -> tuple[str, str]:
-    """URL and HTML of an article, behind its redirects.
+    """URL and HTML of an article, after its redirects.
 
     Raises:
         PageError: with the reason.
@@ -93,7 +95,7 @@ def read(fetcher: Fetcher, base: str, title: str) -> tuple[str, str]:
 
 
 def _ask(fetcher: Fetcher, base: str, title: str, query: dict[str, str]) -> dict[str, Any]:
-    """An answer of the interface; waits while the servers lag behind."""
+    """An answer of the interface. Waits while the servers lag."""
     fetcher.obey(address(base, title))
     query = query | {"redirects": "1", "format": "json", "formatversion": "2", "maxlag": "5"}
     code = ""
@@ -105,7 +107,7 @@ def _ask(fetcher: Fetcher, base: str, title: str, query: dict[str, str]) -> dict
             return answer
         code = str(error.get("code", "")) if isinstance(error, dict) else ""
         if code not in _PASSING:
-            raise PageError("no page of this title" if code == "missingtitle" else f"Wikipedia says {code or error}")
+            raise PageError("no page has this title" if code == "missingtitle" else f"Wikipedia says {code or error}")
         fetcher.pause(min(page.retry_after or 5.0, LONGEST_WAIT))
     raise PageError(f"Wikipedia says {code}, {ATTEMPTS} times")
 
@@ -114,9 +116,9 @@ def _parse(page: Page) -> dict[str, Any]:
     try:
         answer = json.loads(page.body)
     except (ValueError, RecursionError):
-        raise PageError("Wikipedia's answer is no JSON") from None
+        raise PageError("Wikipedia's answer is not JSON") from None
     if not isinstance(answer, dict):
-        raise PageError("Wikipedia's answer is no JSON object")
+        raise PageError("Wikipedia's answer is not a JSON object")
     return answer
 
 
