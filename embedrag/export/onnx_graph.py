@@ -1,10 +1,10 @@
 """A backbone, its pooling and its normalisation as one ONNX graph.
 
-The plain transformers model is exported, with padding and an attention mask, for ONNX has no packed attention. Pooling
-goes by the mask alone. Texts are filled up at the right, where every model gives the vectors of the texts alone; at the
-left those with learnt positions do not.
+The plain transformers model is exported, with padding and an attention mask, because ONNX has no packed attention.
+Pooling looks at the mask alone, so texts may be padded on either side. Our own programs pad on the right. There every
+model gives the same vectors as for single texts; on the left, models with learnt positions do not.
 
-Dimensions: n texts, L tokens of the longest, H hidden size = D components.
+Letters: n texts, L tokens of the longest text, H hidden size, D = H dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -24,31 +24,16 @@ from torch.nn import functional as F
 from embedrag.errors import UserError
 from embedrag.export.onnx_encoder import OUTPUT
 from embedrag.models.encoder import Encoder
+from embedrag.models.pooling import pool
 from embedrag.runtime.console import quiet
 
-LARGEST_FILE = 1 << 31  # bytes that a protobuf can have; weights beyond it go to a file of their own
+LARGEST_FILE = 1 << 31  # bytes that a protobuf can have; larger weights go to a file of their own
 INPUTS = ["input_ids", "attention_mask"]
 STATES = "last_hidden_state"
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Token vectors [n, L, H] and a mask [n, L], 1 on tokens, -> [n, H].
-
-    >>> pool(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]), "mean")
-    tensor([[2.]])
-    >>> pool(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]), "last_token")
-    tensor([[3.]])
-    """
-    if pooling == "mean":
-        weights = mask[:, :, None].to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    place = (mask if pooling == "cls" else mask * (places + 1)).argmax(1)
-    return hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
-
-
 class Graph(nn.Module):
-    """What is exported."""
+    """What is exported: ids and mask in, vectors out."""
 
     def __init__(self, backbone: nn.Module, pooling: str, normalize: bool) -> None:
         super().__init__()
@@ -63,18 +48,19 @@ class Graph(nn.Module):
         return hidden, F.normalize(pooled, dim=-1) if self.normalize else pooled
 
 
-def write_graph(encoder: Encoder, file: Path) -> None:
-    """Export an encoder; its backbone has padded attention afterwards.
+def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:
+    """Export an encoder. Afterwards its backbone pads texts.
 
     Args:
         encoder: float32, on the CPU.
         file: the .onnx file; weights of more than 2 GiB go to a file beside it.
+        model: name of the model, for messages.
 
     Raises:
         UserError: when torch can't export such a model.
     """
     encoder.eval()
-    encoder.position_offset = None
+    encoder.packed = False
     backbone: Any = encoder.backbone
     backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")
     graph = Graph(backbone, encoder.embedding_config.pooling, encoder.embedding_config.normalize)
@@ -96,19 +82,22 @@ def write_graph(encoder: Encoder, file: Path) -> None:
                 external_data=size > LARGEST_FILE * 0.9,
                 verbose=False,
             )
-    except Exception as error:  # whatever a foreign forward does under an exporter
+    except Exception as error:  # a forward of other people may fail in any way under an exporter
+        if isinstance(error, OSError) and error.errno:  # of the disk
+            raise
         kind = backbone.config.model_type
-        while error.__cause__:  # the exporter's own words tell how to report it, not why it failed
+        while error.__cause__:  # the exporter's own message tells how to report the failure, not its reason
             error = error.__cause__  # type: ignore[assignment]
         words = next(filter(None, map(str.strip, str(error).splitlines())), "")
         raise UserError(
-            f"--model: torch can't export a {kind} model ({type(error).__name__}: {words[:200]}); "
-            "serve it with --backend torch"
+            f"torch can't export a {kind} model ({type(error).__name__}: {words[:200]}); serve it with torch",
+            "model",
+            model,
         ) from None
 
 
 def write_int8(source: Path, target: Path) -> None:
-    """Quantise a graph's weights to 8 bits; activations are quantised as they come (dynamic quantisation)."""
+    """Quantise the weights of a graph to 8 bits. Activations are quantised as they come (dynamic quantisation)."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _silence():
@@ -123,7 +112,7 @@ def write_int8(source: Path, target: Path) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Exporters warn of what no user can change, and print a failing graph; the error that they raise is told."""
+    """Hide what exporters print: warnings about things that no user can change, and the text of a failing graph."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -108,7 +108,7 @@ def describe_base(
 
 
 def check_local_path(name: str, argument: str = "model_name_or_path") -> None:
-    """Reject a path that holds no model, or holds an adapter. Imports nothing heavy.
+    """Reject a path that holds no model, or holds an adapter.
 
     Args:
         name: folder or hub id.

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
+from embedrag.models.pooling import POOLING
 from embedrag.runtime.files import write_json
 
-POOLING_NAMES = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
 PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
 UNLIMITED = 10**7  # tokens; more than any model reads
 
@@ -58,7 +58,8 @@ class EmbeddingConfig:
         )
         write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.max_len, "do_lower_case": False})
         pooling: dict[str, Any] = {"word_embedding_dimension": dimension}
-        pooling |= {f"pooling_mode_{key}": name == self.pooling for name, key in POOLING_NAMES.items()}
+        for name, entry in POOLING.items():
+            pooling[f"pooling_mode_{entry.sentence_transformers}"] = name == self.pooling
         write_json(folder / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
         if self.normalize:
             (folder / "2_Normalize").mkdir(exist_ok=True)
@@ -178,7 +179,8 @@ def _pooling(files: ModelFiles, path: str) -> str:
             key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
         ]
     modes = [modes] if isinstance(modes, str) else modes
-    known = {alias: ours for ours, key in POOLING_NAMES.items() for alias in (key, ours)} | {"lasttoken": "last_token"}
+    # Older files have keys such as pooling_mode_mean_tokens, newer ones the value "mean".
+    known = {alias: name for name, entry in POOLING.items() for alias in (entry.sentence_transformers, name)}
     if len(modes) != 1 or modes[0] not in known or config.get("include_prompt") is False:
-        raise files.error(f"its pooling ({', '.join(modes)}) is not supported; EmbedRAG has {', '.join(POOLING_NAMES)}")
+        raise files.error(f"its pooling ({', '.join(modes)}) is not supported; EmbedRAG has {', '.join(POOLING)}")
     return known[modes[0]]

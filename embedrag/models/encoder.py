@@ -199,7 +199,7 @@ class Encoder(nn.Module, TextEncoder):
         cu_seqlens = tokens.cu_seqlens.to(self.device, non_blocking=True)
         with self.autocast():
             hidden = self._packed(tokens, cu_seqlens) if self.packed else self._padded(tokens)
-        embeddings = POOLING[self.embedding_config.pooling](hidden, cu_seqlens)
+        embeddings = POOLING[self.embedding_config.pooling].flat(hidden, cu_seqlens)
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         return F.normalize(embeddings, dim=-1) if self.embedding_config.normalize else embeddings
 

@@ -102,7 +102,7 @@ def _through_nf4(weight: Tensor, config: QuantizationConfig) -> Tensor:
     packed, state = functional.quantize_4bit(
         weight.to(config.storage_dtype).contiguous(), quant_type="nf4", compress_statistics=config.double
     )
-    return functional.dequantize_4bit(packed, state).float()  # type: ignore[no-any-return]
+    return functional.dequantize_4bit(packed, state).float()
 
 
 def _through_int8(weight: Tensor, config: QuantizationConfig) -> Tensor:

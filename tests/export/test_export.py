@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +27,6 @@ from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
 from embedrag.models.equivalence import closeness
 from embedrag.models.load import load_model
-from embedrag.models.pooling import POOLING
 from tests.families import FAMILIES, TEXTS, WINDOWED
 
 
@@ -51,15 +52,15 @@ def qwen3(tiny_qwen3: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
 @pytest.mark.parametrize("role", ["query", "passage"])
-def test_export_gives_the_vectors_of_the_model_alone_and_in_company(
+def test_export_gives_the_vectors_of_the_model_single_and_batched(
     family: str, role: str, request: pytest.FixtureRequest
 ) -> None:
     model, output = request.getfixturevalue(family)
     exported = load_onnx_encoder(output, device="cpu")
     expected = load_model(model, "cpu").encode(TEXTS, role)
-    rectangle = exported.rectangle(TokenBatch.from_lists(exported.tokenizer(role, TEXTS)))
+    batch = exported.batch(TokenBatch.from_lists(exported.tokenizer(role, TEXTS)))
     alone = np.concatenate([exported.encode([text], role) for text in TEXTS])
-    for found in (exported.encode(TEXTS, role), rectangle, alone):
+    for found in (exported.encode(TEXTS, role), batch, alone):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert exported.dimension == expected.shape[1]
     assert np.abs(expected - np.roll(expected, 1, axis=0)).max() > 1e-2  # texts can be told apart
@@ -86,7 +87,7 @@ def test_memory_of_a_large_batch_is_given_back_with_a_later_one(
     bert: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported, process = load_onnx_encoder(bert[1], device="cpu"), psutil.Process()
-    exported.rectangle(TokenBatch.from_lists([[5] * 64] * 1024))
+    exported.batch(TokenBatch.from_lists([[5] * 64] * 1024))
     before, held = exported.vectors([[5, 6]]), process.memory_info().rss
     monkeypatch.setattr(onnx_encoder, "SHRINK_SECONDS", 0)
     np.testing.assert_array_equal(exported.vectors([[5, 6]]), before)
@@ -100,8 +101,8 @@ def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: t
     files = json.loads((folder / "export_config.json").read_text())["files"]
     assert files["onnx/model.onnx"]["to_model"]["min_cosine"] >= 0.9999
     assert 0.9 < files["onnx/model_int8.onnx"]["to_model"]["min_cosine"] < 0.99999
-    company = [entry["alone_to_in_company"]["max_abs_difference"] for entry in files.values()]
-    assert company[0] < 1e-4 and company[1] > 1e-3
+    differences = [entry["single_to_batched"]["max_abs_difference"] for entry in files.values()]
+    assert differences[0] < 1e-4 and differences[1] > 1e-3
     quantized = load_onnx_encoder(bert[1], "onnx_int8", "cpu").encode(TEXTS, "query")
     assert closeness(quantized, load_model(bert[0], "cpu").encode(TEXTS, "query")).min_cosine > 0.9
 
@@ -120,18 +121,6 @@ def test_data_tells_what_eight_bits_cost(bert: tuple[str, str]) -> None:
     assert plain["base"] == plain["tuned"] == int8["base"] > 0
 
 
-@pytest.mark.parametrize("pooling", sorted(POOLING))
-def test_pooling_by_mask_is_that_of_flat_states_wherever_a_text_is_filled_up(pooling: str) -> None:
-    torch.manual_seed(0)
-    texts = [torch.randn(length, 5) for length in (3, 1, 7, 2)]
-    flat = POOLING[pooling](torch.cat(texts), torch.tensor([0, 3, 4, 11, 13]))
-    for left in (0, 2):
-        hidden, mask = torch.randn(4, 9, 5), torch.zeros(4, 9, dtype=torch.long)
-        for row, text in enumerate(texts):
-            hidden[row, left : left + len(text)], mask[row, left : left + len(text)] = text, 1
-        torch.testing.assert_close(onnx_graph.pool(hidden, mask, pooling), flat)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["xlm_roberta", "modernbert_local"])
 def test_own_positions_and_windows_are_exported_too(family: str, tiny_bert: str, tmp_path: Path) -> None:
@@ -146,14 +135,14 @@ def test_own_positions_and_windows_are_exported_too(family: str, tiny_bert: str,
     ids = [draw.integers(3, 99, length).tolist() for length in (20, 3, 33, 1)]
     expected = np.concatenate([encoder.vectors([text]) for text in ids])
     onnx_graph.write_graph(encoder, tmp_path / "model.onnx")
-    found = OnnxEncoder(tmp_path / "model.onnx", own, "cpu").rectangle(TokenBatch.from_lists(ids))
+    found = OnnxEncoder(tmp_path / "model.onnx", own, "cpu").batch(TokenBatch.from_lists(ids))
     assert closeness(found, expected).min_cosine > 0.9999
 
 
 def test_graph_that_is_not_the_model_is_caught_and_leaves_nothing(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wrong(encoder: Encoder, file: Path) -> None:
+    def wrong(encoder: Encoder, file: Path, model: str) -> None:
         graph = onnx.load(Path(bert[1], "onnx", "model.onnx"))
         [weight] = [w for w in graph.graph.initializer if w.name.endswith("word_embeddings.weight")]
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
@@ -188,6 +177,19 @@ def test_model_that_torch_cant_export_is_told(
     assert not list(tmp_path.iterdir())
 
 
+def test_full_disk_while_the_graph_is_written_is_not_the_models_fault(
+    bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    assert main(["export", "--model", bert[0], "--output", str(tmp_path / "out")]) == 1
+    errors = capsys.readouterr().err
+    assert "out: not written (No space left on device)" in errors and "can't export" not in errors
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_flags_are_told_before_the_model_is_loaded(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,7 +201,7 @@ def test_wrong_flags_are_told_before_the_model_is_loaded(
     out = str(tmp_path / "out")
     for words, part in (
         (["--model", str(tmp_path / "adapter"), "--output", out], "an adapter; merge it first"),
-        (["--model", str(tmp_path / "full" / "file"), "--output", out], "a file; name the folder that holds it"),
+        (["--model", str(tmp_path / "full" / "file"), "--output", out], "this is a file; name the folder that holds it"),
         (["--model", bert[0], "--output", bert[1]], "exists; name another folder"),
         (["--model", bert[0], "--output", str(tmp_path / "full"), "--overwrite"], "--overwrite replaces only exports"),
         (["--model", bert[0], "--output", f"{bert[0]}/onnx"], "overlaps the model's folder"),
@@ -234,7 +236,7 @@ def test_graph_that_falls_back_to_the_cpu_says_so(bert: tuple[str, str], monkeyp
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
     assert load_onnx_encoder(bert[1]).device.type == "cpu"
-    with pytest.raises(UserError, match="--device cuda: ONNX Runtime can't compute there"):
+    with pytest.raises(UserError, match="`device=cuda`: ONNX Runtime can't compute there"):
         load_onnx_encoder(bert[1], device="cuda")
 
 

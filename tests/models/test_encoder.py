@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from embedrag.data.token_batch import TokenBatch
 from embedrag.models.chunking import plan_packed, plan_padded
@@ -15,7 +14,7 @@ from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_model
 from embedrag.models.pooling import POOLING
 from tests.families import TEXTS
-from tests.reference import cosine_distance, pool_loop
+from tests.reference import cosine_distance
 
 
 def computed(encoder: Encoder, tokens: TokenBatch) -> int:
@@ -29,22 +28,6 @@ def pad(encoder: Encoder) -> None:
     """Undo `pack`."""
     encoder.packed = False
     encoder.backbone.set_attn_implementation("sdpa")
-
-
-@pytest.mark.parametrize("pooling", sorted(POOLING))
-def test_pooling_equals_one_text_at_a_time(pooling: str) -> None:
-    torch.manual_seed(0)
-    texts = [torch.randn(length, 5) for length in (3, 1, 7, 2)]
-    cu_seqlens = F.pad(torch.tensor([len(text) for text in texts]).cumsum(0), (1, 0))
-    pooled = POOLING[pooling](torch.cat(texts), cu_seqlens)
-    torch.testing.assert_close(pooled, pool_loop(texts, pooling))
-
-
-def test_pooling_choices_are_those_of_the_config() -> None:
-    from embedrag.options.parsing import _choices
-    from embedrag.training.config.options import TrainOptions
-
-    assert set(_choices(TrainOptions.model_fields["pooling"])) == {"auto", *POOLING}
 
 
 @pytest.mark.parametrize("model", ["tiny_qwen3", "tiny_bert", "minilm"])
