@@ -88,7 +88,7 @@ def run(options: EvaluateOptions) -> int:
         if name and not adapter_file(Path(name).expanduser()):
             check_local_path(name, argument)
     data = load_retrieval_dataset(options.data, options.sample_size)
-    general = load_retrieval_dataset(options.general_data, flag="--general_data") if options.general_data else None
+    general = load_retrieval_dataset(options.general_data, argument="general_data") if options.general_data else None
     left_out = f"; {data.skipped:,} queries without a relevant passage are left out" if data.skipped else ""
     say(f"data: {len(data.queries):,} queries, {len(data.passages):,} passages from {options.data}{left_out}")
     of_both: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}

@@ -1,16 +1,16 @@
-"""Which rows, positives and negatives a step sees: a function of (seed, visit, row) alone.
+"""Rows -> batches: which positives and negatives a step sees, and what its loss needs to know of them.
 
-Nothing here has state, so a resumed run, another number of workers or another number of processes meets the same
-data. A `Batch` carries what the loss needs beside the tokens: where each text's vector goes, each query's own positives
-and which passages must not count against them.
+What is drawn is a function of (seed, visit, row) alone. Nothing here has state, so a resumed run, another number of
+workers or another number of processes sees the same data. A `Batch` holds more than tokens: where the vector of each
+text belongs, which passages are positives of each query, and which ones must not count as its negatives.
 
-Dimensions: B queries, L pairs of a query and a positive (B, unless rows show several), P passages (with repetitions),
-n unique texts.
+Dimensions: B queries, L pairs of a query and a positive (L = B unless rows show several positives), P passages (with
+repetitions), n unique texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,23 +25,61 @@ from embedrag.data.token_store import TokenStore
 from embedrag.runtime.random_state import generator
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How many texts of a row a batch shows.
+
+    Attributes:
+        neg_nums: negatives of a row, at most; drawn anew at each visit.
+        pos_nums: positives of a row, at most; with more, they take turns from visit to visit.
+        seed: of the draws.
+    """
+
+    neg_nums: int
+    pos_nums: int = 1
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A row as one visit shows it: a query, positives and negatives, as numbers of texts in the store.
+
+    Attributes:
+        row: number of the row.
+        query: its query.
+        pos: [p] positives, at least one.
+        neg: [m] negatives, possibly none.
+        grades: [p] how well each positive answers the query.
+        scores: [p + m] a teacher's score of each passage, NaN where there is none.
+    """
+
+    row: int
+    query: int
+    pos: np.ndarray
+    neg: np.ndarray
+    grades: np.ndarray
+    scores: np.ndarray
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch.
 
     Attributes:
-        tokens: n unique texts, queries and passages together.
+        tokens: the n unique texts, queries and passages together.
         query_index: [B] position of each query among the texts.
-        passage_index: [P] position of each passage; grouped by query, its positives first.
+        passage_index: [P] position of each passage among the texts. The passages of one query follow each other, its
+            positives first.
         labels: [L] position of each pair's positive among the passages.
-        excluded: [E, 2] (pair, passage) that do not count: another labelled positive of the query, or a copy of the
-            pair's own. Pairs and not a matrix, for they are few and L x P may be large.
+        excluded: [E, 2] (pair, passage) where the passage is not a negative of the pair: it is another labelled
+            positive of the query, or a copy of the pair's own. A list and not a matrix, because these are few and
+            L x P may be large.
         rows: [B] row numbers, for messages.
-        negatives: [B] own negatives of each query.
-        teacher: [P] a teacher's score of each passage for the query it came with, NaN where there is none; None where
-            no row has any.
-        query: [L] the query of each pair, in rising order; None: each has one pair.
-        share: [L] what the pair counts for in the loss of its query; None: all of it.
+        negatives: [B] number of own negatives of each query.
+        teacher: [P] a teacher's score of each passage for the query that it came with, NaN where there is none; None
+            where no row of the data has any.
+        query: [L] the query of each pair, in rising order; None: every query has one pair.
+        share: [L] weight of each pair in the loss of its query; None: 1.
         texts: [n] numbers of the texts in the store.
     """
 
@@ -64,7 +102,7 @@ class Batch:
         return torch.repeat_interleave(self.negatives + positives)
 
     def pairs(self, queries: slice) -> slice:
-        """The pairs of some queries."""
+        """The places of the pairs of some queries."""
         if self.query is None:
             return queries
         start, stop, _ = queries.indices(len(self.query_index))
@@ -72,7 +110,7 @@ class Batch:
         return slice(*ends.tolist())
 
     def by_query(self, values: Tensor, queries: slice) -> Tensor:
-        """Numbers of the pairs of some queries -> the mean of each query, weighted by the pairs' shares."""
+        """A value for each pair of some queries -> a value for each query: the mean, weighted by the pairs' shares."""
         if self.query is None or self.share is None:
             return values
         pairs, (start, stop, _) = self.pairs(queries), queries.indices(len(self.query_index))
@@ -81,13 +119,13 @@ class Batch:
         )
 
     def by_texts(self, values: Tensor, queries: slice) -> Tensor:
-        """Numbers [n] of the texts -> for some queries the mean of its own and those of the passages it came with."""
+        """Values [n] of the texts -> for each of some queries, the mean over the query and its own passages."""
         owner, count = self.owner, len(self.query_index)
         total = values[self.query_index].index_add(0, owner, values[self.passage_index])
         return (total / (1 + torch.bincount(owner, minlength=count)))[queries]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device; tokens and numbers of texts stay, for what they stand for is taken from here."""
+        """The same batch on a device; `tokens` and `texts` stay on the CPU, where the encoder picks from them."""
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
@@ -96,23 +134,33 @@ class Batch:
         return replace(self, **moved)
 
 
-def draw(
-    store: TokenStore, row: int, neg_nums: int, seed: int, visit: int, pos_nums: int = 1
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """A row's query, and the places among its passages of up to `pos_nums` positives and up to `neg_nums` negatives.
+def draw(store: TokenStore, row: int, visit: int, sampling: SamplingSettings) -> Triplet:
+    """The texts that a row shows at a visit.
 
-    Where there are more positives they take turns from visit to visit; negatives are drawn without repetition, anew
-    each time.
+    Args:
+        store: the data.
+        row: number of the row.
+        visit: how often the row came before, see `ShuffledSampler`.
+        sampling: how many texts. Negatives are drawn without repetition.
     """
     query, positives, negatives = store.row(row)
     chosen = np.arange(len(negatives))
-    if len(negatives) > neg_nums:
-        chosen = generator(seed, visit, row + 1).choice(len(negatives), neg_nums, replace=False)
-    turn = (row + visit * pos_nums + np.arange(min(pos_nums, len(positives)))) % len(positives)
-    return query, turn, len(positives) + chosen
+    if len(negatives) > sampling.neg_nums:
+        chosen = generator(sampling.seed, visit, row + 1).choice(len(negatives), sampling.neg_nums, replace=False)
+    shown = min(sampling.pos_nums, len(positives))
+    rotation = (row + visit * sampling.pos_nums + np.arange(shown)) % len(positives)
+    return Triplet(
+        row=row,
+        query=query,
+        pos=positives[rotation],
+        neg=negatives[chosen],
+        grades=store.grades(row)[rotation],
+        scores=store.scores(row)[[*rotation, *(len(positives) + chosen)]],
+    )
 
 
 def steps_of_epoch(
+    *,
     rows: int,
     batch_size: int,
     accumulation: int,
@@ -121,11 +169,18 @@ def steps_of_epoch(
     first: int | None = None,
     least: int = 2,
 ) -> list[list[tuple[int, int]]]:
-    """The optimizer steps of one epoch, each a list of micro-batches [start, stop) of the endless row stream.
+    """The optimizer steps of one epoch. A step is a list of micro-batches [start, stop) of the endless stream of rows.
 
-    Position p of the stream is place `p % rows` of pass `p // rows`. Without `steps_per_epoch` an epoch is one pass and
-    its last batch may be short; one of fewer rows than `least` joins the one before it, for a single row has no
-    in-batch negatives. `first` is the position at which such an epoch is taken up, left out: its beginning.
+    Position p of the stream is place `p % rows` of pass `p // rows`.
+
+    Args:
+        rows: positions of a pass.
+        batch_size: rows of a micro-batch, over all processes.
+        accumulation: micro-batches of an optimizer step.
+        epoch: counted from 0.
+        steps_per_epoch: optimizer steps of an epoch; None: an epoch is one pass, and its last batch may be short.
+        first: position at which an epoch of one pass begins; None: its beginning.
+        least: a last batch with fewer rows joins the batch before it, because a single row has no in-batch negatives.
 
     >>> steps_of_epoch(rows=5, batch_size=2, accumulation=2, epoch=0)
     [[(0, 2), (2, 5)]]
@@ -142,44 +197,64 @@ def steps_of_epoch(
     return [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
 
 
-def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, seed: int, pos_nums: int = 1) -> Batch:
-    """Assemble a micro-batch.
+def make_batch(store: TokenStore, picked: Sequence[tuple[int, int]], sampling: SamplingSettings) -> Batch:
+    """Draw the texts of some rows, and put them together into a micro-batch.
 
     Args:
         store: the data.
         picked: (visit, row) pairs, see `ShuffledSampler`.
-        neg_nums: own negatives of a row, at most.
-        seed: of the draws.
-        pos_nums: positives of a row, at most. Each makes a pair with the query, whose loss counts by its grade; a
-            positive of lower grade is a negative for the pair, the others are not (RINCE, arXiv 2201.11736).
+        sampling: how many texts of each row.
     """
-    queries: list[int] = []
+    return collate(store, [draw(store, row, visit, sampling) for visit, row in picked])
+
+
+def collate(store: TokenStore, triplets: Sequence[Triplet]) -> Batch:
+    """Put rows together into a micro-batch: each different text once, and what the loss needs.
+
+    Each positive makes a pair with its query. Where a row shows several positives, a pair counts in the loss of its
+    query by the grade of its positive, and a positive of lower grade is a negative of the pair; the other positives are
+    not (RINCE, arXiv 2201.11736).
+
+    Args:
+        store: the data.
+        triplets: from `draw`.
+
+    Example:
+        Two rows, each with one positive; the second one has a negative, which is the first one's positive::
+
+            query   pos    neg
+            q0      a      -
+            q1      b      a
+
+        The texts are q0, q1, a, b (in the order of their numbers in the store), and the batch is::
+
+            query_index    [0, 1]
+            passage_index  [2, 3, 2]     a; b, a
+            labels         [0, 1]        q0's positive is passage 0, q1's is passage 1
+            excluded       [[0, 2]]      passage 2 is a copy of q0's positive
+            negatives      [0, 1]
+    """
+    queries = [triplet.query for triplet in triplets]
     passages: list[int] = []
     pairs: list[_Pair] = []
-    counts: list[int] = []
-    teacher: list[np.ndarray] = []
-    for number, (visit, row) in enumerate(picked):
-        query, positives, negatives = draw(store, row, neg_nums, seed, visit, pos_nums)
-        own, grades = store.passages(row), store.grades(row)[positives]
-        for place, grade in zip(positives, grades, strict=True):
-            lower = frozenset(own[positives[grades < grade]].tolist())
-            pairs.append(_Pair(number, len(passages), float(grade / grades.sum()), lower))
-            passages.append(int(own[place]))
-        queries.append(query)
-        passages += own[negatives].tolist()
-        counts.append(len(negatives))
-        teacher.append(store.scores(row)[[*positives, *negatives]])
+    for number, triplet in enumerate(triplets):
+        for text, grade in zip(triplet.pos.tolist(), triplet.grades, strict=True):
+            lower = frozenset(triplet.pos[triplet.grades < grade].tolist())
+            pairs.append(_Pair(number, len(passages), float(grade / triplet.grades.sum()), lower))
+            passages.append(text)
+        passages += triplet.neg.tolist()
     texts, inverse = np.unique(np.array(queries + passages, np.int64), return_inverse=True)
     several = len(pairs) > len(queries)
+    scores = [triplet.scores for triplet in triplets]
     return Batch(
         tokens=store.batch(texts),
         query_index=torch.from_numpy(inverse[: len(queries)].copy()),
         passage_index=torch.from_numpy(inverse[len(queries) :].copy()),
         labels=torch.tensor([pair.label for pair in pairs]),
         excluded=torch.tensor(list(_excluded(store, queries, passages, pairs)), dtype=torch.long).reshape(-1, 2),
-        rows=torch.tensor([row for _, row in picked]),
-        negatives=torch.tensor(counts),
-        teacher=torch.from_numpy(np.concatenate(teacher)) if store.has_scores else None,
+        rows=torch.tensor([triplet.row for triplet in triplets]),
+        negatives=torch.tensor([len(triplet.neg) for triplet in triplets]),
+        teacher=torch.from_numpy(np.concatenate(scores)) if store.has_scores else None,
         query=torch.tensor([pair.query for pair in pairs]) if several else None,
         share=torch.tensor([pair.share for pair in pairs]) if several else None,
         texts=torch.from_numpy(texts),
@@ -188,7 +263,14 @@ def make_batch(store: TokenStore, picked: list[tuple[int, int]], neg_nums: int, 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A query (number) and a positive of it (column), its share in the query's loss, and texts of lower grade."""
+    """A query and one of its positives.
+
+    Attributes:
+        query: number of the query in the batch.
+        label: place of the positive among the passages.
+        share: weight of the pair in the loss of its query.
+        lower: positives of the query that have a lower grade.
+    """
 
     query: int
     label: int
@@ -199,7 +281,7 @@ class _Pair:
 def _excluded(
     store: TokenStore, queries: list[int], passages: list[int], pairs: list[_Pair]
 ) -> Iterator[tuple[int, int]]:
-    """(pair, passage) where the passage is a labelled positive of the query; its own label and lower grades apart."""
+    """(pair, passage) where the passage is a positive of the query, but neither the pair's own nor of lower grade."""
     columns: dict[int, list[int]] = {}
     for column, text in enumerate(passages):
         columns.setdefault(text, []).append(column)
@@ -210,26 +292,32 @@ def _excluded(
 
 
 class Batches(Dataset[Batch]):
-    """The micro-batches of one epoch, by number; assembled where they are asked for (here or in a worker)."""
+    """The micro-batches of one epoch, by number. A batch is made where it is asked for: here or in a worker."""
 
     def __init__(
         self,
         store: TokenStore,
-        order: ShuffledSampler,
+        sampler: ShuffledSampler,
         bounds: list[tuple[int, int]],
-        neg_nums: int,
+        sampling: SamplingSettings,
         part: tuple[int, int] = (0, 1),
-        pos_nums: int = 1,
     ) -> None:
-        """Keep what `make_batch` needs; `bounds` are positions of the row stream, `part` is (number, of how many)."""
-        self.store, self.order, self.bounds, self.part = store, order, bounds, part
-        self.neg_nums, self.pos_nums = neg_nums, pos_nums
+        """Keep what `make_batch` needs.
+
+        Args:
+            store: the data.
+            sampler: the order of the rows.
+            bounds: [start, stop) of each batch in the stream of rows.
+            sampling: how many texts of each row.
+            part: (number, of how many): only this part of each batch, for processes with rows of their own.
+        """
+        self.store, self.sampler, self.bounds, self.sampling, self.part = store, sampler, bounds, sampling, part
 
     def __len__(self) -> int:
         return len(self.bounds)
 
     def __getitem__(self, index: int) -> Batch:
-        picked = list(self.order.between(*self.bounds[index]))
+        picked = list(self.sampler.between(*self.bounds[index]))
         number, parts = self.part
         picked = picked[len(picked) * number // parts : len(picked) * (number + 1) // parts]
-        return make_batch(self.store, picked, self.neg_nums, self.order.seed, self.pos_nums)
+        return make_batch(self.store, picked, self.sampling)

@@ -43,8 +43,10 @@ def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np
     chosen = held[groups]
     if not chosen.any() or chosen.all():
         raise UserError(
-            f"--eval_split {share}: of {len(store):,} rows {int(chosen.sum()):,} could be held out, for rows with a "
-            "common query or positive stay together; name an --eval_dataset"
+            f"{int(chosen.sum()):,} of {len(store):,} rows can be held out, because rows with a common query or "
+            "positive stay together; name an `eval_dataset`",
+            "eval_split",
+            share,
         )
     return _only(store, ~chosen), np.flatnonzero(chosen)
 

@@ -1,4 +1,7 @@
-"""Retrieval sets: queries, passages and which passages answer which query, from a folder in the BEIR layout or rows."""
+"""Retrieval data sets: queries, passages, and which passages answer which query.
+
+They are read from a folder in the BEIR layout (corpus.jsonl, queries.jsonl, qrels/test.tsv) or from training rows.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedrag.data.rows import TrainingRow, read_rows, titled, whole_text
+from embedrag.data.rows import TrainingRow, read_rows
 from embedrag.data.sources import numbered_lines
-from embedrag.errors import UserError, flag_named
+from embedrag.data.text import titled, whole_text
+from embedrag.errors import UserError
 
-CORPUS = "corpus.jsonl"
+CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels/test.tsv"
+SEED = 42  # of the draws of queries and passages
 
 
 @dataclass(frozen=True)
 class RetrievalDataset:
-    """What a model is scored on.
+    """What a model is evaluated on: q queries and p passages.
 
     Attributes:
-        queries: texts of the q queries.
-        passages: texts of the p passages. Equal scores are ranked in this order.
-        relevant: for each query, passage number -> gain (above 0).
-        negatives: for each query, passages that were labelled as wrong.
-        skipped: queries that were left out, for they have no relevant passage.
+        queries: [q] texts.
+        passages: [p] texts. Passages with equal scores are ranked in this order.
+        relevant: [q] of each query: number of a passage that answers it -> gain (above 0).
+        negatives: [q] of each query: numbers of the passages that are labelled as wrong.
+        skipped: how many queries were left out because they have no relevant passage.
     """
 
     queries: list[str]
@@ -37,41 +42,49 @@ class RetrievalDataset:
 
 
 def load_retrieval_dataset(
-    source: str, sample_size: int | None = None, seed: int = 42, flag: str = "--data"
+    data: str | Path, sample_size: int | None = None, argument: str = "data"
 ) -> RetrievalDataset:
     """Read a folder in the BEIR layout, or rows in any shape that training reads.
 
     Args:
-        source: folder with corpus.jsonl, queries.jsonl and qrels/test.tsv; or a file, whose passages are the corpus.
-        sample_size: so many queries, drawn at random; the corpus stays whole.
-        seed: of the draw.
-        flag: that named the source, for messages.
+        data: a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv; or a file of rows, a folder of such files,
+            or a hub id. The passages of all rows are then the corpus.
+        sample_size: draw this many queries at random, always the same; None: all. The corpus stays whole.
+        argument: what the caller calls `data`, for messages.
 
     Raises:
-        UserError: naming file and line.
+        UserError: naming file and line; or `data` is not there.
+
+    Example:
+        ```python
+        data = embedrag.load_retrieval_dataset("datasets/sample_data.jsonl")
+        len(data.queries), len(data.passages)
+        ```
     """
-    folder = Path(source).expanduser()
-    with flag_named(flag, "--train_dataset", "--data"):
-        data = load_beir(str(folder)) if folder.is_dir() and not _is_rows(folder) else load_rows(source)
-    if sample_size is None or sample_size >= len(data.queries):
-        return data
-    picked = sorted(random.Random(seed).sample(range(len(data.queries)), sample_size))
+    folder = Path(data).expanduser()
+    if _is_beir(folder):
+        found = _read_beir(folder, argument)
+    else:
+        found = gather_rows(row for _, row in read_rows([str(data)], argument))
+    if sample_size is None or sample_size >= len(found.queries):
+        return found
+    picked = sorted(random.Random(SEED).sample(range(len(found.queries)), sample_size))
     return replace(
-        data,
-        queries=[data.queries[number] for number in picked],
-        relevant=[data.relevant[number] for number in picked],
-        negatives=[data.negatives[number] for number in picked],
+        found,
+        queries=[found.queries[number] for number in picked],
+        relevant=[found.relevant[number] for number in picked],
+        negatives=[found.negatives[number] for number in picked],
     )
 
 
-def fewer_passages(data: RetrievalDataset, count: int, seed: int = 42) -> RetrievalDataset:
-    """The same queries among fewer passages: all labelled ones, and others drawn at random, `count` together.
+def fewer_passages(data: RetrievalDataset, count: int) -> RetrievalDataset:
+    """The same queries among `count` passages: all labelled ones, and others that are drawn at random.
 
-    With fewer passages to confuse, scores are higher than those of the whole set.
+    Scores are higher than those of the whole set, because there are fewer passages to confuse.
     """
     kept = {number for labelled in (*data.relevant, *data.negatives) for number in labelled}
     others = [number for number in range(len(data.passages)) if number not in kept]
-    kept |= set(random.Random(seed).sample(others, min(len(others), max(0, count - len(kept)))))
+    kept |= set(random.Random(SEED).sample(others, min(len(others), max(0, count - len(kept)))))
     place = {number: index for index, number in enumerate(sorted(kept))}
     return replace(
         data,
@@ -81,77 +94,86 @@ def fewer_passages(data: RetrievalDataset, count: int, seed: int = 42) -> Retrie
     )
 
 
-def load_rows(source: str) -> RetrievalDataset:
-    """Rows of any training shape; all their passages are the corpus."""
-    return gather_rows(record for _, record in read_rows([source]))
-
-
-def gather_rows(records: Iterable[TrainingRow], further: Iterable[str] = ()) -> RetrievalDataset:
-    """A set of rows; those of one query are one query, and each different passage is there once.
+def gather_rows(rows: Iterable[TrainingRow], further: Iterable[str] = ()) -> RetrievalDataset:
+    """Training rows as a retrieval data set. Rows with the same query are one query; equal passages are one passage.
 
     Args:
-        records: the rows.
-        further: passages that are searched too.
+        rows: training rows.
+        further: more passages of the corpus.
     """
     numbers: dict[str, int] = {}
     positives: dict[str, dict[int, float]] = {}
     negatives: dict[str, list[int]] = {}
-    for record in records:
-        sides = (record.pos, record.neg)
-        right, wrong = ([numbers.setdefault(text, len(numbers)) for text in texts] for texts in sides)
-        gains = record.grades or [1.0] * len(right)
-        known = positives.setdefault(record.query, {})
-        known.update((n, max(gain, known.get(n, 0.0))) for n, gain in zip(right, gains, strict=True))
-        negatives.setdefault(record.query, []).extend(wrong)
+    for row in rows:
+        right, wrong = ([numbers.setdefault(text, len(numbers)) for text in texts] for texts in (row.pos, row.neg))
+        known = positives.setdefault(row.query, {})
+        for number, gain in zip(right, row.grades or [1.0] * len(right), strict=True):
+            known[number] = max(gain, known.get(number, 0.0))
+        negatives.setdefault(row.query, []).extend(wrong)
     for text in further:
         numbers.setdefault(text, len(numbers))
     labelled = [[n for n in dict.fromkeys(negatives[query]) if n not in positives[query]] for query in positives]
     return RetrievalDataset(list(positives), list(numbers), list(positives.values()), labelled)
 
 
-def load_beir(folder: str, split: str = "test") -> RetrievalDataset:
-    """Read a folder in the BEIR layout.
+def _is_beir(folder: Path) -> bool:
+    """Whether a path is a folder that has a part of the BEIR layout."""
+    try:
+        return (folder / CORPUS).is_file() or (folder / "qrels").is_dir()
+    except OSError:  # a name that is too long; whoever reads the rows says so
+        return False
 
-    Passages are put into falling order of their ids, for that is how trec_eval ranks equal scores.
 
-    Raises:
-        UserError: naming file and line.
+def _read_beir(folder: Path, argument: str) -> RetrievalDataset:
+    """A folder in the BEIR layout. Its passages are put into falling order of their ids, as trec_eval ranks ties."""
+    missing = [name for name in (CORPUS, QUERIES, QRELS) if not (folder / name).exists()]
+    if missing:
+        layout = f"a folder in the BEIR layout has {CORPUS}, {QUERIES} and {QRELS}"
+        raise UserError(f"no {' and no '.join(missing)} in this folder; {layout}", argument, folder)
+    passages = sorted(_json_lines(folder / CORPUS), key=lambda row: row["_id"].encode(), reverse=True)
+    queries = {row["_id"]: row["text"] for row in _json_lines(folder / QUERIES)}
+    numbers = {row["_id"]: index for index, row in enumerate(passages)}
+    relevant = _read_qrels(folder / QRELS, queries, numbers)
+    found = {query: gains for query, gains in relevant.items() if gains}
+    if not found:
+        raise UserError(f"{folder / QRELS}: no query has a relevant passage")
+    return RetrievalDataset(
+        queries=[queries[query] for query in found],
+        passages=[row["text"] for row in passages],
+        relevant=list(found.values()),
+        negatives=[[] for _ in found],
+        skipped=len(relevant) - len(found),
+    )
+
+
+def _read_qrels(path: Path, queries: dict[str, str], numbers: dict[str, int]) -> dict[str, dict[int, float]]:
+    """Id of each judged query -> passage number -> gain, of the gains above 0.
+
+    Args:
+        path: the file of judgements.
+        queries: id -> text.
+        numbers: id of a passage -> its number.
     """
-    root = Path(folder)
-    rows = sorted(_jsonl(root / CORPUS), key=lambda row: row["_id"].encode(), reverse=True)
-    queries = {row["_id"]: row["text"] for row in _jsonl(root / "queries.jsonl")}
-    number = {row["_id"]: index for index, row in enumerate(rows)}
     relevant: dict[str, dict[int, float]] = {}
-    path = root / "qrels" / f"{split}.tsv"
     judged: set[tuple[str, str]] = set()
     for line, text in _lines(path):
         query, document, gain = _judgement(text)
-        if line == 1 and text.count("\t") == 2 and query not in queries and document not in number and gain is None:
+        if line == 1 and text.count("\t") == 2 and query not in queries and document not in numbers and gain is None:
             continue  # the header
         if gain is None:
             raise UserError(f"{path}:{line}: must be query-id, corpus-id and a score, tab-separated")
-        for identity, known, name in ((query, queries, "queries.jsonl"), (document, number, CORPUS)):
+        for identity, known, name in ((query, queries, QUERIES), (document, numbers, CORPUS)):
             if identity not in known:
                 raise UserError(f"{path}:{line}: {identity!r} is not in {name}")
         if (query, document) in judged:
             raise UserError(f"{path}:{line}: {query!r} and {document!r} were judged before; keep one line of a pair")
         judged.add((query, document))
-        relevant.setdefault(query, {}).update({number[document]: gain} if gain > 0 else {})
-    found = {query: gains for query, gains in relevant.items() if gains}
-    if not found:
-        raise UserError(f"{path}: no query has a relevant passage")
-    passages = [row["text"] for row in rows]
-    skipped = len(relevant) - len(found)
-    return RetrievalDataset([queries[q] for q in found], passages, list(found.values()), [[] for _ in found], skipped)
-
-
-def _is_rows(folder: Path) -> bool:
-    """Whether a folder holds files of rows and is no BEIR folder."""
-    return not (folder / CORPUS).exists() and not (folder / "qrels").exists() and any(folder.glob("*.*"))
+        relevant.setdefault(query, {}).update({numbers[document]: gain} if gain > 0 else {})
+    return relevant
 
 
 def _judgement(line: str) -> tuple[str, str, float | None]:
-    """Query, document and gain of a qrels line; no gain when it is not one."""
+    """Query, document and gain of a line of judgements; the gain is None where the line is not a judgement."""
     query, document, gain = [*line.split("\t"), "", "", ""][:3]
     try:
         value = float(gain)
@@ -163,31 +185,30 @@ def _judgement(line: str) -> tuple[str, str, float | None]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank."""
     empty = True
-    try:
-        for number, line in numbered_lines(path):
-            if line.strip():
-                empty = False
-                yield number, line.rstrip("\r\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; --data needs corpus.jsonl, queries.jsonl, qrels/test.tsv") from None
+    for number, line in numbered_lines(path):
+        if line.strip():
+            empty = False
+            yield number, line.rstrip("\r\n")
     if empty:
         raise UserError(f"{path}: is empty")
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects with an `_id` and a `text`, which has its title in front."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for number, line in _lines(path):
+        place = f"{path}:{number}"
         try:
             row = json.loads(line)
             identity = row["_id"]
             if not isinstance(row["text"], str) or not isinstance(identity, (str, int)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'{path}:{number}: must be an object with an "_id" and a "text"') from None
-        identity = whole_text(str(identity), f"{path}:{number}")
+            raise UserError(f'{place}: must be an object with an "_id" and a "text"') from None
+        identity = whole_text(str(identity), place)
         if identity in seen:
-            raise UserError(f"{path}:{number}: the _id {identity!r} was there before")
+            raise UserError(f"{place}: the _id {identity!r} was there before")
         seen.add(identity)
-        rows.append({"_id": identity, "text": whole_text(titled(row.get("title"), row["text"]), f"{path}:{number}")})
+        rows.append({"_id": identity, "text": whole_text(titled(row.get("title"), row["text"]), place)})
     return rows

@@ -1,6 +1,7 @@
-"""Rows of files and of hub data sets, as they stand there: JSONL, CSV, TSV, Parquet.
+"""Files and hub data sets -> rows as they stand there. `FORMATS` lists the file formats.
 
-Each comes with its place (`train.jsonl:7`), for messages. One line or one block is in memory at a time.
+Every row comes with its place (`train.jsonl:7`), so that messages can name it. Only one line or one block of a file is
+in memory at a time.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -17,98 +19,81 @@ from typing import Any
 
 from embedrag.errors import UserError
 
-MAX_LINE = 64 << 20  # bytes; longer ones are no rows, but files of another kind
-TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
-FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", *TABLE_SUFFIXES)
+MAX_LINE = 64 << 20  # bytes; a file with a longer line does not hold one row a line
 
 
 class RowError(Exception):
     """Why a row can't be read; the caller adds file and line."""
 
 
-def local_files(source: str) -> list[Path]:
-    """The files behind a source: itself, or those of a folder in order of name; none for a hub id.
+@dataclass(frozen=True)
+class FileFormat:
+    """How files of one format are read.
 
-    Raises:
-        UserError: when it looks like a path and nothing is there.
+    Attributes:
+        name: what people call it.
+        read: path -> (place, row) of every row; the row is a `RowError` where it can't be read.
+        lists_as_text: the format has no lists, so a text that is a JSON list of texts stands for the list.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in FILE_SUFFIXES:
-            raise UserError(f"--train_dataset {source}: unknown file type; accepted are {', '.join(FILE_SUFFIXES)}")
-        return [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in FILE_SUFFIXES)
-        if not files:
-            raise UserError(f"--train_dataset {source}: no {', '.join(FILE_SUFFIXES)} file in this folder")
-        return files
-    if path.suffix.lower() in FILE_SUFFIXES or source.count("/") != 1 or source.startswith((".", "~", "/")):
-        raise UserError(
-            f"--train_dataset {source}: no such file; give a path that exists, or a hub id such as owner/name"
-        )
-    return []
 
-
-def raw_rows(source: str, stream: bool = False) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a source, for `parse_row`; the row is a `RowError` where there is none to be parsed.
-
-    Raises:
-        UserError: when a file can't be read on.
-    """
-    files = local_files(source)
-    if not files:
-        yield from _hub_rows(source, stream)
-    for path in files:
-        suffix = path.suffix.lower()
-        if suffix == ".parquet":
-            yield from _parquet_rows(path)
-        elif suffix in TABLE_SUFFIXES:
-            yield from ((place, _cells(row)) for place, row in table_rows(path))
-        else:
-            yield from _json_rows(path)
+    name: str
+    read: Callable[[Path], Iterator[tuple[str, Any]]]
+    lists_as_text: bool = False
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, without a byte-order mark; one line in memory."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
-            if len(raw) > MAX_LINE:
-                raise UserError(f"{path}:{number}: a line of more than {MAX_LINE >> 20} MiB; one row a line is needed")
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); convert it first, "
-                    f"for example: iconv -f CP949 -t UTF-8 {path.name} > utf8{path.suffix}"
-                ) from None
+    """The lines of a UTF-8 file, numbered from 1, without a byte-order mark; one line is in memory.
+
+    Raises:
+        UserError: the file can't be opened, a line is too long, or a line is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
+                if len(raw) > MAX_LINE:
+                    limit = f"{MAX_LINE >> 20} MiB"
+                    raise UserError(f"{path}:{number}: a line of more than {limit}; write one row on each line")
+                try:
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); convert it first, "
+                        f"for example: iconv -f CP949 -t UTF-8 {path.name} > utf8{path.suffix}"
+                    ) from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each line of a JSONL file; blank lines are skipped.
+
+    Raises:
+        UserError: the file can't be read further, or it is one JSON array.
+    """
     for number, line in numbered_lines(path):
         text = line.strip()
         if not text:
             continue
         if number == 1 and text.startswith("["):
             raise UserError(
-                f"{path}:1: a JSON array; one object a line is needed: jq -c '.[]' {path.name} > rows.jsonl"
+                f"{path}:1: a JSON array; write one object on each line: jq -c '.[]' {path.name} > rows.jsonl"
             )
         try:
             yield f"{path}:{number}", json.loads(text)
         except json.JSONDecodeError as error:
             yield f"{path}:{number}", RowError(f"not JSON ({error.msg}, column {error.colno})")
         except (RecursionError, ValueError):
-            yield f"{path}:{number}", RowError("nested too deeply, or a number too long, to be read")
+            yield f"{path}:{number}", RowError("nested too deeply to be read, or with a number that is too long")
 
 
-def table_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None] | RowError]]:
-    """(place, row) of a CSV or TSV file with a header; a cell that a short row lacks is None.
+def table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str | None] | RowError]]:
+    """(place, row) of a table of texts with a header; a cell that a short row does not have is None.
 
     Raises:
-        UserError: when the file can't be read on, or a column occurs twice.
+        UserError: the file can't be read further, or two columns have the same name.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    delimiter = TABLE_SUFFIXES[path.suffix.lower()]
-    # Strict: else an unclosed quote would swallow the rest of the file into one cell.
+    # Strict, because otherwise one cell would hold the rest of the file after a quote that is never closed.
     reader = csv.reader((line for _, line in numbered_lines(path)), delimiter=delimiter, strict=True)
     try:
         columns = next(reader, [])
@@ -124,34 +109,12 @@ def table_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None] | RowErr
         raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); check the quotes") from None
 
 
-def _cells(row: dict[str, str | None] | RowError) -> dict[str, Any] | RowError:
-    """A row of a table with its cells as they are meant."""
-    try:
-        return row if isinstance(row, RowError) else {key: _cell(value) for key, value in row.items()}
-    except RowError as error:
-        return error
-
-
-def _cell(value: str | None) -> Any:
-    """A table cell: a JSON list of texts where it reads as one, nothing where it is empty, else the text.
+def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a Parquet file.
 
     Raises:
-        RowError: for a list as Python or numpy print it, which would be trained on brackets and all.
+        UserError: the file can't be read further.
     """
-    if not value:
-        return None
-    if not (value.startswith("[") and value.endswith("]")):
-        return value
-    try:
-        items = json.loads(value)
-    except (ValueError, RecursionError):
-        if value.startswith(("['", '["')):
-            raise RowError(f'the cell {value[:40]!r}… is no JSON list; write it as ["a", "b"]') from None
-        return value
-    return items if all(isinstance(item, str) for item in items) else value
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -162,36 +125,139 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 number += 1
                 yield f"{path}:{number}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable Parquet file behind row {number} ({error})") from None
+        raise UserError(f"{path}: not a readable Parquet file after row {number} ({error})") from None
 
 
-def hub_fingerprint(source: str) -> str:
-    """Changes when a hub data set changes.
+JSON_LINES = FileFormat("JSONL", json_rows)
+# Suffix in small letters -> format. A new format is one entry here.
+FORMATS = {
+    ".jsonl": JSON_LINES,
+    ".json": JSON_LINES,
+    ".ndjson": JSON_LINES,
+    ".csv": FileFormat("CSV", partial(table_rows, delimiter=","), lists_as_text=True),
+    ".tsv": FileFormat("TSV", partial(table_rows, delimiter="\t"), lists_as_text=True),
+    ".parquet": FileFormat("Parquet", parquet_rows),
+}
+
+
+def format_of(path: Path) -> FileFormat | None:
+    """The format that a file's suffix stands for; None where it stands for none."""
+    return FORMATS.get(path.suffix.lower())
+
+
+def as_sources(train_dataset: str | Path | Sequence[str | Path]) -> list[str]:
+    """One source, or several, as a list of texts.
+
+    >>> as_sources("train.jsonl"), as_sources([Path("a.csv"), "owner/name"])
+    (['train.jsonl'], ['a.csv', 'owner/name'])
+    """
+    return list(map(str, [train_dataset] if isinstance(train_dataset, (str, Path)) else train_dataset))
+
+
+def local_files(source: str, argument: str = "train_dataset") -> list[Path]:
+    """The files of a source: the file itself, or the files of a folder in the order of their names.
+
+    Args:
+        source: file, folder or hub id.
+        argument: what the caller calls the source, for messages.
+
+    Returns:
+        The files; none for a hub id.
 
     Raises:
-        UserError: when the hub does not give it.
+        UserError: the source looks like a path and nothing is there, or it holds no file of a known format.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.is_file():
+            if not format_of(path):
+                raise UserError(f"unknown file type; accepted are {', '.join(FORMATS)}", argument, source)
+            return [path]
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file() and format_of(file))
+            if not files:
+                raise UserError(f"no {', '.join(FORMATS)} file in this folder", argument, source)
+            return files
+    except OSError as error:
+        raise UserError(error.strerror or str(error), argument, source[:200]) from None
+    if format_of(path) or source.count("/") != 1 or source.startswith((".", "~", "/")):
+        reason = "no such file; give a path that exists, or a hub id such as owner/name"
+        raise UserError(reason, argument, source)
+    return []
+
+
+def raw_rows(source: str, stream: bool = False, argument: str = "train_dataset") -> Iterator[tuple[str, Any]]:
+    """(place, row) of every row of a source; the row is a `RowError` where it can't be read.
+
+    Args:
+        source: file, folder or hub id.
+        stream: read a hub data set as a stream instead of downloading it whole.
+        argument: what the caller calls the source, for messages.
+
+    Raises:
+        UserError: the source is not there, or a file can't be read further.
+    """
+    files = local_files(source, argument)
+    if not files:
+        yield from _hub_rows(source, stream, argument)
+    for path in files:
+        kind = FORMATS[path.suffix.lower()]
+        for place, row in kind.read(path):
+            yield place, _with_lists(row) if kind.lists_as_text else row
+
+
+def _with_lists(row: dict[str, str | None] | RowError) -> dict[str, Any] | RowError:
+    """A row of a table with lists in place of the texts that stand for them."""
+    try:
+        return row if isinstance(row, RowError) else {key: _value_of(cell) for key, cell in row.items()}
+    except RowError as error:
+        return error
+
+
+def _value_of(cell: str | None) -> Any:
+    """What a table cell means: a list where it reads as a JSON list of texts, None where it is empty, else its text.
+
+    Raises:
+        RowError: it is a list as Python or NumPy prints it; training would take its brackets for text.
+    """
+    if not cell:
+        return None
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return cell
+    try:
+        items = json.loads(cell)
+    except (ValueError, RecursionError):
+        if cell.startswith(("['", '["')):
+            raise RowError(f'the cell {cell[:40]!r}… is not a JSON list; write it as ["a", "b"]') from None
+        return cell
+    return items if all(isinstance(item, str) for item in items) else cell
+
+
+def hub_fingerprint(source: str, argument: str = "train_dataset") -> str:
+    """A text that changes when a hub data set changes.
+
+    Raises:
+        UserError: the hub does not give the data set.
     """
     from datasets import load_dataset_builder
 
-    with _hub_errors(source):
+    with _hub_errors(source, argument):
         return str(load_dataset_builder(source).hash)
 
 
 @contextmanager
-def _hub_errors(source: str) -> Iterator[None]:
+def _hub_errors(source: str, argument: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the hub client raises many kinds; all mean that the name can't be had
+    except Exception as error:  # the hub client raises many kinds; all mean that the data set can't be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--train_dataset {source}: neither a file here nor a data set that the hub gives ({reason})"
-        ) from None
+        raise UserError(f"neither a file here nor a data set that the hub gives ({reason})", argument, source) from None
 
 
-def _hub_rows(source: str, stream: bool) -> Iterator[tuple[str, Any]]:
+def _hub_rows(source: str, stream: bool, argument: str) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
-    with _hub_errors(source):
+    with _hub_errors(source, argument):
         data = load_dataset(source, split="train", streaming=stream)
     for number, row in enumerate(data, 1):
         yield f"{source}:{number}", dict(row)

@@ -71,7 +71,7 @@ class Slices:
             )
         except OSError as error:
             raise UserError(
-                f"--cache_dir {self.cache_dir}: {error.strerror}; name a folder that can be written"
+                f"{error.strerror}; name a folder that can be written", "cache_dir", self.cache_dir
             ) from None
         return build_store(lambda: records, self.tokenize, self.prompts, Path(self._folder.name))
 

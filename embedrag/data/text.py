@@ -1,4 +1,4 @@
-"""Facts about single texts that cost little and need no model: hash, form for comparison, script, a bounded sample."""
+"""Facts about single texts that cost little and need no model: hash, form for comparison, scripts, title."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import hashlib
 import unicodedata
 from collections import Counter
 from functools import cache
+from typing import Any
+
+from embedrag.errors import UserError
+
+QUERY, PASSAGE = "query", "passage"  # the roles of a text
 
 
 def digest(text: str) -> int:
-    """64 bits of a text's hash."""
+    """The first 64 bits of a text's hash (BLAKE2b)."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def normalise(text: str) -> str:
-    """A text as it is compared with others: NFKC, without case, white space as single spaces.
+    """A text in the form in which it is compared with others: Unicode NFKC, no case, white space as single spaces.
 
     >>> normalise(" Ｆrog  POND") == normalise("frog pond")
     True
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
-    if plain.isprintable() and "  " not in plain:  # so its white space is single spaces, which most texts have
+    if plain.isprintable() and "  " not in plain:  # all its white space is single spaces, as in most texts
         return plain.strip()
     return " ".join(plain.split())
 
 
 def identity(text: str) -> int:
-    """64 bits of a text, the same for texts that differ in case, spacing or Unicode form.
+    """64 bits of a text; texts that differ only in case, spacing or Unicode form have the same.
 
     >>> identity(" Ｆrog  POND") == identity("frog pond")
     True
@@ -35,7 +40,7 @@ def identity(text: str) -> int:
 
 
 def scripts_of(text: str) -> Counter[str]:
-    """Letters of a text by script; Han characters beside kana count as kana.
+    """How many letters of a text each script has; Han characters count as kana in a text with kana.
 
     >>> scripts_of("a 개구리 12")
     Counter({'Hangul': 3, 'Latin': 1})
@@ -52,7 +57,7 @@ def scripts_of(text: str) -> Counter[str]:
 
 @cache
 def _script(character: str) -> str:
-    """Script of a letter, from the first word of its Unicode name; empty for what is no letter."""
+    """The script of a letter, from the first word of its Unicode name; empty for a character that is not a letter."""
     plain = unicodedata.normalize("NFKC", character)[:1]
     if not plain.isalpha():
         return ""
@@ -60,3 +65,25 @@ def _script(character: str) -> str:
     if word in ("CJK", "IDEOGRAPHIC"):
         return "Han"
     return "Kana" if word.startswith(("HIRAGANA", "KATAKANA")) else word.capitalize()
+
+
+def titled(title: Any, text: str) -> str:
+    """A title and its text as one text, in the form in which BEIR's corpora are encoded.
+
+    >>> titled("Fuse", "It melts."), titled(None, "It melts.")
+    ('Fuse It melts.', 'It melts.')
+    """
+    return f"{title} {text}".strip() if isinstance(title, str) else text
+
+
+def whole_text(text: str, place: str) -> str:
+    """The text itself, if no tokenizer and no file will refuse it.
+
+    Raises:
+        UserError: it holds half of a surrogate pair; the message names the place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: half of a surrogate pair, which is not text; remove it") from None
+    return text

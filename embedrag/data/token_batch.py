@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUERY, PASSAGE = "query", "passage"
-
 
 @dataclass(frozen=True)
 class TokenBatch:

@@ -27,8 +27,7 @@ import numpy as np
 
 from embedrag.data.rows import TrainingRow, read_rows, row_texts
 from embedrag.data.sources import hub_fingerprint, local_files
-from embedrag.data.text import identity
-from embedrag.data.token_batch import PASSAGE, QUERY
+from embedrag.data.text import PASSAGE, QUERY, identity
 from embedrag.data.token_store import TokenStore, load_store
 from embedrag.errors import UserError
 
@@ -70,7 +69,7 @@ def open_store(
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=cache_dir))
     except OSError as error:
-        raise UserError(f"--cache_dir {cache_dir}: {error.strerror}; name a folder that can be written") from None
+        raise UserError(f"{error.strerror}; name a folder that can be written", "cache_dir", cache_dir) from None
     try:
         _write(temporary, partial(read_rows, sources), prompts, index, tokenize)
         try:

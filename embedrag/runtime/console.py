@@ -34,12 +34,18 @@ class Console:
         self.silent = False
         self.spell: Spelling = as_python
 
-    def say(self, line: str) -> None:
-        """Write a line on standard output; what the terminal can't show becomes a question mark."""
+    def say(self, line: str, verbatim: bool = False) -> None:
+        """Write a line on standard output; what the terminal can't show becomes a question mark.
+
+        Args:
+            line: for people.
+            verbatim: backticks in it are those of a user's text and not around arguments.
+        """
         if self.silent or not is_speaker():
             return
         encoding = sys.stdout.encoding or "utf-8"
-        print(spelled(line, self.spell).encode(encoding, "replace").decode(encoding), flush=True)
+        text = line if verbatim else spelled(line, self.spell)
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
     def progress(self, total: int | None, unit: str, **settings: Any) -> tqdm[Any]:
         """A progress bar on standard error (tqdm), for the first of several processes.

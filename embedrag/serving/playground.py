@@ -1,10 +1,10 @@
-"""`embedrag playground`: type a query over one's own documents, see what base and tuned model find, side by side.
+"""A page in the browser: type a query, and see which of your documents the base and the tuned model find.
 
-The page has no script: the query is part of its address and the answer is rendered here, so texts of users go through
-one escape, jinja2's. The vectors of the documents are computed once and kept in the cache. A query is compared with all
-of them, so the rank of a document is exact, however far down it is.
+The page has no script. The query is part of its address, and the answer is rendered here, so all texts of users pass
+through one escape, that of jinja2. The vectors of the documents are computed once and kept in the cache. A query is
+compared with all of them, so the rank of a document is exact even far down the list.
 
-Dimensions: p documents, D components.
+Letters: p documents, D dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedrag.commands.playground import PlaygroundOptions
 from embedrag.data.text_files import read_corpus
-from embedrag.errors import UserError, flag_named, need
+from embedrag.errors import UserError, need
 from embedrag.models.base_model import check_local_path
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import adapter_file, load_model, trained_from
@@ -40,7 +39,7 @@ class Hit:
 
     Attributes:
         document: its number.
-        text: of it.
+        text: of the document.
         score: cosine x 100.
         base: its rank by the base, from 1.
         tuned: its rank by the tuned model, from 1.
@@ -54,18 +53,18 @@ class Hit:
 
     @property
     def gain(self) -> int:
-        """Ranks that it rose by, above 0, or fell by the tuning."""
+        """By how many ranks the tuning moved it up; below 0, down."""
         return self.base - self.tuned
 
 
 class Ranker:
-    """A model, and the vectors that it gives all documents."""
+    """A model, and its vectors of all documents."""
 
     def __init__(self, name: str, encoder: Encoder, documents: list[str]) -> None:
-        """Find the vectors in the cache, or compute them.
+        """Read the vectors from the cache, or compute them.
 
         Args:
-            name: of the model, as it is shown.
+            name: of the model, as the page shows it.
             encoder: the model.
             documents: p texts.
         """
@@ -74,7 +73,8 @@ class Ranker:
         self._lengths = np.concatenate(
             [np.linalg.norm(self._vectors[start : start + BLOCK], axis=1) for start in range(0, len(documents), BLOCK)]
         )
-        say(f"{name}: vectors of {len(documents):,} documents, {'found' if found else 'kept'} in the cache")
+        how = "read from" if found else "computed and kept in"
+        say(f"{name}: vectors of {len(documents):,} documents, {how} the cache")
 
     def cosines(self, query: str) -> np.ndarray:
         """[p] cosines of a query with the documents."""
@@ -121,8 +121,8 @@ def application(documents: list[str], base: Ranker, tuned: Ranker, hosts: list[s
         documents: p texts.
         base: the base model.
         tuned: the tuned one.
-        hosts: names by which the page may be asked for; others are refused, so that a foreign page can't read this one
-            under a name of its own that leads here.
+        hosts: names under which the page may be asked for. A web page can make a name of its own lead to this machine;
+            under such a name it is refused, so that it can't read the documents.
     """
     from fastapi import FastAPI
     from fastapi.responses import HTMLResponse
@@ -146,35 +146,62 @@ def application(documents: list[str], base: Ranker, tuned: Ranker, hosts: list[s
     return app
 
 
-def run(options: PlaygroundOptions) -> int:
-    """`embedrag playground`: serve the page until Ctrl-C."""
-    need("serve", "fastapi", "uvicorn")  # named before the models are loaded
+def playground(
+    model: str,
+    data: str,
+    *,
+    baseline: str | None = None,
+    field: str = "text",
+    base_model_path: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        model: tuned model or adapter folder, or hub id.
+        data: file of documents, or a folder with corpus.jsonl.
+        baseline: model to compare with; None: the base that the model's folder names.
+        field: key or column of the text.
+        base_model_path: base of an adapter, when it has moved.
+        host: address to listen on.
+        port: 0 takes any free one.
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        dtype: of the computation.
+        trust_remote_code: run Python code that comes with the models.
+
+    Raises:
+        UserError: before a model is loaded wherever that is possible.
+    """
+    need("serve", "fastapi", "uvicorn")
     import uvicorn
 
-    names = {"baseline": options.baseline or _base_of(options.model), "model": options.model}
+    names = {"baseline": baseline or _base_of(model), "model": model}
     for argument, name in names.items():
         if not adapter_file(Path(name).expanduser()):
             check_local_path(name, argument)
-    with flag_named("--data", "--corpus"):
-        documents = list(dict.fromkeys(text for text in read_corpus(options.data, options.field) if text.strip()))
+    texts = read_corpus(data, field, argument="data")
+    documents = list(dict.fromkeys(text for text in texts if text.strip()))
     if not documents:
-        raise UserError(f"--data {options.data}: no texts in it")
-    with listen(options.host, options.port) as listener:
-        encoders = []  # both, before the documents are embedded by one
-        for (argument, name), base_of in zip(names.items(), (None, options.base_model_path), strict=True):
-            encoders.append(
-                load_model(name, options.device, options.dtype, base_of, options.trust_remote_code, argument=argument)
-            )
+        raise UserError("no texts in it", "data", data)
+    with listen(host, port) as listener:
+        # Both models are loaded before one of them embeds the documents, so that a broken one is found early.
+        encoders = [
+            load_model(name, device, dtype, base_of, trust_remote_code, argument=argument)
+            for (argument, name), base_of in zip(names.items(), (None, base_model_path), strict=True)
+        ]
         base, tuned = (Ranker(name, encoder, documents) for name, encoder in zip(names.values(), encoders, strict=True))
-        app = application(documents, base, tuned, allowed_names(options.host))
+        app = application(documents, base, tuned, allowed_names(host))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         say(f"open {url(listener)} (Ctrl-C ends it)")
         server.run(sockets=[listener])
-    return 0
 
 
 def _base_of(model: str) -> str:
     try:
         return trained_from(model)
     except UserError as error:
-        raise UserError(f"--model {error}; name the base with --baseline") from None
+        raise UserError(f"its base is not known ({error}); name the base with `baseline`", "model", model) from None

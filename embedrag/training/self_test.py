@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag.data.collator import make_batch
+from embedrag.data.collator import SamplingSettings, make_batch
 from embedrag.data.token_batch import TokenBatch
 from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
@@ -86,7 +86,8 @@ def processes_distance(
     """
     if processes.size == 1:
         return None
-    batch = make_batch(store, [(0, row) for row in range(min(4, len(store)))], neg_nums, 0)
+    picked = [(0, row) for row in range(min(4, len(store)))]
+    batch = make_batch(store, picked, SamplingSettings(neg_nums=neg_nums, seed=0))
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     found = []
     for team in (ProcessGroup(), processes):
@@ -160,7 +161,8 @@ def check_gradients(encoder: Encoder, store: TokenStore, seed: int, frozen_base:
         UserError: for adapters without a gradient. Other weights without one (a head that the vectors do not use) are
             frozen, and their names are printed.
     """
-    batch = make_batch(store, [(0, row) for row in range(min(2, len(store)))], 0, seed).tokens
+    picked = [(0, row) for row in range(min(2, len(store)))]
+    batch = make_batch(store, picked, SamplingSettings(neg_nums=0, seed=seed)).tokens
     texts = [batch.input_ids[a : a + 16].tolist() for a in batch.cu_seqlens[:-1]]
     with torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []):
         encoder.train()

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedrag.data.collator import Batch, draw, make_batch, steps_of_epoch
+from embedrag.data.collator import Batch, SamplingSettings, draw, make_batch, steps_of_epoch
 from embedrag.data.sampler import ShuffledSampler
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
@@ -54,9 +54,9 @@ def store(rows, make_store) -> TokenStore:
 
 
 def drawn(store: TokenStore, row: int, seed: int, data_pass: int, neg_nums: int = 4) -> tuple[str, str, list[str]]:
-    query, positives, negatives = draw(store, row, neg_nums, seed, data_pass)
-    [positive], negatives = store.passages(row)[positives], store.passages(row)[negatives]
-    return read(store, query), read(store, positive), [read(store, text) for text in negatives]
+    found = draw(store, row, data_pass, SamplingSettings(neg_nums=neg_nums, seed=seed))
+    [positive] = found.pos
+    return read(store, found.query), read(store, positive), [read(store, text) for text in found.neg]
 
 
 # Draws
@@ -136,19 +136,26 @@ def steps_slowly(rows: int, batch_size: int, accumulation: int, epoch: int) -> l
     return [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
 
 
-SIZES = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5), st.integers(0, 3))
+SIZES = st.fixed_dictionaries(
+    {
+        "rows": st.integers(1, 40),
+        "batch_size": st.integers(1, 12),
+        "accumulation": st.integers(1, 5),
+        "epoch": st.integers(0, 3),
+    }
+)
 
 
 @given(sizes=SIZES)
 def test_steps_of_an_epoch_equal_the_slow_definition(sizes) -> None:
-    steps = [[list(range(*bounds)) for bounds in step] for step in steps_of_epoch(*sizes)]
-    assert steps == steps_slowly(*sizes)
+    steps = [[list(range(*bounds)) for bounds in step] for step in steps_of_epoch(**sizes)]
+    assert steps == steps_slowly(**sizes)
 
 
 @given(sizes=SIZES, seed=st.integers(0, 3))
 def test_every_row_comes_exactly_once_an_epoch(sizes, seed) -> None:
-    rows, _, _, epoch = sizes
-    bounds = [bound for step in steps_of_epoch(*sizes) for bound in step]
+    rows, epoch = sizes["rows"], sizes["epoch"]
+    bounds = [bound for step in steps_of_epoch(**sizes) for bound in step]
     picked = [place for bound in bounds for place in ShuffledSampler(rows, seed).between(*bound)]
     assert sorted(row for _, row in picked) == list(range(rows))
     assert {data_pass for data_pass, _ in picked} == {epoch}
@@ -159,18 +166,20 @@ def test_every_row_comes_exactly_once_an_epoch(sizes, seed) -> None:
     [(8, 4, 1, 2), (9, 4, 1, 2), (10, 4, 1, 3), (10, 4, 2, 2), (1, 4, 3, 1), (5, 1, 1, 5), (5, 1, 8, 1), (64, 8, 4, 2)],
 )
 def test_number_of_steps_is_as_counted_by_hand(rows, batch_size, accumulation, steps) -> None:
-    assert len(steps_of_epoch(rows, batch_size, accumulation, epoch=0)) == steps
+    found = steps_of_epoch(rows=rows, batch_size=batch_size, accumulation=accumulation, epoch=0)
+    assert len(found) == steps
 
 
 def test_last_single_row_joins_the_batch_before_it_and_two_rows_do_not() -> None:
-    assert steps_of_epoch(9, 4, 1, 0) == [[(0, 4)], [(4, 9)]]
-    assert steps_of_epoch(10, 4, 1, 0) == [[(0, 4)], [(4, 8)], [(8, 10)]]
+    sizes = {"batch_size": 4, "accumulation": 1, "epoch": 0}
+    assert steps_of_epoch(rows=9, **sizes) == [[(0, 4)], [(4, 9)]]
+    assert steps_of_epoch(rows=10, **sizes) == [[(0, 4)], [(4, 8)], [(8, 10)]]
 
 
 @given(sizes=SIZES, steps_per_epoch=st.integers(1, 6))
 def test_fixed_steps_continue_through_the_data_without_a_gap(sizes, steps_per_epoch) -> None:
-    rows, batch_size, accumulation, _ = sizes
-    epochs = [steps_of_epoch(rows, batch_size, accumulation, epoch, steps_per_epoch) for epoch in range(4)]
+    rows, batch_size, accumulation = sizes["rows"], sizes["batch_size"], sizes["accumulation"]
+    epochs = [steps_of_epoch(**sizes | {"epoch": epoch}, steps_per_epoch=steps_per_epoch) for epoch in range(4)]
     assert all(len(steps) == steps_per_epoch for steps in epochs)
     assert all(len(step) == accumulation for steps in epochs for step in steps)
     bounds = [bound for steps in epochs for step in steps for bound in step]
@@ -195,7 +204,7 @@ CLASHES = [
 
 def check_batch(store: TokenStore, rows: list[dict], picked: list[tuple[int, int]], neg_nums: int) -> Batch:
     """Compare a batch with a double loop over its texts; gives the batch back."""
-    batch = make_batch(store, picked, neg_nums, seed=7)
+    batch = make_batch(store, picked, SamplingSettings(neg_nums=neg_nums, seed=7))
     queries, passages = read_batch(batch)
     labels = batch.labels.tolist()
     wanted = [drawn(store, row, 7, data_pass, neg_nums) for data_pass, row in picked]
@@ -250,22 +259,22 @@ def test_batch_of_any_rows_equals_the_double_loop(rows, neg_nums, data, make_sto
 
 def test_identical_positives_of_two_rows_exclude_each_other(make_store) -> None:
     rows = [{"query": "q0", "pos": "a"}, {"query": "q1", "pos": "a"}, {"query": "q2", "pos": "b"}]
-    batch = make_batch(make_store(rows), [(0, 0), (0, 1), (0, 2)], 0, seed=7)
+    batch = make_batch(make_store(rows), [(0, 0), (0, 1), (0, 2)], SamplingSettings(neg_nums=0, seed=7))
     assert sorted(map(tuple, batch.excluded.tolist())) == [(0, 1), (1, 0)]
 
 
 def test_positive_of_another_row_of_the_same_query_is_excluded_though_that_row_is_elsewhere(make_store) -> None:
     rows = [{"query": "q0", "pos": "a"}, {"query": "q1", "pos": "b", "neg": ["c"]}, {"query": "q0", "pos": "c"}]
-    batch = make_batch(make_store(rows), [(0, 0), (0, 1)], 4, seed=7)
+    batch = make_batch(make_store(rows), [(0, 0), (0, 1)], SamplingSettings(neg_nums=4, seed=7))
     assert batch.excluded.tolist() == [[0, 2]]
-    without = make_batch(make_store(rows[:2]), [(0, 0), (0, 1)], 4, seed=7)
+    without = make_batch(make_store(rows[:2]), [(0, 0), (0, 1)], SamplingSettings(neg_nums=4, seed=7))
     assert without.excluded.tolist() == []
 
 
 def test_row_that_meets_itself_in_a_batch_is_not_its_own_negative(make_store) -> None:
     store = make_store([{"query": "q0", "pos": "a"}, {"query": "q1", "pos": "b"}])
     picked = list(ShuffledSampler(2, seed=7).between(0, 4))
-    batch = make_batch(store, picked, 0, seed=7)
+    batch = make_batch(store, picked, SamplingSettings(neg_nums=0, seed=7))
     _, passages = read_batch(batch)
     closed = {tuple(pair) for pair in batch.excluded.tolist()}
     same = {(i, j) for i, j in itertools.permutations(range(4), 2) if passages[i] == passages[j]}
@@ -273,7 +282,7 @@ def test_row_that_meets_itself_in_a_batch_is_not_its_own_negative(make_store) ->
 
 
 def test_batch_moves_to_a_device_but_for_its_tokens(store) -> None:
-    batch = make_batch(store, [(0, 0), (0, 2)], 2, seed=7)
+    batch = make_batch(store, [(0, 0), (0, 2)], SamplingSettings(neg_nums=2, seed=7))
     moved = batch.to("meta")
     assert vars(moved).keys() == vars(batch).keys()
     here = {"tokens", "texts"}
@@ -292,12 +301,15 @@ def test_workers_give_the_same_batches_as_none(store) -> None:
 
     from embedrag.data.collator import Batches
 
-    bounds = [bound for epoch in range(2) for step in steps_of_epoch(12, 5, 2, epoch) for bound in step]
+    sizes = {"rows": 12, "batch_size": 5, "accumulation": 2}
+    bounds = [bound for epoch in range(2) for step in steps_of_epoch(**sizes, epoch=epoch) for bound in step]
     results = [
         [
             flat(batch)
             for batch in DataLoader(
-                Batches(store, ShuffledSampler(12, seed), bounds, 4), batch_size=None, num_workers=workers
+                Batches(store, ShuffledSampler(12, seed), bounds, SamplingSettings(neg_nums=4, seed=seed)),
+                batch_size=None,
+                num_workers=workers,
             )
         ]
         for workers, seed in ((0, 7), (2, 7), (0, 8))
@@ -319,9 +331,9 @@ def test_scores_of_a_teacher_go_with_their_passages(make_store) -> None:
     store = make_store(SCORED)
     wanted = {"a": 4.0, "b": 3.5, "c": 1.0, "d": -2.0}
     for visit in range(4):
-        batch = make_batch(store, [(visit, 0), (visit, 1)], 1, seed=7)
+        batch = make_batch(store, [(visit, 0), (visit, 1)], SamplingSettings(neg_nums=1, seed=7))
         _, passages = read_batch(batch)
         assert [wanted.get(text) for text in passages] == [
             None if score != score else score for score in batch.teacher.tolist()
         ]
-    assert make_batch(make_store(SCORED[1:]), [(0, 0)], 1, seed=7).teacher is None
+    assert make_batch(make_store(SCORED[1:]), [(0, 0)], SamplingSettings(neg_nums=1, seed=7)).teacher is None

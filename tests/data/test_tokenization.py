@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedrag.data.tokenization
-from embedrag.data.token_batch import PASSAGE, QUERY, TokenBatch
+from embedrag.data.text import PASSAGE, QUERY
+from embedrag.data.token_batch import TokenBatch
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
@@ -274,12 +275,12 @@ def test_value_error_of_the_tokenizer_is_not_told_as_changed_data(rows, write_js
 
 def test_cache_that_can_not_be_written_is_named(rows, write_jsonl) -> None:
     path = write_jsonl(rows)
-    with pytest.raises(UserError, match="--cache_dir"):
+    with pytest.raises(UserError, match="^`cache_dir=.*: Not a directory"):
         open_store([str(path)], Tokenizer(), "key", path / "cache")
 
 
 def test_hub_id_that_the_hub_does_not_give_is_named(cache) -> None:
-    with pytest.raises(UserError, match="--train_dataset owner/no-such-set"):
+    with pytest.raises(UserError, match="^`train_dataset=owner/no-such-set`"):
         open_store(["owner/no-such-set"], unusable, "key", cache)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation against trec_eval, the verdict, and what is said about broken sets."""
+"""Evaluation against trec_eval, and the verdict."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 
 from embedrag.cli import main
-from embedrag.data.retrieval_dataset import (
-    RetrievalDataset,
-    fewer_passages,
-    load_beir,
-    load_retrieval_dataset,
-    load_rows,
-)
-from embedrag.errors import RunError, UserError
+from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
+from embedrag.errors import RunError
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import winners
 from embedrag.evaluation.significance import comparison, difference, p_value, verdict
 from embedrag.models.load import load_model
+from tests.data.test_retrieval_dataset import write_beir
 
 
 class Fixed:
@@ -41,16 +36,6 @@ class Fixed:
             yield self.encode(texts[start : start + 7], role)
 
 
-def write_beir(folder: Path, queries: dict[str, str], passages: dict[str, str], qrels: list[tuple[str, str, float]]):
-    (folder / "qrels").mkdir(parents=True)
-    for name, rows in (("corpus", passages), ("queries", queries)):
-        lines = (json.dumps({"_id": key, "text": text}) for key, text in rows.items())
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    lines = [f"{query}\t{document}\t{gain}" for query, document, gain in qrels]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
-    return folder
-
-
 def test_metrics_equal_those_of_trec_eval_with_ties_and_grades(tmp_path: Path) -> None:
     """Vectors of few different values give many ties."""
     trec = pytest.importorskip("pytrec_eval")
@@ -61,7 +46,7 @@ def test_metrics_equal_those_of_trec_eval_with_ties_and_grades(tmp_path: Path) -
         text: np.eye(3)[draw.integers(3)] * draw.choice([-1, 1]) for text in [*queries.values(), *passages.values()]
     }
     qrels = [(q, f"d{d}", float(draw.integers(0, 4))) for q in queries for d in draw.permutation(60)[:9]]
-    data = load_beir(str(write_beir(tmp_path / "set", queries, passages, qrels)))
+    data = load_retrieval_dataset(str(write_beir(tmp_path / "set", queries, passages, qrels)))
     ours = score(Fixed(vectors), data, [1, 3, 10, 100]).metrics
     run = {q: {d: float(vectors[queries[q]] @ vectors[passages[d]]) for d in passages} for q in queries}
     judged: dict[str, dict[str, int]] = {}
@@ -83,41 +68,11 @@ def test_cosines_of_labelled_pairs_are_reported(write_jsonl: Callable[..., Path]
     rows = [{"query": "q", "pos": ["good"], "neg": ["bad", "worse"]}, {"query": "r", "pos": ["fine"], "neg": ["best"]}]
     angles = {"q": 0.0, "good": 0.1, "bad": 0.5, "worse": 0.05, "r": 1.0, "fine": 1.2, "best": 1.0}
     vectors = {text: np.array([np.cos(angle), np.sin(angle)]) for text, angle in angles.items()}
-    found = score(Fixed(vectors), load_rows(str(write_jsonl(rows))), [1]).summary()
+    found = score(Fixed(vectors), load_retrieval_dataset(str(write_jsonl(rows))), [1]).summary()
     assert found["triplet_accuracy"] == pytest.approx(1 / 3)
     assert found["mean_positive_score"] == pytest.approx((np.cos(0.1) + np.cos(0.2)) / 2)
     assert found["mean_negative_score"] == pytest.approx((np.cos(0.5) + np.cos(0.05) + 1) / 3)
     assert found["mean_difference"] == pytest.approx(found["mean_positive_score"] - found["mean_negative_score"])
-
-
-def test_rows_of_one_query_are_one_query(write_jsonl: Callable[..., Path]) -> None:
-    rows = [
-        {"query": "q", "pos": ["a"], "neg": ["b", "c"]},
-        {"anchor": "q", "positive": "b"},
-        {"query": "r", "pos_doc": "c"},
-    ]
-    data = load_rows(str(write_jsonl(rows)))
-    assert data.queries == ["q", "r"] and data.passages == ["a", "b", "c"]
-    assert data.relevant == [{0: 1.0, 1: 1.0}, {2: 1.0}] and data.negatives == [[2], []]
-
-
-def test_sample_keeps_the_passages_and_is_the_same_each_time(write_jsonl: Callable[..., Path]) -> None:
-    path = str(write_jsonl([{"query": f"q{i}", "pos": [f"p{i}"]} for i in range(20)]))
-    one, other = load_retrieval_dataset(path, 5), load_retrieval_dataset(path, 5)
-    assert one == other and len(one.queries) == 5 and len(one.passages) == 20
-    assert [one.passages[next(iter(rel))][1:] for rel in one.relevant] == [query[1:] for query in one.queries]
-    assert len(load_retrieval_dataset(path, 99).queries) == 20
-
-
-def test_fewer_passages_keep_what_is_labelled_and_their_order() -> None:
-    data = RetrievalDataset(["q", "r"], [f"p{i}" for i in range(30)], [{7: 2.0}, {29: 1.0, 3: 1.0}], [[], [7, 12]])
-    few = fewer_passages(data, 10)
-    assert few == fewer_passages(data, 10) and few.queries == data.queries and len(few.passages) == 10
-    assert few.passages == sorted(few.passages, key=lambda text: int(text[1:]))
-    named = [{few.passages[n]: gain for n, gain in gains.items()} for gains in few.relevant]
-    assert named == [{"p7": 2.0}, {"p29": 1.0, "p3": 1.0}]
-    assert [few.passages[n] for n in few.negatives[1]] == ["p7", "p12"]
-    assert fewer_passages(data, 1).passages == ["p3", "p7", "p12", "p29"] and fewer_passages(data, 99) == data
 
 
 def test_verdict_tells_a_real_gain_from_noise_and_from_a_loss() -> None:
@@ -173,47 +128,6 @@ def folder(tmp_path: Path) -> Path:
     )
 
 
-def test_retrieval_set_is_read_with_its_grades(folder: Path) -> None:
-    data = load_beir(str(folder))
-    assert data.passages == ["b\u2028c", "a"]  # trec_eval ranks equal scores by falling id
-    assert data.relevant == [{0: 2.0}] and data.skipped == 0
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n", r"test.tsv:2: 'q9' is not in queries.jsonl"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td9\t1\n", r"test.tsv:2: 'd9' is not in corpus.jsonl"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\tx\n", "test.tsv:2"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1 d1 1\n", "test.tsv:2"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\tnan\n", "test.tsv:2"),
-        ("qrels/test.tsv", "q1\td1\t1\nq1\td1\t2\n", "test.tsv:2: 'q1' and 'd1' were judged before"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "no query has a relevant passage"),
-        ("qrels/test.tsv", "", "test.tsv: is empty"),
-        ("corpus.jsonl", "", "corpus.jsonl: is empty"),
-        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "a"}\n', "corpus.jsonl:2: the _id 'd1'"),
-        ("queries.jsonl", '{"_id": "q1"}\n', "queries.jsonl:1"),
-        ("queries.jsonl", "not json\n", "queries.jsonl:1"),
-        ("qrels/test.tsv", "q1 d1 1\n", "test.tsv:1: must be query-id"),
-        ("qrels/test.tsv", "q1\td1\tone\n", "test.tsv:1: must be query-id"),
-        ("corpus.jsonl", '{"_id": "d1", "text": "x \\ud800"}\n', "corpus.jsonl:1: half of a surrogate pair"),
-        ("corpus.jsonl", '{"_id": null, "text": "x"}\n', "corpus.jsonl:1"),
-    ],
-)
-def test_broken_sets_are_named_by_file_and_line(folder: Path, file: str, text: str, message: str) -> None:
-    (folder / file).write_text(text)
-    with pytest.raises(UserError, match=message):
-        load_beir(str(folder))
-
-
-def test_marks_blank_lines_and_carriage_returns_do_no_harm(folder: Path) -> None:
-    before = load_beir(str(folder))
-    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
-        body = (folder / name).read_bytes()
-        (folder / name).write_bytes(b"\xef\xbb\xbf" + body.replace(b"\n", b"\r\n") + b"\r\n\n")
-    assert load_beir(str(folder)) == before
-
-
 def test_vectors_that_are_not_finite_are_an_error() -> None:
     data = RetrievalDataset(["q"], ["a"], [{0: 1.0}], [[]])
     with pytest.raises(RunError, match="not finite"):
@@ -235,14 +149,6 @@ def test_drawn_passages_are_never_relevant_and_as_many() -> None:
     found = score(Fixed(vectors), data, [1])
     wrong = {round(float(vectors[f"p{i}"].sum() / 2 / np.linalg.norm(vectors[f"p{i}"])), 5) for i in (1, 2, 5, 6, 7, 8)}
     assert len(found.negative) == 3 and {round(float(value), 5) for value in found.negative} <= wrong
-
-
-def test_missing_parts_are_named(folder: Path) -> None:
-    (folder / "qrels" / "test.tsv").unlink()
-    with pytest.raises(UserError, match="test.tsv: No such file"):
-        load_retrieval_dataset(str(folder))
-    with pytest.raises(UserError):
-        load_retrieval_dataset(str(folder / "nothing.jsonl"))
 
 
 def test_command_compares_with_the_baseline_and_writes_json_and_a_page(

@@ -156,7 +156,7 @@ def test_page_is_there_under_the_address_of_ipv6_too(
         pytest.skip("no IPv6 on this machine")
     apps: list[Any] = []
     loaded: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("embedrag.serving.playground.load_model", lambda *words: loaded.append(words))
+    monkeypatch.setattr("embedrag.serving.playground.load_model", lambda *words, **_: loaded.append(words))
     monkeypatch.setattr("embedrag.serving.playground.Ranker", lambda name, *_: SimpleNamespace(name=name))
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: apps.append(self.config.app))
     (tmp_path / "texts.txt").write_text("a frog\n")

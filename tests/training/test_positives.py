@@ -17,13 +17,16 @@ from embedrag.data.rows import parse_row
 from embedrag.data.sources import RowError
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
-from embedrag.losses.contrastive import TILE_SCORES, LossSettings, Pairs, contrastive
+from embedrag.losses.contrastive import LossSettings, contrastive
+from embedrag.losses.pairs import Pairs
+from embedrag.losses.tiled import TILE_SCORES
 from embedrag.training.memory import TokenBudget
 from embedrag.training.objective import ContrastiveObjective
+from tests.processes import run_processes
 from tests.reference import contrastive_loop
 from tests.training.state.test_resume import losses
 from tests.training.test_grad_cache import encoder_of
-from tests.training.test_objective import train
+from tests.training.test_objective import command, train
 
 ROWS = [
     {"query": "a", "pos": ["b", "c", "d"], "neg": ["e", "f"], "grades": [1, 3, 1]},
@@ -224,7 +227,7 @@ def test_several_positives_and_a_teacher_train_and_two_processes_are_one(
     words = ["--pos_nums", "3", "--embedding_teacher", tiny_bert]
     assert train(tiny_bert, data, tmp_path / "all", *words) == 0
     assert "rows have grades, which" not in capsys.readouterr().out
-    assert train(tiny_bert, data, tmp_path / "two", *words, "--batch_size", "2", "--num_processes", "2") == 0
+    run_processes(command(tiny_bert, data, tmp_path / "two", *words, "--batch_size", "2"))
     single, several, two = (losses(tmp_path / name) for name in ("one", "all", "two"))
     assert [row[3] for row in single] != [row[3] for row in several]
     assert [row[3] for row in two] == pytest.approx([row[3] for row in several], rel=1e-4)

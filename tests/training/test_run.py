@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import subprocess
-import sys
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import torch
 
 from embedrag.cli import main
 from embedrag.models.load import load_model
+from embedrag.training.trainer import Trainer
+from tests.processes import Process
 
 KINDS = {
     "full": ["--finetune_type", "full", "--lr", "1e-3"],
@@ -248,31 +251,24 @@ def test_loss_that_is_not_finite_stops_the_run_names_rows_and_keeps_the_checkpoi
     assert json.loads((tmp_path / "out" / "training_summary_report.json").read_text())["training_completed"] is False
 
 
+def train_until_killed(words: list[str]) -> None:
+    track = Trainer._track
+
+    def killed_in_step_3(self: Trainer, row: dict[str, Any]) -> None:
+        track(self, row)
+        if row["global_step"] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer._track = killed_in_step_3
+    main(["train", *words])
+
+
 def test_killed_run_keeps_its_log_lines(tiny_bert: str, data: Path, tmp_path: Path) -> None:
-    script = (
-        "import os, sys; from embedrag.training import trainer as loop; from embedrag.cli import main\n"
-        "step = loop.Trainer._track\n"
-        "def track(self, row):\n"
-        "    step(self, row)\n"
-        "    row['global_step'] == 3 and os.kill(os.getpid(), 9)\n"
-        "loop.Trainer._track = track\n"
-        "main(sys.argv[1:])\n"
-    )
     words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(data), "--output_dir", str(tmp_path / "out")]
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        "train",
-        *words,
-        "--batch_size",
-        "6",
-        "--epochs",
-        "3",
-        "--finetune_type",
-        "lora",
-    ]
-    assert subprocess.run(command, capture_output=True).returncode == -9
+    words += ["--batch_size", "6", "--epochs", "3", "--finetune_type", "lora"]
+    process = Process(train_until_killed, [words], {})
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     logs = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())
     assert [row["global_step"] for row in logs["step_logs"]] == [1, 2, 3]
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith("final")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from embedrag.errors import UserError
 from embedrag.models.artifacts import BEST_STEP
 from embedrag.training.state.checkpoint import checkpoints
 from embedrag.training.trainer import Trainer
+from tests.processes import run_processes
 from tests.training.state.test_resume import cut
-from tests.training.test_distributed import run as run_process
 
 ROWS = [
     {
@@ -248,13 +247,11 @@ def test_continued_run_has_the_scores_of_the_unbroken_one(tiny_bert: str, data: 
 def test_two_processes_share_the_evaluation(tiny_bert: str, data: Path, tmp_path: Path) -> None:
     more = ["--eval_dataset", str(data), "--epochs", "1", "--lora_dropout", "0"]
     assert main(words(tiny_bert, data, tmp_path / "one", *more)) == 0
-    two = [*words(tiny_bert, data, tmp_path / "two", *more), "--batch_size", "4", "--num_processes", "2"]
-    result = run_process(sys.executable, "-m", "embedrag", *two)
-    assert result.returncode == 0, result.stderr
+    said = run_processes([*words(tiny_bert, data, tmp_path / "two", *more), "--batch_size", "4"])
     one, other = log(tmp_path / "one")["eval_logs"], log(tmp_path / "two")["eval_logs"]
     assert one[0]["ndcg@10"] == pytest.approx(other[0]["ndcg@10"], abs=1e-6)
     assert one[-1]["mean_positive_score"] == pytest.approx(other[-1]["mean_positive_score"], abs=1e-3)
-    assert result.stdout.count("verdict: ") == 1
+    assert said.count("verdict: ") == 1
 
 
 @pytest.mark.parametrize(

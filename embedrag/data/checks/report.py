@@ -1,133 +1,188 @@
-"""`embedrag check`: what is in training data, what is wrong with it and where, and a file without the faults.
+"""What is in training data, what is wrong with it and where; on request, a file without the faults.
 
-One pass finds everything (`embedrag.data.checks.scan`); `--fix` reads the rows a second time and writes those that stay
-(`embedrag.data.checks.fix`). Of a model only the tokenizer is read.
+One pass over the rows finds everything (`embedrag.data.checks.scan`). To fix the data, the rows are read a second time,
+and the right ones are written (`embedrag.data.checks.fix`).
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from embedrag.commands.check import CheckOptions
-from embedrag.data.checks.fix import fixed_line, write_fixed
-from embedrag.data.checks.rules import FAULT, KINDS, NOTE
-from embedrag.data.checks.scan import SIDES, EvaluationTexts, Scan, expand, survey
+from embedrag.data.checks.fix import LOSSES, NoRowLeftError, write_fixed
+from embedrag.data.checks.rules import ERROR, FAULT, KINDS, NOTE, Findings
+from embedrag.data.checks.scan import SIDES, EvaluationTexts, Scan, expand, scan
 from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.data.rows import NEGATIVE_KEYS
-from embedrag.errors import UserError, flag_named, near_miss
-from embedrag.models.base_model import describe_base, resolve_embedding_config
-from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
-from embedrag.runtime.console import say
-from embedrag.runtime.files import atomic_file, check_targets
+from embedrag.data.sources import JSON_LINES, as_sources, format_of
+from embedrag.data.text import PASSAGE, QUERY
+from embedrag.errors import UserError, near_miss
+from embedrag.runtime.files import check_targets
 
+CLEAN = "clean"
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
-LONGEST = 1 << 30  # tokens; nothing is cut while lengths are measured
 TEXTS_PER_CALL = 256
 SHOWN_KEYS = 10
 BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)  # first numbers of the lines of a long histogram
-JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
 
 
-def run(options: CheckOptions) -> int:
-    """`embedrag check`: the report on the screen, and in files as asked; 0 clean, 1 faults, 2 rows that can't be read.
+@dataclass(frozen=True)
+class Finding:
+    """The rows in which one kind of thing was found.
 
-    Raises:
-        UserError: when there is nothing to check, or nothing can be written.
+    Attributes:
+        level: `error` (stops a training), `fault` (does not) or `note` (is not a fault).
+        text: what these rows have.
+        rows: how many they are.
+        first: the first of them: `place` (such as `train.jsonl:7`) and `text`.
     """
-    files = expand(options.train_dataset)
-    check_targets(
-        {"fix": options.fix, "output": options.output},
-        [*options.train_dataset, *files, options.eval],
-        options.overwrite,
-    )
-    if options.fix and Path(options.fix).suffix.lower() not in JSON_SUFFIXES:
-        raise UserError(f"--fix {options.fix}: must end in .jsonl")
-    tokenizer = _tokenizer(options) if options.model else None
-    evaluation = None
-    if options.eval:
-        with flag_named("--eval", "--train_dataset", "--data"):
-            evaluation = EvaluationTexts(load_retrieval_dataset(options.eval))
-    found = survey(files, evaluation, tokenizer is not None, options.stream)
-    report = describe(found, options, evaluation, tokenizer)
-    for line in _lines(report):
-        say(line.encode("utf-8", "backslashreplace").decode())  # a key may hold half a surrogate pair
-    if options.fix and not found.findings.counts["file"]:
-        report["fixed"] = write_fixed(Path(options.fix).expanduser(), found, evaluation, options.stream)
-        say(fixed_line(options.fix, report["fixed"]))
-    if options.output:
-        with flag_named("--output"), atomic_file(Path(options.output).expanduser()) as file:
-            file.write(json.dumps(report, indent=2) + "\n")
-    if options.fix and found.findings.counts["file"]:
-        raise UserError(f"--fix {options.fix}: not written, for a file can't be read to its end")
-    return found.findings.exit_code
+
+    level: str
+    text: str
+    rows: int
+    first: list[dict[str, str]]
 
 
-def describe(
-    found: Scan,
-    options: CheckOptions,
-    evaluation: EvaluationTexts | None = None,
-    tokenizer: TextTokenizer | None = None,
-) -> dict[str, Any]:
-    """The report, as `--output` keeps it.
+@dataclass(frozen=True)
+class DataReport:
+    """What `check_data` found. `print(report)` shows it as text.
+
+    Attributes:
+        files: what was read: files and hub ids.
+        rows: number of rows, readable or not.
+        readable_rows: number of rows that can be read.
+        shapes: the keys that a row was read from -> number of rows.
+        further_keys: keys that training does not use -> number of rows.
+        lengths: `query`, `positive` and `negative` -> number of `texts`, percentiles of their `characters`, and with a
+            tokenizer of their `tokens`: percentiles, `limit`, the share of texts that is `cut`, number `of_texts`.
+        negatives_per_row: number of negatives -> number of rows.
+        scripts: `rows` by the script of most of their letters, `mixed_rows`, and `query_and_positive_differ`.
+        findings: kind -> what was found, without the kinds that were not; see `embedrag.data.checks.rules.KINDS`.
+        evaluation: with an evaluation set, how many of its queries and passages are in the rows.
+        fixed: number of rows `written` to the fixed file, and of what was left out; None where nothing was written.
+        not_fixed: why a fixed file that was asked for was not written; empty otherwise.
+        fix: the fixed file that was asked for.
+    """
+
+    files: list[str]
+    rows: int
+    readable_rows: int
+    shapes: dict[str, int]
+    further_keys: dict[str, int]
+    lengths: dict[str, dict[str, Any]]
+    negatives_per_row: dict[str, int]
+    scripts: dict[str, Any]
+    findings: dict[str, Finding]
+    evaluation: dict[str, Any] | None = None
+    fixed: dict[str, int] | None = None
+    not_fixed: str = ""
+    fix: str | None = None
+
+    @property
+    def level(self) -> str:
+        """The worst level that was found: `error`, `fault` or `clean`."""
+        levels = {finding.level for finding in self.findings.values()}
+        return next((level for level in (ERROR, FAULT) if level in levels), CLEAN)
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is neither an error nor a fault; there may be notes."""
+        return self.level == CLEAN
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return {"level": self.level} | {name: value for name, value in asdict(self).items() if value not in (None, "")}
+
+    def lines(self) -> Iterator[str]:
+        """The report as lines of text."""
+        yield from _overview_lines(self)
+        yield from _finding_lines(self)
+        if self.fixed:
+            lost = [f"{self.fixed[name]:,} {text}" for name, text in LOSSES.items() if self.fixed[name]]
+            yield f"fixed: {self.fixed['written']:,} rows in {self.fix}; left out: {'; '.join(lost) or 'nothing'}"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def check_data(
+    train_dataset: str | Path | Sequence[str | Path],
+    *,
+    tokenizer: Tokenize | None = None,
+    query_max_len: int = 256,
+    passage_max_len: int = 1024,
+    eval: str | Path | None = None,
+    fix: str | Path | None = None,
+    stream: bool = False,
+    overwrite: bool = False,
+) -> DataReport:
+    """Look at every training row, and say what is in the data and what is wrong with it.
 
     Args:
-        found: what the pass over the rows counted.
-        options: of the command.
-        evaluation: the evaluation set, if one was given.
-        tokenizer: measures the samples of `found`.
+        train_dataset: files, folders of files, or hub data set ids.
+        tokenizer: (role, texts) -> token ids, with prompts and without a limit; measures a sample of the texts in
+            tokens. None: texts are measured in characters only.
+        query_max_len: length to which training cuts queries, in tokens.
+        passage_max_len: length to which training cuts passages, in tokens.
+        eval: evaluation set that must not occur in the rows: a folder in the BEIR layout, or a file of rows.
+        fix: JSONL file to write the rows to, without their faults. It is not written when a file can't be read to its
+            end or no row is left; `DataReport.not_fixed` then says so.
+        stream: read hub data sets as a stream instead of downloading them whole.
+        overwrite: replace the file `fix` if it exists.
+
+    Raises:
+        UserError: a source is not there or holds no row; `fix` can't be written, or would replace something.
+        RunError: the disk refuses.
     """
-    lengths: dict[str, Any] = {}
-    for side in SIDES:
-        counts = found.lengths[side]
-        lengths[side] = {"texts": sum(counts.values()), "characters": percentiles(counts)}
-        if tokenizer:
-            lengths[side]["tokens"] = _token_lengths(found.samples[side].texts, side, tokenizer)
-    report: dict[str, Any] = {
-        "files": found.files,
-        "rows": found.rows,
-        "readable_rows": found.shapes.total(),
-        "shapes": dict(found.shapes),
-        "further_keys": dict(found.further_keys),
-        "lengths": lengths,
-        "negatives_per_row": {str(number): rows for number, rows in sorted(found.negatives.items())},
-        "scripts": {
+    sources = as_sources(train_dataset)
+    files = expand(sources)
+    check_targets({"fix": fix}, [*sources, *files, str(eval) if eval else None], overwrite)
+    if fix and format_of(Path(fix)) is not JSON_LINES:
+        raise UserError("must end in .jsonl", "fix", fix)
+    evaluation = EvaluationTexts(load_retrieval_dataset(eval, argument="eval")) if eval else None
+    found = scan(files, evaluation, tokenizer is not None, stream)
+    report = describe(found)
+    if tokenizer:
+        limits = {QUERY: query_max_len, PASSAGE: passage_max_len}
+        for side, lengths in report.lengths.items():
+            role = QUERY if side == "query" else PASSAGE
+            lengths["tokens"] = _token_lengths(found.samples[side].texts, role, tokenizer, limits[role])
+    if evaluation:
+        report = replace(report, evaluation={"source": str(eval)} | _shared(found, evaluation))
+    return _fixed(report, str(fix), found, evaluation, stream) if fix else report
+
+
+def describe(found: Scan) -> DataReport:
+    """The report of a pass over the rows."""
+    return DataReport(
+        files=found.files,
+        rows=found.rows,
+        readable_rows=found.shapes.total(),
+        shapes=dict(found.shapes),
+        further_keys=dict(found.further_keys),
+        lengths={
+            side: {"texts": counts.total(), "characters": percentiles(counts)} for side, counts in found.lengths.items()
+        },
+        negatives_per_row={str(number): rows for number, rows in sorted(found.negatives.items())},
+        scripts={
             "rows": {script or "no letters": rows for script, rows in found.scripts.most_common()},
             "mixed_rows": found.mixed_rows,
             "query_and_positive_differ": found.crossing_rows,
         },
-        "findings": {
-            kind: {
-                "level": level,
-                "text": text,
-                "rows": found.findings.counts[kind],
-                "first": [{"place": place, "text": detail} for place, detail in found.findings.listed[kind]],
-            }
-            for kind, (level, text) in KINDS.items()
-            if kind in found.findings.counts
-        },
-        "exit_code": found.findings.exit_code,
-    }
-    if evaluation:
-        report["evaluation"] = {
-            "source": options.eval,
-            "queries": len(evaluation.positives),
-            "queries_in_training": len(found.leaked_queries),
-            "passages": len(evaluation.passages),
-            "passages_in_training": found.shared_passages,
-        }
-    return report
+        findings=_findings(found.findings),
+    )
 
 
 def percentiles(counts: Counter[int]) -> dict[str, int]:
-    """Percentiles of a histogram: the smallest value that so large a share does not exceed.
+    """Percentiles of a histogram: the smallest value that a given share of all does not exceed.
 
     >>> percentiles(Counter({1: 98, 7: 1, 90: 1}))
     {'p50': 1, 'p95': 1, 'p99': 7, 'max': 90}
@@ -139,85 +194,94 @@ def percentiles(counts: Counter[int]) -> dict[str, int]:
     return {name: values[int(np.searchsorted(reached, share * reached[-1]))] for name, share in PERCENTILES.items()}
 
 
-def _tokenizer(options: CheckOptions) -> TextTokenizer:
-    """The model's tokenizer with prompts and lengths as training would have them."""
-    base = describe_base(str(options.model), options.trust_remote_code, argument="model")
-    given = options.model_fields_set
-    embedding_config, notices = resolve_embedding_config(
-        base,
-        query_max_len=options.query_max_len if "query_max_len" in given else None,
-        passage_max_len=options.passage_max_len if "passage_max_len" in given else None,
-    )
-    for line in notices:
-        say(line)
-    return load_tokenizer(base, embedding_config, trust_remote_code=options.trust_remote_code, argument="model")
+def _findings(found: Findings) -> dict[str, Finding]:
+    return {
+        kind: Finding(
+            level, text, found.counts[kind], [{"place": place, "text": what} for place, what in found.listed[kind]]
+        )
+        for kind, (level, text) in KINDS.items()
+        if kind in found.counts
+    }
 
 
-def _token_lengths(texts: list[str], side: str, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """Percentiles in tokens, prompt and special tokens included, and the share of texts that are cut."""
-    role = "query" if side == "query" else "passage"
-    limit = getattr(tokenizer.embedding_config, f"{role}_max_len")
-    embedding_config = tokenizer.embedding_config
-    whole = replace(embedding_config, query_max_len=LONGEST, passage_max_len=LONGEST)
+def _token_lengths(texts: list[str], role: str, tokenizer: Tokenize, limit: int) -> dict[str, Any]:
+    """Percentiles in tokens, with prompt and special tokens, and the share of texts that are longer than `limit`."""
     counts: Counter[int] = Counter()
-    try:
-        tokenizer.embedding_config, tokenizer.tokenizer.model_max_length = whole, LONGEST
-        for start in range(0, len(texts), TEXTS_PER_CALL):
-            counts.update(map(len, tokenizer(role, texts[start : start + TEXTS_PER_CALL])))
-    finally:
-        tokenizer.embedding_config, tokenizer.tokenizer.model_max_length = embedding_config, embedding_config.max_len
+    for start in range(0, len(texts), TEXTS_PER_CALL):
+        counts.update(map(len, tokenizer(role, texts[start : start + TEXTS_PER_CALL])))
     cut = sum(count for length, count in counts.items() if length > limit)
     return {**percentiles(counts), "limit": limit, "cut": cut / max(1, len(texts)), "of_texts": len(texts)}
 
 
-def _lines(report: dict[str, Any]) -> Iterator[str]:
-    """The report as text."""
-    shapes = "; ".join(f"{count:,} × {{{shape}}}" for shape, count in report["shapes"].items())
-    yield f"data: {report['rows']:,} rows ({shapes or 'none can be read'}) from {', '.join(report['files'])}"
-    if report["further_keys"]:
-        keys = sorted(report["further_keys"].items(), key=lambda item: -item[1])
+def _shared(found: Scan, evaluation: EvaluationTexts) -> dict[str, int]:
+    return {
+        "queries": len(evaluation.positives),
+        "queries_in_training": len(found.leaked_queries),
+        "passages": len(evaluation.passages),
+        "passages_in_training": found.shared_passages,
+    }
+
+
+def _fixed(report: DataReport, fix: str, found: Scan, evaluation: EvaluationTexts | None, stream: bool) -> DataReport:
+    """Write the fixed file where that is possible; the report then says what was done."""
+    if "file" in report.findings:
+        return replace(report, fix=fix, not_fixed="not written, because a file can't be read to its end")
+    try:
+        done = write_fixed(Path(fix).expanduser(), found, evaluation, stream)
+    except NoRowLeftError:
+        return replace(report, fix=fix, not_fixed="not written, because no row is left")
+    return replace(report, fix=fix, fixed=done)
+
+
+def _overview_lines(report: DataReport) -> Iterator[str]:
+    """What is in the data."""
+    shapes = "; ".join(f"{count:,} × {{{shape}}}" for shape, count in report.shapes.items())
+    yield f"data: {report.rows:,} rows ({shapes or 'none can be read'}) from {', '.join(report.files)}"
+    if report.further_keys:
+        keys = sorted(report.further_keys.items(), key=lambda item: -item[1])
         named = [f"{key}{near_miss(key, NEGATIVE_KEYS)} ({rows:,})" for key, rows in keys[:SHOWN_KEYS]]
         yield f"data: keys that training does not use: {', '.join(named)}{', …' if len(keys) > SHOWN_KEYS else ''}"
-    if report["readable_rows"]:
-        yield "\n" + _lengths_table(report["lengths"])
-        yield "\n" + _share_table("negatives", _buckets(report["negatives_per_row"]))
-        yield "\n" + _share_table("script", report["scripts"]["rows"])
-    if report["scripts"]["mixed_rows"]:
-        yield f"{report['scripts']['mixed_rows']:,} rows are of several scripts"
-    if report["scripts"]["query_and_positive_differ"]:
-        yield f"{report['scripts']['query_and_positive_differ']:,} rows have query and positive in different scripts"
+    if report.readable_rows:
+        yield "\n" + _lengths_table(report.lengths)
+        yield "\n" + _share_table("negatives", _buckets(report.negatives_per_row))
+        yield "\n" + _share_table("script", report.scripts["rows"])
+    if report.scripts["mixed_rows"]:
+        yield f"{report.scripts['mixed_rows']:,} rows have letters of several scripts"
+    if report.scripts["query_and_positive_differ"]:
+        yield f"{report.scripts['query_and_positive_differ']:,} rows have query and positive in different scripts"
     yield ""
-    evaluation = report.get("evaluation")
+    evaluation = report.evaluation
     if evaluation:
         yield (
             f"evaluation: {evaluation['queries_in_training']:,} of {evaluation['queries']:,} queries of "
-            f"{evaluation['source']} are in the training data; of its {evaluation['passages']:,} passages "
-            f"{evaluation['passages_in_training']:,} are, which is no fault by itself\n"
+            f"{evaluation['source']} are in the training data; so are {evaluation['passages_in_training']:,} of its "
+            f"{evaluation['passages']:,} passages, which is not a fault by itself\n"
         )
-    yield from _finding_lines(report["findings"])
 
 
-def _finding_lines(findings: dict[str, Any]) -> Iterator[str]:
-    faults = {kind: item for kind, item in findings.items() if item["level"] != NOTE}
+def _finding_lines(report: DataReport) -> Iterator[str]:
+    """What is wrong with the data."""
+    findings = report.findings
+    faults = {kind: finding for kind, finding in findings.items() if finding.level != NOTE}
     if findings:
-        cells = [[item["level"], f"{item['rows']:,}", _subject(kind, item)] for kind, item in findings.items()]
+        cells = [[finding.level, f"{finding.rows:,}", _subject(kind, finding)] for kind, finding in findings.items()]
         yield tabulate(cells, ["", "rows", "what"], disable_numparse=True, colalign=("left", "right", "left")) + "\n"
-    for kind, item in findings.items():
-        yield f"{_subject(kind, item)}:"
-        for first in item["first"]:
+    for kind, finding in findings.items():
+        yield f"{_subject(kind, finding)}:"
+        for first in finding.first:
             bare = first["text"].startswith(first["place"])
             yield f"  {first['text']}" if bare else f"  {first['place']}: {first['text']}"
-        if item["rows"] > len(item["first"]):
-            yield f"  … and {item['rows'] - len(item['first']):,} more"
+        if finding.rows > len(finding.first):
+            yield f"  … and {finding.rows - len(finding.first):,} more"
     if not faults:
         yield "clean: no faults"
     else:
-        worst = sum(item["level"] != FAULT for item in faults.values())
-        yield f"kinds of faults: {len(faults)}" + (f", of which {worst} stop a training" if worst else "")
+        worst = sum(finding.level == ERROR for finding in faults.values())
+        yield f"kinds of faults: {len(faults)}" + (f"; {worst} of them stop a training" if worst else "")
 
 
-def _subject(kind: str, item: dict[str, Any]) -> str:
-    return f"{'files' if kind == 'file' else 'rows'} that {item['text']}"
+def _subject(kind: str, finding: Finding) -> str:
+    return f"{'files' if kind == 'file' else 'rows'} that {finding.text}"
 
 
 def _lengths_table(lengths: dict[str, Any]) -> str:
@@ -240,7 +304,7 @@ def _share_table(title: str, counts: dict[str, int]) -> str:
 
 
 def _buckets(counts: dict[str, int]) -> dict[str, int]:
-    """A histogram of few lines: as it is, or in ranges that double.
+    """A histogram with few lines: unchanged if it is short, otherwise in ranges that double.
 
     >>> _buckets({"0": 2, "7": 3, "9": 1})
     {'0': 2, '7': 3, '9': 1}

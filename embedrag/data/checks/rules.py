@@ -1,8 +1,8 @@
-"""What can be wrong with training rows, and the part of it that is found by comparing rows.
+"""What can be wrong with training rows (`KINDS`), and the comparison of rows with each other.
 
-The comparison works on numbers, equal for equal texts (ids of the token store, or hashes), so it needs no text in
-memory and costs the same at a check and at the start of a training. Only rows that share their query with another row
-can repeat it or contradict it; they are taken in parts, so memory is bounded by the numbers themselves.
+The comparison works on numbers that are equal for equal texts (ids of the token store, or hashes). It needs no text in
+memory, and costs the same in a check and at the start of a training. Only rows with the same query can repeat or
+contradict each other. They are compared in parts, so that the memory needed is about that of the numbers themselves.
 
 Dimensions: T texts of all rows, N rows, r rows of one part, t texts of one part.
 """
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 ERROR, FAULT, NOTE = "error", "fault", "note"
-# Name -> how bad it is, and what the rows have. An error stops a training, a fault is survived, a note is no fault.
+# Name -> level, and what such rows have. An error stops a training, a fault does not, and a note is not a fault. A new
+# kind is one line here.
 KINDS = {
     "file": (ERROR, "can't be read to its end"),
     "unreadable": (ERROR, "can't be read"),
@@ -33,31 +34,22 @@ KINDS = {
     "blank_negative": (FAULT, "have a blank negative"),
     "repeated_query": (NOTE, "share their query with an earlier row"),
 }
-LISTED = 20  # rows of a kind that are named
+LISTED = 20  # rows of each kind that are listed; all are counted
 TEXTS_IN_PART = 4_000_000
 
 
 class Findings:
-    """Faults by kind: how many rows have them, and the first of them with their places."""
+    """What was found, by kind: how many rows, and the first rows with their places."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.listed: dict[str, list[tuple[str, str]]] = defaultdict(list)
 
     def add(self, kind: str, place: str, text: str = "") -> None:
-        """Count a row, and keep its `file:line` and what is wrong there if it is one of the first."""
+        """Count a row. Its `file:line` and what is wrong there are kept if it is one of the first of its kind."""
         self.counts[kind] += 1
         if len(self.listed[kind]) < LISTED:
             self.listed[kind].append((place, text))
-
-    def levels(self) -> set[str]:
-        """How bad the kinds are that were found."""
-        return {KINDS[kind][0] for kind in self.counts}
-
-    @property
-    def exit_code(self) -> int:
-        """2 with errors, 1 with faults, else 0."""
-        return 2 if ERROR in self.levels() else 1 if FAULT in self.levels() else 0
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,9 @@ class Rows:
     """Rows as numbers.
 
     Attributes:
-        texts: [T] a row is its query, its positives, its negatives; equal texts have equal numbers.
+        texts: [T] row by row: the query, the positives, the negatives; equal texts have equal numbers.
         offsets: [N + 1] into `texts`.
-        positives: [N] positives of each row.
+        positives: [N] number of positives of each row.
     """
 
     texts: np.ndarray
@@ -77,13 +69,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What rows say about each other, in the order of the rows.
+    """What was found when rows were compared, in the order of the rows.
 
     Attributes:
-        repeated: [a, 2] a row whose query an earlier row has too, and the first such row.
-        duplicates: [b, 2] a row that repeats an earlier one (query, set of positives, set of negatives), and that one.
-        contradictions: [c, 3] a row, a row that calls one of its negatives a positive of the same query, and where
-            this negative is in `Rows.texts`.
+        repeated: [a, 2] a row with the query of an earlier row, and the first row with that query.
+        duplicates: [b, 2] a row with the query, the positives and the negatives of an earlier row, in any order, and
+            that earlier row.
+        contradictions: [c, 3] a row, a row that calls one of its negatives a positive of the same query, and the place
+            of this negative in `Rows.texts`.
     """
 
     repeated: np.ndarray
@@ -112,7 +105,7 @@ def compare(rows: Rows) -> Comparison:
 
 
 def short_report(rows: Rows) -> Iterator[str]:
-    """A line for the start of a training, or none when the rows do not repeat or contradict each other."""
+    """A line for the start of a training, if rows repeat or contradict each other."""
     found = compare(rows)
     counts = {
         "duplicate_row": len(found.duplicates),
@@ -124,7 +117,7 @@ def short_report(rows: Rows) -> Iterator[str]:
 
 
 def _parts(rows: Rows, shared: np.ndarray, group: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows `shared`, all rows of one query in one part."""
+    """The rows `shared` in parts; all rows with the same query are in the same part."""
     total = int((rows.offsets[shared + 1] - rows.offsets[shared]).sum())
     parts = 1 + total // TEXTS_IN_PART
     for number in range(parts if len(shared) else 0):
@@ -144,7 +137,7 @@ def _compare_part(rows: Rows, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     is_negative = within > rows.positives[part][owner]
     is_positive = ~is_negative & (within > 0)
 
-    # A row's key is a sum, so the order of its positives and of its negatives does not count.
+    # A row's key is a sum, so that the order of its positives and of its negatives does not matter.
     role = is_negative.astype(np.uint64) + is_positive.astype(np.uint64) * np.uint64(2)
     keys = np.add.reduceat(_mix(mixed + role), starts)
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -168,7 +161,7 @@ def _in_order(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Spread numbers over 64 bits, one to one (the finaliser of splitmix64); sums wrap."""
+    """Spread numbers over 64 bits, one to one (the last step of splitmix64); sums may overflow."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,7 +1,8 @@
 """One pass over training rows that counts what is in them and finds what is wrong.
 
-Texts are not kept: a row leaves 8 bytes for each text (hash), so that rows can be compared, histograms of its lengths,
-and, for tokens, a place in a sample of bounded size. Every row is looked at, however many are wrong.
+Texts are not kept. A row leaves 8 bytes for each of its texts (a hash), so that rows can be compared, and its lengths
+in histograms. To measure texts in tokens, a sample of limited size is kept. Every row is looked at, even if many are
+wrong.
 """
 
 from __future__ import annotations
@@ -11,32 +12,34 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from embedrag.data.checks.rules import LISTED, Findings, Rows, compare
 from embedrag.data.retrieval_dataset import RetrievalDataset
-from embedrag.data.rows import GRADES_KEY, POSITIVE_KEYS, SCORES_KEY, TrainingRow, parse_row
+from embedrag.data.rows import GRADES_KEY, NO_ROWS, POSITIVE_KEYS, SCORES_KEY, TrainingRow, parse_row
 from embedrag.data.sources import RowError, local_files, raw_rows
 from embedrag.data.text import identity, scripts_of
-from embedrag.errors import UserError
+from embedrag.errors import UserError, all_problems
+from embedrag.runtime.console import console
 
 SIDES = ("query", "positive", "negative")
-SCRIPT_CHARACTERS = 200  # of each text that are looked at
-MIXED_SHARE = 0.2
-KEYS_KEPT = 1000
+SCRIPT_CHARACTERS = 200  # only the first ones of each text are looked at
+MIXED_SHARE = 0.2  # of the letters; with so many of a second script, a row is of several scripts
+KEYS_KEPT = 1000  # different further keys are counted
+SAMPLED_TEXTS = 10_000  # of each side
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The texts of a row that are right beside each other, each different one once, by `identity`.
+    """The texts that a row keeps: each different text once, told apart by `identity`.
 
     Attributes:
-        query: its identity.
-        pos: none of them is the query; possibly none at all.
-        neg: none of them is the query or a positive.
+        query: identity of the query.
+        pos: identity -> positive; none of them is the query. It may be empty.
+        neg: identity -> negative; none of them is the query or a positive.
     """
 
     query: int
@@ -44,19 +47,19 @@ class Kept:
     neg: dict[int, str]
 
 
-def kept_of(record: TrainingRow) -> Kept:
-    """What is kept of a row that can be read.
+def kept_of(row: TrainingRow) -> Kept:
+    """The texts that are kept of a row that can be read.
 
     >>> kept = kept_of(parse_row({"query": "a", "pos": ["A ", "b"], "neg": ["c", "B", "C"]}))
     >>> list(kept.pos.values()), list(kept.neg.values())
     (['b'], ['c'])
     """
-    query = identity(record.query)
+    query = identity(row.query)
     positives: dict[int, str] = {}
     negatives: dict[int, str] = {}
-    for text in record.pos:
+    for text in row.pos:
         positives.setdefault(identity(text), text)
-    for text in record.neg:
+    for text in row.neg:
         own = identity(text)
         if own != query and own not in positives:
             negatives.setdefault(own, text)
@@ -65,7 +68,7 @@ def kept_of(record: TrainingRow) -> Kept:
 
 
 class EvaluationTexts:
-    """Hashes of an evaluation set, the same for texts that differ in case, spacing or Unicode form."""
+    """Hashes of the texts of an evaluation set. Texts that differ only in case, spacing or Unicode form are equal."""
 
     def __init__(self, data: RetrievalDataset) -> None:
         passages = list(map(identity, data.passages))
@@ -75,37 +78,54 @@ class EvaluationTexts:
             self.positives.setdefault(identity(query), set()).update(passages[number] for number in relevant)
 
     def leak(self, kept: Kept) -> str:
-        """The kind of fault a row is beside this set; empty when it is none."""
+        """The kind of fault that a row is when this set evaluates the model; empty when it is not a fault."""
         positives = self.positives.get(kept.query)
         if positives is None:
             return ""
         return "leaked_query" if positives.isdisjoint(kept.pos) else "leaked_pair"
 
 
+class Sample:
+    """Up to `SAMPLED_TEXTS` of the texts that were added; each has the same chance to be among them."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.seen = 0
+        self._random = random.Random(0)
+
+    def add(self, text: str) -> None:
+        """Count a text, and perhaps keep it."""
+        self.seen += 1
+        if len(self.texts) < SAMPLED_TEXTS:
+            self.texts.append(text)
+        elif (place := int(self._random.random() * self.seen)) < SAMPLED_TEXTS:
+            self.texts[place] = text
+
+
 @dataclass
 class Scan:
-    """What a data set holds. Rows that keep a positive (`Kept`) have numbers 0 … N - 1, in order.
+    """What a data set holds. The N rows that keep a positive (`Kept`) have the numbers 0 … N - 1, in order.
 
     Attributes:
         files: what was read: files and hub ids.
         rows: how many rows were looked at, readable or not.
         findings: what is wrong, each with its place.
-        shapes: keys that rows were read from -> rows.
-        further_keys: other keys -> rows.
-        lengths: side -> characters -> texts.
+        shapes: the keys that a row was read from -> number of rows.
+        further_keys: other key -> number of rows.
+        lengths: side -> characters -> number of texts.
         samples: side -> some of its texts.
-        negatives: negatives of a row, as training uses them -> rows.
-        scripts: script that most letters of a row are of -> rows.
+        negatives: negatives of a row, as training uses them -> number of rows.
+        scripts: script of most letters of a row -> number of rows.
         mixed_rows: rows in which a second script has a fifth of the letters or more.
-        crossing_rows: rows whose query and positive are mainly in different scripts.
-        leaked_queries: hashes of the evaluation queries that occur.
-        shared_passages: different passages that are in the evaluation set too.
+        crossing_rows: rows with most letters of the query in another script than most letters of the positive.
+        leaked_queries: hashes of the evaluation queries that occur in the rows.
+        shared_passages: number of different passages that are in the evaluation set too.
         texts: hashes of the texts that are kept, row by row; see `embedrag.data.checks.rules.Rows`.
         offsets: [N + 1] into `texts`.
-        positives: [N] positives of each row.
+        positives: [N] number of positives of each row.
         lines: [N] line of each row.
         sources: [N] index into `names`.
-        names: what places are named after.
+        names: the names of the files, as places begin with them.
         contradicted: negatives that another row calls positives of the same query, as places in `texts`.
     """
 
@@ -141,44 +161,44 @@ class Scan:
         )
 
 
-def survey(
+def scan(
     sources: Sequence[str], evaluation: EvaluationTexts | None = None, sampled: bool = False, stream: bool = False
 ) -> Scan:
     """Read all rows and find everything that is wrong with them.
 
     Args:
         sources: files, folders of files, or hub data set ids.
-        evaluation: texts that must not occur.
+        evaluation: texts that must not occur in the rows.
         sampled: keep a sample of the texts, to measure them in tokens.
         stream: read hub data sets as a stream.
 
     Raises:
-        UserError: when a source is not there, or nothing holds a row.
+        UserError: a source is not there, or no source holds a row.
     """
     result = Scan(files=expand(sources))
     seen_passages = array("Q")
-    for place, row in tqdm(_all_rows(result, stream), unit=" rows", disable=None, leave=False):
+    for place, raw in _all_rows(result, stream):
         result.rows += 1
-        record, error = read_row(row)
+        row, error = read_row(raw)
         if error:
             result.findings.add("blank_text" if error.endswith(" is blank") else "unreadable", place, error)
-        if record is None:
+        if row is None:
             continue
-        kept = kept_of(record)
-        _own_faults(result.findings, place, row, record, kept)
-        _count(result, record)
+        kept = kept_of(row)
+        _own_faults(result.findings, place, raw, row, kept)
+        _count(result, row)
         if sampled:
-            _sample(result, record)
+            _sample(result, row)
         if evaluation:
             kind = evaluation.leak(kept)
             if kind:
                 result.leaked_queries.add(kept.query)
-                result.findings.add(kind, place, _quoted(record.query))
+                result.findings.add(kind, place, _quoted(row.query))
             seen_passages.extend((*kept.pos, *kept.neg))
         if kept.pos:
             _number(result, place, kept)
     if not result.rows and not result.findings.counts:
-        raise UserError(f"{', '.join(sources)}: no rows; see docs/check.md for what a row is")
+        raise UserError(NO_ROWS, "train_dataset", sources)
     if evaluation:
         seen = np.unique(np.frombuffer(seen_passages, np.uint64))
         result.shared_passages = int(np.isin(seen, evaluation.passages).sum())
@@ -188,73 +208,75 @@ def survey(
 
 
 def expand(sources: Sequence[str]) -> list[str]:
-    """Sources as single files and hub ids; a source that is not there is an error, all of them together."""
-    problems, files = [], []
-    for source in dict.fromkeys(sources):
-        try:
-            files += [str(path) for path in local_files(source)] or [source]
-        except UserError as error:
-            problems.append(str(error))
-        except OSError as error:
-            problems.append(f"--train_dataset {source[:200]}: {error.strerror or error}")
-    if problems:
-        raise UserError("\n".join(problems))
+    """Sources as single files and hub ids, each once.
+
+    Raises:
+        UserError: with all sources that are not there.
+    """
+    files: list[str] = []
+
+    def add(source: str) -> None:
+        files.extend([str(path) for path in local_files(source)] or [source])
+
+    all_problems(partial(add, source) for source in sources)
     return list(dict.fromkeys(files))
 
 
-def read_row(row: Any) -> tuple[TrainingRow | None, str]:
-    """A row and what is wrong with it; a row that is right but for blank positives is given without them."""
+def read_row(raw: Any) -> tuple[TrainingRow | None, str]:
+    """A row and what is wrong with it. A row with blank positives, and nothing else wrong, is given without them."""
     try:
-        if isinstance(row, RowError):
-            raise row
-        return parse_row(row), ""
+        if isinstance(raw, RowError):
+            raise raw
+        return parse_row(raw), ""
     except RowError as error:
         reason = str(error)
     try:
-        return (parse_row(_without_blanks(row)) if isinstance(row, dict) else None), reason
+        return (parse_row(_without_blanks(raw)) if isinstance(raw, dict) else None), reason
     except RowError:
         return None, reason
 
 
 def _all_rows(result: Scan, stream: bool) -> Iterator[tuple[str, Any]]:
-    """Rows of all files; a file that can't be read on is a finding, and the next one follows."""
-    for file in result.files:
-        try:
-            yield from raw_rows(file, stream)
-        except UserError as error:
-            result.findings.add("file", file, str(error))
-        except OSError as error:
-            result.findings.add("file", file, f"{file}: {error.strerror or error}")
+    """Rows of all files. A file that can't be read further is a finding, and the next file is read."""
+    with console.progress(None, "row", leave=False, disable=None) as bar:
+        for file in result.files:
+            try:
+                for pair in raw_rows(file, stream):
+                    bar.update()
+                    yield pair
+            except UserError as error:
+                text = f"{file}: {error.reason}" if error.argument else str(error)
+                result.findings.add("file", file, text)
 
 
-def _without_blanks(row: dict[str, Any]) -> dict[str, Any]:
+def _without_blanks(raw: dict[str, Any]) -> dict[str, Any]:
     """A row without the blank texts in its lists of positives, and without their scores and grades."""
-    row = dict(row)
+    raw = dict(raw)
     for key in POSITIVE_KEYS:
-        given = row.get(key)
+        given = raw.get(key)
         if isinstance(given, list):
             blank = {place for place, text in enumerate(given) if isinstance(text, str) and not text.strip()}
             for name in (key, SCORES_KEY, GRADES_KEY):
-                if isinstance(row.get(name), list):
-                    row[name] = [item for place, item in enumerate(row[name]) if place not in blank]
-    return row
+                if isinstance(raw.get(name), list):
+                    raw[name] = [item for place, item in enumerate(raw[name]) if place not in blank]
+    return raw
 
 
-def _own_faults(findings: Findings, place: str, row: dict[str, Any], record: TrainingRow, kept: Kept) -> None:
-    """What is wrong inside one row that can be read."""
-    _, positive_key, *negative_key = record.shape.split(", ")
-    given = _listed(row[positive_key])
+def _own_faults(findings: Findings, place: str, raw: dict[str, Any], row: TrainingRow, kept: Kept) -> None:
+    """Add what is wrong inside one row that can be read."""
+    _, positive_key, *negative_key = row.shape.split(", ")
+    given = _listed(raw[positive_key])
     if len(given) > len(kept.pos):
         alike = _alike(given)
         _add_texts(findings, "doubled_positive", place, [texts[0] for texts in alike.values() if len(texts) > 1])
         _add_texts(findings, "query_is_positive", place, alike.get(kept.query, [])[:1])
-    if not record.dropped and len(record.neg) == len(kept.neg):
+    if not row.dropped and len(row.neg) == len(kept.neg):
         return
-    given = _listed(row[negative_key[0]])
+    given = _listed(raw[negative_key[0]])
     blank = sum(not text.strip() for text in given)
     if blank:
         findings.add("blank_negative", place, f"{blank} of {len(given)}")
-    positives = set(map(identity, record.pos))
+    positives = set(map(identity, row.pos))
     found: dict[str, list[str]] = {"own_positive": [], "query_is_negative": [], "doubled_negative": []}
     for own, texts in _alike(given).items():
         if own in positives:
@@ -268,12 +290,12 @@ def _own_faults(findings: Findings, place: str, row: dict[str, Any], record: Tra
 
 
 def _listed(value: Any) -> list[str]:
-    """What a row has under a key of texts: one, several, or none."""
+    """The texts that a row has under one key."""
     return [value] * bool(value) if isinstance(value, str) else list(value or [])
 
 
 def _alike(texts: list[str]) -> dict[int, list[str]]:
-    """Identity -> the texts that have it; without blank ones."""
+    """Identity -> the texts that have it; blank texts are left out."""
     found: dict[int, list[str]] = {}
     for text in texts:
         if text.strip():
@@ -286,17 +308,17 @@ def _add_texts(findings: Findings, kind: str, place: str, texts: list[str]) -> N
         findings.add(kind, place, _quoted(texts[0]) + (f" and {len(texts) - 1} more" if len(texts) > 1 else ""))
 
 
-def _count(result: Scan, record: TrainingRow) -> None:
-    result.shapes[record.shape] += 1
-    for key in record.extra:
+def _count(result: Scan, row: TrainingRow) -> None:
+    result.shapes[row.shape] += 1
+    for key in row.extra:
         if len(result.further_keys) < KEYS_KEPT:
             result.further_keys[str(key)] += 1
-    for side, texts in zip(SIDES, ((record.query,), record.pos, record.neg), strict=True):
+    for side, texts in zip(SIDES, ((row.query,), row.pos, row.neg), strict=True):
         counts = result.lengths[side]
         for text in texts:
             counts[len(text)] += 1
-    result.negatives[len(record.neg)] += 1
-    query, positive = record.query[:SCRIPT_CHARACTERS], record.pos[0][:SCRIPT_CHARACTERS]
+    result.negatives[len(row.neg)] += 1
+    query, positive = row.query[:SCRIPT_CHARACTERS], row.pos[0][:SCRIPT_CHARACTERS]
     if query.isascii() and positive.isascii():
         result.scripts["Latin" if query.upper() != query.lower() or positive.upper() != positive.lower() else ""] += 1
         return
@@ -308,8 +330,8 @@ def _count(result: Scan, record: TrainingRow) -> None:
         result.crossing_rows += of_query.most_common(1)[0][0] != of_positive.most_common(1)[0][0]
 
 
-def _sample(result: Scan, record: TrainingRow) -> None:
-    for side, texts in zip(SIDES, ((record.query,), record.pos, record.neg), strict=True):
+def _sample(result: Scan, row: TrainingRow) -> None:
+    for side, texts in zip(SIDES, ((row.query,), row.pos, row.neg), strict=True):
         for text in texts:
             result.samples[side].add(text)
 
@@ -345,23 +367,3 @@ def _first_of_row(found: np.ndarray) -> np.ndarray:
 
 def _quoted(text: str) -> str:
     return repr(text) if len(text) <= 50 else f"{text[:50]!r}…"
-
-
-SAMPLED_TEXTS = 10_000
-
-
-class Sample:
-    """Up to `SAMPLED_TEXTS` of the texts that were added, each with the same chance to be among them."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.seen = 0
-        self._random = random.Random(0)
-
-    def add(self, text: str) -> None:
-        """See a text, and perhaps keep it."""
-        self.seen += 1
-        if len(self.texts) < SAMPLED_TEXTS:
-            self.texts.append(text)
-        elif (place := int(self._random.random() * self.seen)) < SAMPLED_TEXTS:
-            self.texts[place] = text

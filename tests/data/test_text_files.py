@@ -1,4 +1,4 @@
-"""Texts of a file to be encoded are read as training reads them, or refused with the place."""
+"""Files of texts are read as training reads them, or refused with the place."""
 
 from __future__ import annotations
 
@@ -53,3 +53,22 @@ def test_table_that_would_be_misread_is_refused(content: str, problem: str, tmp_
 def test_title_of_a_passage_stands_before_it(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(json.dumps({"title": "Frogs", "text": "are green"}) + "\n")
     assert list(read_corpus(str(tmp_path / name), "text")) == ["Frogs are green"]
+
+
+def test_column_of_a_parquet_file_is_read(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2], "text": ["a frog", "a heron"]}), path)
+    assert list(read_texts(path, "text")) == ["a frog", "a heron"]
+
+
+def test_any_other_file_is_one_text_a_line(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.txt", "a frog\r\n\n[a heron]\n") == ["a frog", "", "[a heron]"]
+
+
+@pytest.mark.parametrize("argument", ["corpus", "data"])
+def test_corpus_that_is_not_there_is_named_by_the_argument_of_the_caller(argument: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^`{argument}={tmp_path}/none.jsonl`: no such file"):
+        list(read_corpus(str(tmp_path / "none.jsonl"), "text", argument=argument))
