@@ -7,29 +7,30 @@ import math
 import torch
 from torch import Tensor
 
-from embedrag.losses.contrastive import LossSettings, Pairs
+from embedrag.losses.contrastive import LossSettings
+from embedrag.losses.pairs import Pairs
 
 
 def info_nce_loop(
     queries: Tensor, passages: Tensor, labels: list[int], closed: set[tuple[int, int]], temperature: float
 ) -> Tensor:
-    """InfoNCE by double loop: one number a query, autograd through plain arithmetic."""
+    """InfoNCE by a double loop: one number a query, with the gradient of plain arithmetic."""
     losses = []
     for i, label in enumerate(labels):
-        terms = []
+        scores = []
         for j in range(len(passages)):
             if (i, j) in closed and j != label:
                 continue
             cosine = (queries[i] * passages[j]).sum() / (queries[i].norm() * passages[j].norm())
-            terms.append((cosine / temperature, j == label))
-        total = sum((score - terms[0][0]).exp() for score, _ in terms)
-        own = next(score for score, is_own in terms if is_own)
-        losses.append(terms[0][0] + total.log() - own)
+            scores.append((cosine / temperature, j == label))
+        total = sum((score - scores[0][0]).exp() for score, _ in scores)
+        own = next(score for score, is_own in scores if is_own)
+        losses.append(scores[0][0] + total.log() - own)
     return torch.stack(losses)
 
 
-def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: LossSettings, guide: bool = False) -> Tensor:
-    """Every term of the loss by loops over pairs and candidates: one number a pair."""
+def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, settings: LossSettings, guide: bool = False) -> Tensor:
+    """Every part of the loss by loops over pairs and candidates: one number a pair."""
 
     def cosine(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum() / (a.norm() * b.norm())
@@ -47,19 +48,21 @@ def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: LossSettings, gu
     losses = []
     for n, i in enumerate(asks):
         own = cosine(q[i], p[labels[n]])
-        groups: dict[str, list[Tensor]] = {name: [] for name in terms.directions}
+        groups: dict[str, list[Tensor]] = {name: [] for name in settings.directions}
         for j in passages:
             score = cosine(q[i], p[j])
             seen = score if not guide else pairs.guide[0][i] @ pairs.guide[1][j]
             bar = own if not guide else pairs.guide[0][i] @ pairs.guide[1][labels[n]]
-            false = terms.false_negative_margin is not None and bool(seen > bar + terms.false_negative_margin)
-            narrow = terms.candidates == "hard" and j in labels
+            false = settings.false_negative_margin is not None and bool(seen > bar + settings.false_negative_margin)
+            narrow = settings.candidates == "hard" and j in labels
             if j != labels[n] and (false or narrow or (n, j) in excluded):
                 continue
-            counts = {"all": True, "own": owner[j] == i, "in_batch": owner[j] != i}[terms.hardness_of]
-            harder = terms.hardness * float(score.detach()) if counts and j != labels[n] else 0.0
-            groups["query_passage"].append(score / terms.temperature + harder)
-        for direction in terms.directions[1:]:
+            counts = {"all": True, "own": owner[j] == i, "in_batch": owner[j] != i}[settings.hardness_mode]
+            harder = settings.hardness_strength * float(score.detach()) if counts and j != labels[n] else 0.0
+            groups["query_passage"].append(score / settings.temperature + harder)
+        for direction in settings.directions:
+            if direction == "query_passage":
+                continue
             for j in passages if direction == "passage_passage" else queries:
                 if direction == "passage_passage":
                     if owner[j] == i or (n, j) in excluded:
@@ -69,24 +72,26 @@ def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, terms: LossSettings, gu
                     if (direction == "query_query" and i == j) or (i != j and friends(n, j)):
                         continue
                     pair = (q[i] if direction == "query_query" else p[labels[n]]), q[j]
-                groups[direction].append(cosine(*pair) / terms.temperature)
-        sets = list(groups.values()) if terms.separate else [[score for group in groups.values() for score in group]]
+                groups[direction].append(cosine(*pair) / settings.temperature)
+        sets = list(groups.values())
+        if settings.partition_mode == "joint":
+            sets = [[score for group in sets for score in group]]
         total = sum(torch.stack(scores).logsumexp(0) for scores in sets) / len(sets)
-        loss = total - own / terms.temperature
-        if terms.distillation:
+        loss = total - own / settings.temperature
+        if settings.distillation:
             teacher = pairs.teacher.tolist()
             mine = [j for j in passages if owner[j] == i and not math.isnan(teacher[j])]
             if labels[n] in mine and len(mine) > 1:
-                student = torch.stack([cosine(q[i], p[j]) / terms.temperature for j in mine])
-                target = torch.tensor([teacher[j] / terms.teacher_temperature for j in mine], dtype=q.dtype)
-                if terms.distillation == "kl":
+                student = torch.stack([cosine(q[i], p[j]) / settings.temperature for j in mine])
+                target = torch.tensor([teacher[j] / settings.teacher_temperature for j in mine], dtype=q.dtype)
+                if settings.distillation == "kl":
                     distance = torch.nn.functional.kl_div(student.log_softmax(0), target.softmax(0), reduction="sum")
                 else:
                     at = mine.index(labels[n])
                     rest = [place for place in range(len(mine)) if place != at]
                     gaps = [(student[at] - student[r] - target[at] + target[r]) ** 2 for r in rest]
                     distance = torch.stack(gaps).mean()
-                loss = (1 - terms.distillation_weight) * loss + terms.distillation_weight * distance
+                loss = (1 - settings.distillation_weight) * loss + settings.distillation_weight * distance
         losses.append(loss)
     return torch.stack(losses)
 
