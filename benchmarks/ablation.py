@@ -37,9 +37,9 @@ FORMS = [
 ]
 WAYS: dict[str, dict[str, Any]] = {
     "InfoNCE": {},
-    "symmetric": {"further_directions": "passage_query", "separate": True},
-    "all directions": {"further_directions": "passage_query query_query passage_passage"},
-    "hardness 5": {"hardness": 5},
+    "symmetric": {"directions": "query_passage passage_query", "partition_mode": "separate"},
+    "all directions": {"directions": "query_passage passage_query query_query passage_passage"},
+    "hardness 5": {"hardness_strength": 5},
     "mined": {"mined": True},
     "mined, margin 0.05": {"mined": True, "false_negative_margin": 0.05},
     "mined, guided by the base": {"mined": True, "false_negative_margin": 0.0, "false_negative_guide": "base"},

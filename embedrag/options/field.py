@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -40,7 +40,7 @@ def option(
     nested: str = "",
     aliases: tuple[str, ...] = (),
     former_names: tuple[str, ...] = (),
-    former_switch: tuple[str, str] | None = None,
+    former_values: Callable[[Any], Any] | None = None,
     positional: bool = False,
     resume: Resume | None = None,
     **checks: Any,
@@ -54,7 +54,8 @@ def option(
         nested: its key in the nested config file, e.g. `train.batch_size`.
         aliases: further flag names (and flat keys) that mean the same.
         former_names: names that the option had in the past. They still work, and are no longer shown.
-        former_switch: for an option that was true or false under its former names: what (false, true) are called now.
+        former_values: makes today's value of one that was given under a former name. A former flag without a word
+            gives it `true`.
         positional: words that follow no flag are its values; a list, at most one a command.
         resume: whether a training that goes on may have another value, see `Resume`; for options of a training.
         **checks: pydantic constraints such as `ge=1`.
@@ -67,7 +68,7 @@ def option(
             "nested": nested,
             "aliases": list(aliases),
             "former_names": list(former_names),
-            "former_switch": list(former_switch or ()),
+            "former_values": cast("Any", former_values),
             "positional": positional,
             "resume": resume,
         },
@@ -88,6 +89,21 @@ def lower(value: Any) -> Any:
 def whole_number(value: Any) -> Any:
     """A text of digits as the number, for options that take some numbers only."""
     return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+def former_switch(off: Any, on: Any) -> Callable[[Any], Any]:
+    """`former_values` of an option that was true or false: what these two are called today.
+
+    A word that is neither is returned unchanged, and refused like any other wrong value.
+    """
+
+    def today(value: Any) -> Any:
+        try:
+            return on if TypeAdapter(bool).validate_python(value) else off
+        except ValidationError:
+            return value
+
+    return today
 
 
 TextList = Annotated[list[str], BeforeValidator(as_list)]
@@ -210,12 +226,7 @@ def as_today(field: FieldInfo, key: str, value: Any) -> Any:
     Args:
         field: of the option.
         key: the name under which the value was given.
-        value: as given; what an earlier switch does not know is returned unchanged.
+        value: as given.
     """
-    switch = extra(field)["former_switch"]
-    if not switch or key not in extra(field)["former_names"]:
-        return value
-    try:
-        return switch[TypeAdapter(bool).validate_python(value)]
-    except ValidationError:
-        return value
+    former_values = extra(field)["former_values"]
+    return former_values(value) if former_values and key in extra(field)["former_names"] else value

@@ -120,8 +120,8 @@ def build_parser(cls: type[Options], prog: str, description: str, config_file: b
         flags = [f"--{flag}" for flag in (name, *meta["aliases"])]
         group.add_argument(*flags, **arguments, metavar=_metavar(field), help=_help(field).replace("%", "%%"))
         for former in meta["former_names"]:
-            switch = _SWITCH if meta["former_switch"] else {}
-            group.add_argument(f"--{former}", **arguments | switch, help=argparse.SUPPRESS)
+            alone = _SWITCH if meta["former_values"] and "nargs" not in arguments else {}
+            group.add_argument(f"--{former}", **arguments, **alone, help=argparse.SUPPRESS)
     return parser
 
 

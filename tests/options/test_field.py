@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedrag.errors import UserError
-from embedrag.options.field import Options, TextList, option, renamed
+from embedrag.options.field import Options, TextList, former_switch, option, renamed
 from embedrag.options.parsing import build_parser, parse
 from embedrag.options.reference import markdown_table
 
@@ -20,7 +20,7 @@ class Example(Options):
 
     cross_encoder: str | None = option(None, "a model", group="g", aliases=("reranker",), former_names=("score_with",))
     mode: Literal["joint", "separate"] = option(
-        "joint", "how", group="g", former_names=("apart",), former_switch=("joint", "separate")
+        "joint", "how", group="g", former_names=("apart",), former_values=former_switch("joint", "separate")
     )
     fields: TextList = option([], "several", group="g", former_names=("columns",))
 
