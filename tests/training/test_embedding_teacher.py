@@ -115,7 +115,7 @@ def test_larger_teacher_is_learnt(
     words = ["--embedding_teacher", minilm, "--embedding_teacher_weight", "5", "--epochs", "6"]
     assert train(tiny_bert, data, tmp_path / "plain", "--epochs", "6") == 0
     assert train(tiny_bert, data, tmp_path / "one", *words) == 0
-    assert f"teacher: {minilm}, 384 components" in capsys.readouterr().out
+    assert f"teacher: {minilm}, 384 dimensions" in capsys.readouterr().out
     texts = [text for row in SCORED for text in (*row["pos"], *row["neg"])]
     cosines = []
     for model in (minilm, tmp_path / "plain" / "final", tmp_path / "one" / "final"):

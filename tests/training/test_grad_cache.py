@@ -115,7 +115,7 @@ def test_gradient_equals_the_naive_full_batch(model: str, pad: bool, request: py
 RICH = LossSettings(
     0.1,
     directions=("query_passage", "passage_query", "query_query", "passage_passage"),
-    hardness=2.0,
+    hardness_strength=2.0,
     false_negative_margin=0.003,
     distillation="kl",
 )

@@ -13,8 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from embedrag.cli import main
-from embedrag.errors import UserError
-from embedrag.options.parsing import parse
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.config.presets import RECIPES as RECIPE_SETTINGS
 from tests.training.state.test_resume import losses
@@ -37,16 +35,20 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def train(model: str, data: Path, output: Path, *words: str) -> int:
+def command(model: str, data: Path, output: Path, *words: str) -> list[str]:
     fixed = ["--model_name_or_path", model, "--train_dataset", str(data), "--output_dir", str(output), "--use_cpu"]
     fixed += ["--finetune_type", "lora", "--lr", "3e-3", "--batch_size", "4", "--temperature", "0.1", "--epochs", "2"]
-    return main(["train", *fixed, "--dtype", "float32", "--lora_dropout", "0", "--no_self_test", *words])
+    return ["train", *fixed, "--dtype", "float32", "--lora_dropout", "0", "--no_self_test", *words]
+
+
+def train(model: str, data: Path, output: Path, *words: str) -> int:
+    return main(command(model, data, output, *words))
 
 
 RECIPES = {
-    "symmetric": ["--further_directions", "passage_query", "--separate"],
-    "all directions": ["--further_directions", "passage_query", "query_query", "passage_passage"],
-    "hardness": ["--hardness", "5", "--hardness_of", "own"],
+    "symmetric": ["--directions", "query_passage", "passage_query", "--partition_mode", "separate"],
+    "all directions": ["--directions", "query_passage", "passage_query", "query_query", "passage_passage"],
+    "hardness": ["--hardness_strength", "5", "--hardness_mode", "own"],
     "margin": ["--false_negative_margin", "-0.3"],
     "guided": ["--false_negative_margin", "-0.3", "--false_negative_guide", "base"],
     "kl": ["--distillation", "kl", "--distillation_weight", "1"],
@@ -133,30 +135,6 @@ def test_encode_writes_the_form_that_is_asked_for(precision, dtype, width, tiny_
     assert "--dim 65: the model's vectors have 64 components" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (["--candidates", "hard", "--further_directions", "query_query"], "--candidates hard is for one direction"),
-        (["--separate"], "--separate needs --further_directions passage_query alone"),
-        (["--separate", "--further_directions", "passage_query", "query_query"], "passage_query alone"),
-        (["--false_negative_guide", "base"], "needs --false_negative_margin"),
-        (
-            ["--false_negative_guide", "base", "--false_negative_margin", "0", "--finetune_type", "full"],
-            "a full fine-tune has none",
-        ),
-        (["--distillation", "kl", "--neg_nums", "0"], "set --neg_nums 1 or more"),
-        (["--matryoshka_dims", "64", "32", "--matryoshka_weights", "1"], "one weight for each"),
-        (["--matryoshka_dims", "64", "64"], "names a dimension twice"),
-        (["--matryoshka_dims", "0"], "--matryoshka_dims"),
-        (["--distillation_weight", "1.5"], "--distillation_weight"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused_by_flag(words: list[str], part: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse(TrainOptions, ["--output_dir", "o", "--batch_size", "2", *words], "train", "")
-    assert part in str(caught.value)
-
-
 def test_distillation_without_scores_and_dimensions_beyond_the_model_are_named(
     tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,21 +152,6 @@ def test_distillation_without_scores_and_dimensions_beyond_the_model_are_named(
 
 
 # Recipes and adapters
-
-
-def test_recipe_fills_what_nobody_named(tmp_path: Path) -> None:
-    words = ["--output_dir", "o", "--batch_size", "2", "--recipe", "BGE"]
-    options = parse(TrainOptions, words, "train", "")
-    assert (options.temperature, options.neg_nums, options.warmup_proportion) == (0.02, 7, 0.1)
-    assert parse(TrainOptions, [*words, "--neg_nums", "3"], "train", "").neg_nums == 3
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"recipe": "gte", "temperature": 0.2}), encoding="utf-8")
-    options = parse(TrainOptions, [*words[:4], "--config", str(path)], "train", "", config_file=True)
-    assert options.temperature == 0.2 and options.further_directions[0] == "passage_query"
-    path.write_text(json.dumps(options.model_dump() | {"further_directions": []}), encoding="utf-8")
-    assert parse(TrainOptions, ["--config", str(path)], "train", "", config_file=True).further_directions == []
-    with pytest.raises(UserError, match="--recipe"):
-        parse(TrainOptions, [*words[:4], "--recipe", "bg"], "train", "")
 
 
 @pytest.mark.parametrize("name", sorted(RECIPE_SETTINGS))

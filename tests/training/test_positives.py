@@ -99,9 +99,9 @@ def test_one_positive_each_needs_no_pairs(store: TokenStore) -> None:
 
 TERMS = [
     LossSettings(0.1),
-    LossSettings(0.1, directions=("query_passage", "passage_query"), separate=True),
+    LossSettings(0.1, directions=("query_passage", "passage_query"), partition_mode="separate"),
     LossSettings(0.1, directions=("query_passage", "query_query", "passage_query", "passage_passage")),
-    LossSettings(0.1, hardness=2.0, hardness_of="own", false_negative_margin=0.1),
+    LossSettings(0.1, hardness_strength=2.0, hardness_mode="own", false_negative_margin=0.1),
     LossSettings(0.1, distillation="kl"),
     LossSettings(0.1, distillation="margin_mse", candidates="hard"),
 ]
@@ -223,7 +223,7 @@ def test_several_positives_and_a_teacher_train_and_two_processes_are_one(
     tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_bert, data, tmp_path / "one") == 0
-    assert "rows have grades, which count where several positives are scored at once" in capsys.readouterr().out
+    assert "rows have grades; they only count with several positives in one step" in capsys.readouterr().out
     words = ["--pos_nums", "3", "--embedding_teacher", tiny_bert]
     assert train(tiny_bert, data, tmp_path / "all", *words) == 0
     assert "rows have grades, which" not in capsys.readouterr().out

@@ -40,13 +40,13 @@ def test_results_are_in_the_log(
 def test_vectors_that_depend_on_the_batch_stop_the_run_and_the_switch_lets_it_go(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Encoder._embed
+    whole = Encoder.embed
 
     def leaks(self: Encoder, tokens: TokenBatch) -> torch.Tensor:
         vectors = whole(self, tokens)
         return vectors + 0.1 * vectors.mean(0)
 
-    monkeypatch.setattr(Encoder, "_embed", leaks)
+    monkeypatch.setattr(Encoder, "embed", leaks)
     assert train(tiny_bert, data, tmp_path / "out") == 2
     assert "depends on the batch" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

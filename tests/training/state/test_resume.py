@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,9 @@ from safetensors.torch import load_file
 
 from embedrag.cli import main
 from embedrag.training.state.checkpoint import checkpoints, damage
+from embedrag.training.trainer import Trainer
+from tests.conftest import sample_rows
+from tests.processes import Process, start, wait_until
 
 KINDS = {
     "full": ["--finetune_type", "full", "--lr", "1e-3"],
@@ -139,12 +140,21 @@ def test_limit_keeps_the_newest_states_and_every_epochs_model(tiny_bert: str, da
     assert not list(output.rglob("*.pt")) and not list(output.rglob("*.pkl")) and not list(output.rglob("*.bin"))
 
 
+@pytest.fixture(scope="module")
+def whole_and_killed(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows.jsonl, a whole run of LoRA on them, and one that ended after the checkpoint of step 3."""
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample_rows()))
+    more = [*KINDS["lora"], "--save_steps", "1", "--save_total_limit", "99"]
+    assert train(tiny_bert, folder / "rows.jsonl", folder / "whole", *more) == 0
+    cut(folder / "whole", folder / "killed", 3)
+    return folder
+
+
 @pytest.fixture
-def killed(tiny_bert: str, data: Path, tmp_path: Path) -> Path:
-    """A run of LoRA with the checkpoints of steps 1 to 3 and no end."""
-    output = tmp_path / "whole"
-    assert train(tiny_bert, data, output, *KINDS["lora"], "--save_steps", "1", "--save_total_limit", "99") == 0
-    return cut(output, tmp_path / "killed", 3)
+def killed(whole_and_killed: Path, tmp_path: Path) -> Path:
+    """A copy of the killed run, for tests that change it."""
+    return Path(shutil.copytree(whole_and_killed / "killed", tmp_path / "killed"))
 
 
 def truncate(path: Path) -> None:
@@ -248,13 +258,13 @@ def test_changed_rate_is_said_and_used_and_moved_data_is_no_change(
 
 
 def test_checkpoint_can_be_gone_on_from_in_another_folder(
-    killed: Path, tiny_bert: str, data: Path, tmp_path: Path
+    killed: Path, whole_and_killed: Path, tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
-    newest, output = checkpoints(killed)[0].folder, tmp_path / "elsewhere"
+    newest, output, whole = checkpoints(killed)[0].folder, tmp_path / "elsewhere", whole_and_killed / "whole"
     assert train(tiny_bert, data, output, *KINDS["lora"], "--resume", str(newest)) == 0
-    assert weights(output).keys() == weights(tmp_path / "whole").keys()
-    assert all(torch.equal(weights(output)[name], value) for name, value in weights(tmp_path / "whole").items())
-    assert [row[2] for row in losses(output)] == [row[2] for row in losses(tmp_path / "whole")][3:]
+    assert weights(output).keys() == weights(whole).keys()
+    assert all(torch.equal(weights(output)[name], value) for name, value in weights(whole).items())
+    assert [row[2] for row in losses(output)] == [row[2] for row in losses(whole)][3:]
     assert newest.is_dir()
 
 
@@ -317,48 +327,55 @@ def test_missing_checkpoint_is_named_with_what_there_is(
     assert "there is" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def long_run(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Settings with their data, and the run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample_rows()))
+    settings = words(tiny_bert, folder / "rows.jsonl", folder / "run", *KINDS["full"], "--epochs", "8")
+    assert main(settings) == 0
+    return settings, folder / "run"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_step_saves_and_the_run_goes_on(
-    number: signal.Signals, tiny_bert: str, data: Path, tmp_path: Path
+    number: signal.Signals, long_run: tuple[list[str], Path], tmp_path: Path
 ) -> None:
-    settings = [*KINDS["full"], "--epochs", "16"]
-    expected, output = tmp_path / "expected", tmp_path / "out"
-    assert train(tiny_bert, data, expected, *settings) == 0
-    command = [sys.executable, "-m", "embedrag", *words(tiny_bert, data, output, *settings)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    logs = output / "detailed_training_logs.json"
-    while process.poll() is None and not (logs.is_file() and len(losses(output)) > 3):
-        time.sleep(0.01)
+    settings, expected, output = *long_run, tmp_path / "out"
+    settings = [*settings, "--output_dir", str(output)]
+    process = start(settings)
+    wait_until(lambda: (output / "detailed_training_logs.json").is_file() and len(losses(output)) > 3, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 75, err
     assert number.name in out and "--resume auto" in err and "Traceback" not in err
     done = len(losses(output))
     assert 3 < done < len(losses(expected)) and checkpoints(output)[0].step == done
-    assert train(tiny_bert, data, output, *settings, "--resume", "auto") == 0
+    assert main([*settings, "--resume", "auto"]) == 0
     assert_same_run(output, expected)
 
 
+def train_with_a_disk_that_fills_up(settings: list[str]) -> int:
+    """After step 2 no file may be larger than 200 kB."""
+    save = Trainer._save
+
+    def limited(self: Trainer, *rest: Any) -> None:
+        if self.global_step > 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        save(self, *rest)
+
+    Trainer._save = limited
+    return main(settings)
+
+
 def test_full_disk_is_an_error_and_the_earlier_checkpoint_is_whole(tiny_bert: str, data: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk."""
-    output = tmp_path / "out"
-    assert train(tiny_bert, data, output, *KINDS["full"], "--save_steps", "2") == 0
-    code = (
-        "import resource, sys; from embedrag.cli import main; import embedrag.training.trainer as loop\n"
-        "first = loop.Trainer._save\n"
-        "def save(self, *rest):\n"
-        "    if self.global_step > 2: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "    first(self, *rest)\n"
-        "loop.Trainer._save = save\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    full = tmp_path / "full"
+    output, full = tmp_path / "out", tmp_path / "full"
     more = [*KINDS["full"], "--save_steps", "2"]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *words(tiny_bert, data, full, *more)], capture_output=True, text=True
-    )
-    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
-    assert "checkpoint-epoch-1: not written" in result.stderr and "whole" in result.stderr
+    assert train(tiny_bert, data, output, *more) == 0
+    process = Process(train_with_a_disk_that_fills_up, [words(tiny_bert, data, full, *more)], {})
+    _, err = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in err, err
+    assert "checkpoint-epoch-1: not written" in err and "whole" in err
     assert [checkpoint.step for checkpoint in checkpoints(full)] == [2]
     assert damage(checkpoints(full)[0].folder) == [] and not list(full.glob(".*"))
     assert train(tiny_bert, data, full, *more, "--resume", "auto") == 0
