@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from embedrag.options.command import Command
 from embedrag.options.field import Options, option
+from embedrag.runtime.console import say
 
 
 class ExportOptions(Options):
     """Options of `embedrag export`."""
 
     model: str = option(..., "merged or full model folder, or hub id", group="export", min_length=1)
-    output: str = option(..., "folder for tokenizer, contract and onnx/model.onnx", group="export", min_length=1)
-    int8: bool = option(False, "write onnx/model_int8.onnx too: weights of 8 bits", group="export")
+    output: str = option(
+        ..., "folder to write: tokenizer, configuration, onnx/model.onnx", group="export", min_length=1
+    )
+    int8: bool = option(False, "also write onnx/model_int8.onnx, which has weights of 8 bits", group="export")
     data: str | None = option(
         None,
         "score the model and its exports on it (nDCG@10): a folder in the BEIR layout, or a file of rows",
@@ -23,10 +26,13 @@ class ExportOptions(Options):
 
 
 def run(options: ExportOptions) -> int:
-    """Do what the options say."""
-    from embedrag.export.export import run
+    """Export, and print how close the files are to the model."""
+    from embedrag.export.export import export
 
-    return run(options)
+    report = export(**options.model_dump())
+    for line in report.lines():
+        say(line)
+    return 0
 
 
 COMMAND = Command(ExportOptions, run, "write a model as ONNX, checked (extra onnx)")

@@ -11,28 +11,32 @@ class PlaygroundOptions(Options):
 
     model: str = option(..., "tuned model or adapter folder, or hub id", group="playground", min_length=1)
     baseline: str | None = option(
-        None, "model to compare with; left out: the base that the model's folder names", group="playground"
+        None, "model to compare with; default: the base that the model's folder names", group="playground"
     )
     data: str = option(
         ...,
-        "your documents: JSONL, CSV, TSV (see --field), plain text, one a line, or a folder with corpus.jsonl",
+        "your documents: JSONL, CSV or TSV (see --field), a text file with one document on each line, or a folder with "
+        "corpus.jsonl",
         group="playground",
         min_length=1,
     )
     field: str = option("text", "key or column that holds the text", group="playground", min_length=1)
     base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="playground")
-    host: str = option("127.0.0.1", "address of the page; 0.0.0.0: other machines see it too", group="playground")
-    port: int = option(8080, "its port; 0: a free one", group="playground", ge=0, le=65535)
+    host: str = option(
+        "127.0.0.1", "address of the page; with 0.0.0.0 other machines can see it too", group="playground"
+    )
+    port: int = option(8080, "port of the page; 0 takes any free one", group="playground", ge=0, le=65535)
     device: Device = option("auto", "where to compute", group="playground")
     dtype: Dtype = option("float32", HALF, group="playground")
     trust_remote_code: bool = option(False, "run Python code that comes with the models", group="playground")
 
 
 def run(options: PlaygroundOptions) -> int:
-    """Do what the options say."""
-    from embedrag.serving.playground import run
+    """Show the page until Ctrl-C."""
+    from embedrag.serving.playground import playground
 
-    return run(options)
+    playground(**options.model_dump())
+    return 0
 
 
 COMMAND = Command(PlaygroundOptions, run, "compare two models on your documents in a browser")

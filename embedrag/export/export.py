@@ -1,12 +1,15 @@
-"""`embedrag export`: a model as ONNX, with all that its folder needs to be served, and the proof that it is right.
+"""A model as ONNX: a folder with all that is needed to serve it, and the proof that it gives the same vectors.
 
-Before the output folder appears, probe texts are embedded by the model itself (torch, one by one) and by each file:
-one by one, and all in one padded rectangle. `onnx/model.onnx` must give the same vectors; what 8 bits change is told.
+Before the output folder appears, the probe texts are embedded by the model itself (torch, one by one) and by each ONNX
+file, single (one by one) and batched (all together, padded to the longest). `onnx/model.onnx` must give the same
+vectors. For 8 bits the difference is only reported.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,123 +17,199 @@ from typing import Any
 import numpy as np
 
 from embedrag import __version__
-from embedrag.commands.export import ExportOptions
 from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
 from embedrag.data.token_batch import TokenBatch
-from embedrag.errors import RunError, UserError, flag_named, need
+from embedrag.errors import RunError, UserError, need
 from embedrag.evaluation.evaluator import score
 from embedrag.evaluation.result import sentence
 from embedrag.evaluation.significance import comparison
 from embedrag.export.onnx_encoder import LENGTHS, OnnxEncoder
 from embedrag.export.onnx_graph import write_graph, write_int8
 from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
-from embedrag.models.encoder import TextEncoder
+from embedrag.models.encoder import Encoder, TextEncoder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import adapter_file, load_model
-from embedrag.runtime.console import now, say
+from embedrag.runtime.console import now
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 
 LOWEST_COSINE = 0.9999
-PROBE_CHARACTERS = 2000  # one rectangle of all probes must fit in memory, attention matrices included
+PROBE_CHARACTERS = 2000  # all probe texts must fit in memory as one batch, attention matrices included
 METRIC, CUTOFF = "ndcg@10", 10
 
 
-def run(options: ExportOptions) -> int:
-    """`embedrag export`: write the folder, and let it appear when the proof holds.
+@dataclass(frozen=True)
+class ExportedFile:
+    """An ONNX file, and how it compares with the model.
+
+    Attributes:
+        path: in the output folder.
+        bytes: its size, with the weights beside it.
+        to_model: its vectors, single and batched, against the model's.
+        single_to_batched: its vectors of single texts against those of the same texts in one batch. With 8 bits they
+            differ, because one scale holds for the activations of a whole batch.
+        comparison: nDCG@10 of the file against the model's; None without `data`.
+    """
+
+    path: str
+    bytes: int
+    to_model: Closeness
+    single_to_batched: Closeness
+    comparison: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` wrote.
+
+    Attributes:
+        output: the folder.
+        files: the ONNX files in it.
+        queries: number of queries that the files were compared on; 0 without `data`.
+    """
+
+    output: Path
+    files: tuple[ExportedFile, ...]
+    queries: int
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        for file in self.files:
+            name = Path(file.path).name
+            yield (
+                f"{name}: {file.bytes / 1e6:,.1f} MB; against the model: {file.to_model}; "
+                f"single texts against a batch: {file.single_to_batched}"
+            )
+            if file.comparison:
+                yield f"{name}: {sentence(file.comparison, self.queries)}"
+        yield f"done: {self.output}"
+
+
+def export(
+    model: str,
+    output: str,
+    *,
+    int8: bool = False,
+    data: str | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> ExportReport:
+    """Write a model as ONNX; the folder appears when the proof holds.
+
+    Args:
+        model: merged or full model folder, or hub id.
+        output: folder to write.
+        int8: write a second file with weights of 8 bits.
+        data: a retrieval data set; the model and its files are scored on it.
+        overwrite: replace the folder, if it is an export.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        UserError: for a wrong flag or a model that can't be exported; nothing was written.
-        RunError: the graph gives other vectors; no output folder is left.
+        UserError: a wrong argument, or a model that can't be exported; nothing was written.
+        RunError: the graph gives other vectors, or the disk is full; no output folder is left.
     """
     need("onnx", "onnx", "onnxruntime", "onnxscript")
-    output, source = Path(options.output).expanduser(), Path(options.model).expanduser()
-    check_folder("output", output, options.overwrite, EXPORT_CONFIG, "exports")
+    target, source = Path(output).expanduser(), Path(model).expanduser()
+    check_folder("output", target, overwrite, EXPORT_CONFIG, "exports")
     if adapter_file(source):
-        raise UserError(f"--model {options.model}: an adapter; merge it first (python merge.py), and export the result")
-    if source.is_dir() and overlap(output, source):
-        raise UserError(f"--output {output}: overlaps the model's folder {source}; name another folder")
-    data = load_retrieval_dataset(options.data) if options.data else None
-    with flag_named("--model", "--model_name_or_path"):
-        encoder = load_model(options.model, "cpu", trust_remote_code=options.trust_remote_code)
-    probes = [(role, text[:PROBE_CHARACTERS]) for role, text in read_probes(source)]
-    expected = embed_probes(encoder, probes)
-    ndcg = _ndcg(encoder, data, "torch") if data else None
-    embedding_config = encoder.tokenizer.embedding_config
-    lengths = {name: getattr(embedding_config, name) for name in LENGTHS}
-    record: dict[str, Any] = {"model": options.model, "time": now(), "lengths": lengths, "probe_texts": len(probes)}
-    record["files"] = {}
-    with atomic_folder(output) as folder:
+        raise UserError("an adapter; merge it first, and export the merged model", "model", model)
+    if source.is_dir() and overlap(target, source):
+        raise UserError(f"overlaps the model's folder {source}; name another folder", "output", output)
+    retrieval = load_retrieval_dataset(data) if data else None
+    encoder = load_model(model, "cpu", trust_remote_code=trust_remote_code)
+    reference = _Reference.of(encoder, source, retrieval)
+    with atomic_folder(target) as folder:
         (folder / "onnx").mkdir()
         _write_surroundings(encoder, source, folder)
-        plain, int8 = (folder / ONNX_FILES[name] for name in ("onnx", "onnx_int8"))
-        with flag_named(f"--model {options.model}", "--model"):
-            write_graph(encoder, plain)
-        if options.int8:
-            write_int8(plain, int8)
-        for file in (plain, int8) if options.int8 else (plain,):
-            exported = OnnxEncoder(file, encoder.tokenizer, "cpu")
-            entry = _compare(exported, file, probes, expected, ndcg, data)
-            record["files"][str(file.relative_to(folder))] = entry
-        record["environment"] = {"embedrag": __version__} | {
-            name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")
-        }
-        write_json(folder / EXPORT_CONFIG, record)
-    say(f"done: {output}")
-    return 0
+        names = ("onnx", "onnx_int8") if int8 else ("onnx",)
+        paths = [folder / ONNX_FILES[name] for name in names]
+        write_graph(encoder, paths[0], model)
+        if int8:
+            write_int8(paths[0], paths[1])
+        files = tuple(reference.compare(OnnxEncoder(path, encoder.tokenizer, "cpu"), path, folder) for path in paths)
+        write_json(folder / EXPORT_CONFIG, _record(model, encoder, len(reference.probes), files))
+    return ExportReport(target, files, len(retrieval.queries) if retrieval else 0)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What the exported files are compared with.
+
+    Attributes:
+        probes: (role, text) of n probe texts.
+        vectors: [n, D] of the model for them.
+        data: for the scores; None: no scores.
+        ndcg: [q] of the model.
+    """
+
+    probes: list[tuple[str, str]]
+    vectors: np.ndarray
+    data: RetrievalDataset | None
+    ndcg: np.ndarray | None
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, source: Path, data: RetrievalDataset | None) -> _Reference:
+        """The vectors and scores of the model itself."""
+        probes = [(role, text[:PROBE_CHARACTERS]) for role, text in read_probes(source)]
+        return cls(probes, embed_probes(encoder, probes), data, _ndcg(encoder, data, "torch") if data else None)
+
+    def compare(self, exported: OnnxEncoder, path: Path, folder: Path) -> ExportedFile:
+        """Compare a file; raise RunError when it must be exact and is not."""
+        single, batched = single_and_batched(exported, self.probes)
+        to_model = closeness(np.concatenate([single, batched]), np.concatenate([self.vectors, self.vectors]))
+        if path == folder / ONNX_FILES["onnx"]:
+            check(to_model, self.vectors)
+        row = None
+        if self.data is not None and self.ndcg is not None:
+            [row] = comparison({METRIC: self.ndcg}, {METRIC: _ndcg(exported, self.data, path.name)})
+        size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+        return ExportedFile(str(path.relative_to(folder)), size, to_model, closeness(single, batched), row)
 
 
 def check(found: Closeness, expected: np.ndarray) -> None:
     """Raise RunError when an export does not give the vectors [n, D] of the model.
 
-    Of models whose vectors are all alike, any two have a high cosine; so the difference must be small beside that
-    between texts, too.
+    Some models give all texts nearly the same vector, so any two of their vectors have a high cosine. Therefore the
+    difference must also be small compared with the difference between texts.
     """
     between_texts = float(np.ptp(expected, axis=0).max())
-    # Written so that a number that is none fails too.
+    # Written so that a figure that is not a number fails too.
     if not (found.min_cosine >= LOWEST_COSINE and found.max_abs_difference <= max(between_texts / 10, SAME)):
         raise RunError(
-            f"the exported graph is not the model: {found}; a cosine of {LOWEST_COSINE} is needed, and a difference of "
-            f"a tenth of that between texts ({between_texts:.1e}). No output was left"
+            f"the exported graph is not the model: {found}; needed are a cosine of {LOWEST_COSINE} and a difference of "
+            f"at most a tenth of that between texts ({between_texts:.1e}). No output was left"
         )
 
 
-def alone_and_together(exported: OnnxEncoder, probes: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """[n, D] of probe texts twice: each by itself, and all in one rectangle."""
+def single_and_batched(exported: OnnxEncoder, probes: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """[n, D] of probe texts, each by itself; and [n, D] of the same texts in one batch."""
     ids = [exported.tokenizer(role, [text])[0] for role, text in probes]
-    return embed_probes(exported, probes), exported.rectangle(TokenBatch.from_lists(ids))
+    return embed_probes(exported, probes), exported.batch(TokenBatch.from_lists(ids))
 
 
-def _compare(
-    exported: OnnxEncoder,
-    file: Path,
-    probes: list[tuple[str, str]],
-    expected: np.ndarray,
-    ndcg: np.ndarray | None,
-    data: RetrievalDataset | None,
-) -> dict[str, Any]:
-    """Print and return what is to be known of a file; raise RunError when it had to be exact and is not."""
-    alone, together = alone_and_together(exported, probes)
-    found = closeness(np.concatenate([alone, together]), np.concatenate([expected, expected]))
-    company = closeness(alone, together)  # of 8 bits: a scale of the activations is that of all texts of a batch
-    size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
-    say(f"{file.name}: {size / 1e6:,.1f} MB; to the model: {found}; alone to in company: {company}")
-    if file.name == Path(ONNX_FILES["onnx"]).name:
-        check(found, expected)
-    entry: dict[str, Any] = {"bytes": size, "to_model": vars(found), "alone_to_in_company": vars(company)}
-    if data is not None and ndcg is not None:
-        [row] = comparison({METRIC: ndcg}, {METRIC: _ndcg(exported, data, file.name)})
-        say(f"{file.name}: {sentence(row, len(data.queries))}")
-        entry["comparison"] = row
-    return entry
+def _record(model: str, encoder: Encoder, probes: int, files: tuple[ExportedFile, ...]) -> dict[str, Any]:
+    """The contents of export_config.json."""
+    record: dict[str, Any] = {"model": model, "time": now()}
+    record["lengths"] = {name: getattr(encoder.embedding_config, name) for name in LENGTHS}
+    record["probe_texts"] = probes
+    record["files"] = {}
+    for file in files:
+        entry: dict[str, Any] = {"bytes": file.bytes, "to_model": vars(file.to_model)}
+        entry["single_to_batched"] = vars(file.single_to_batched)
+        record["files"][file.path] = entry | ({"comparison": file.comparison} if file.comparison else {})
+    packages = ("torch", "transformers", "onnx", "onnxruntime")
+    record["environment"] = {"embedrag": __version__} | {name: version(name) for name in packages}
+    return record
 
 
-def _write_surroundings(encoder: Any, source: Path, folder: Path) -> None:
-    """Tokenizer, contract and configuration, so that the folder is a sentence-transformers folder."""
-    encoder.backbone.config.save_pretrained(folder)
-    encoder.tokenizer.tokenizer.padding_side = "right"  # where every graph is right, also those with learnt positions
+def _write_surroundings(encoder: Encoder, source: Path, folder: Path) -> None:
+    """Tokenizer and configuration, so that the folder is a sentence-transformers folder."""
+    backbone: Any = encoder.backbone
+    backbone.config.save_pretrained(folder)
+    # Padded on the right, where every graph is right, also one with learnt positions.
+    encoder.tokenizer.tokenizer.padding_side = "right"
     encoder.tokenizer.save(folder)
-    encoder.tokenizer.embedding_config.write(folder, encoder.dimension)
-    for path in source.glob("*.py"):  # of a configuration that is code
+    encoder.embedding_config.write(folder, encoder.dimension)
+    for path in source.glob("*.py"):  # of a configuration that is Python code
         shutil.copy(path, folder)
 
 

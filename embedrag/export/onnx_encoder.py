@@ -1,8 +1,8 @@
-"""An exported model as an encoder: ONNX Runtime in the place of torch, with the same texts, roles and vectors.
+"""An exported model as an encoder: ONNX Runtime instead of torch, for the same texts, roles and vectors.
 
-The graph pools and normalises itself. Texts are padded, sorted by length in chunks of near-equal lengths.
+The graph itself pools and normalises. Texts are sorted by length and padded in chunks of nearly equal lengths.
 
-Dimensions: n texts, D components.
+Letters: n texts, D dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from embedrag.models.encoder import TextEncoder
 from embedrag.models.load import read_json, saved_embedding_config
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 
-LENGTHS = ("query_max_len", "passage_max_len")  # that it keeps
-SHRINK_SECONDS = 5  # after which memory of larger batches is given back, with the next one
+LENGTHS = ("query_max_len", "passage_max_len")  # kept in export_config.json
+SHRINK_SECONDS = 5  # after this time the next batch gives back the memory that larger batches took
 OUTPUT = "sentence_embedding"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxEncoder(TextEncoder):
-    """A graph with `input_ids` and `attention_mask`, its tokenizer, and nothing of torch's model."""
+    """An ONNX graph from `input_ids` and `attention_mask` to vectors, and its tokenizer. There is no torch model."""
 
     def __init__(self, file: Path, tokenizer: TextTokenizer, device: str = "auto") -> None:
         """Load the graph.
@@ -42,30 +42,30 @@ class OnnxEncoder(TextEncoder):
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
-            UserError: when it can't be read, or ONNX Runtime can't compute there.
+            UserError: the file can't be read, or ONNX Runtime can't compute on the device.
         """
         import onnxruntime
 
         self.tokenizer = tokenizer
         self._device = _pick(device, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
-        options.enable_mem_pattern = False  # one is kept for each shape, and every batch has another
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores alone
+        options.enable_mem_pattern = False  # a plan is kept for each shape, and every batch has a different one
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads use no core
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
                 str(file), options, providers=list(dict.fromkeys([PROVIDERS[self._device], PROVIDERS["cpu"]]))
             )
-        except Exception as error:  # of no common class
+        except Exception as error:  # its errors have no common class
             raise UserError(f"{file}: ONNX Runtime can't read it ({str(error).splitlines()[0]})") from None
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         if OUTPUT not in outputs:
             raise UserError(f"{file}: no output {OUTPUT}; write it with embedrag export")
         self._dimension = int(outputs[OUTPUT][-1])
-        used = self._session.get_providers()[0]  # a library of CUDA's may be missing; the session then has the CPU
+        used = self._session.get_providers()[0]  # where a library of CUDA is missing, the session takes the CPU
         if used != PROVIDERS[self._device]:
             if device != "auto":
-                raise UserError(f"--device {device}: ONNX Runtime can't compute there; it would take {used}")
+                raise UserError(f"ONNX Runtime can't compute there; it would take {used}", "device", device)
             self._device = "cpu"
         self._shrunk = time.monotonic()
 
@@ -76,20 +76,20 @@ class OnnxEncoder(TextEncoder):
 
     @property
     def dimension(self) -> int:
-        """D, length of a vector."""
+        """D, the number of dimensions of a vector."""
         return self._dimension
 
     def vectors(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Vectors of n texts that are token ids: [n, D] float32."""
+        """Vectors of n texts given as token ids, in any order and of any lengths: [n, D] float32."""
         tokens = TokenBatch.from_lists(ids)
         order = tokens.lengths.argsort(descending=True, stable=True)
         found = np.empty((len(tokens), self._dimension), np.float32)
         for start, stop in plan_padded(tokens.lengths[order].tolist(), CHUNK_TOKENS[self._device]):
-            found[order[start:stop].numpy()] = self.rectangle(tokens.select(order[start:stop]))
+            found[order[start:stop].numpy()] = self.batch(tokens.select(order[start:stop]))
         return found
 
-    def rectangle(self, tokens: TokenBatch) -> np.ndarray:
-        """[n, D] of texts in one call, all padded to the longest."""
+    def batch(self, tokens: TokenBatch) -> np.ndarray:
+        """Vectors [n, D] float32 of texts in one call, all padded to the longest."""
         import onnxruntime
 
         ids, mask = tokens.padded(self.tokenizer.tokenizer.pad_token_id or 0)
@@ -106,16 +106,16 @@ class OnnxEncoder(TextEncoder):
 def load_onnx_encoder(
     name: str, backend: str = "onnx", device: str = "auto", trust_remote_code: bool = False
 ) -> OnnxEncoder:
-    """Open an exported folder.
+    """Open a folder that `export` wrote.
 
     Args:
-        name: the folder.
+        name: the folder; messages call it `model`.
         backend: `onnx` or `onnx_int8`.
         device: `auto`, `cpu` or `cuda`.
-        trust_remote_code: run code that comes with its configuration.
+        trust_remote_code: run Python code that comes with its configuration.
 
     Raises:
-        UserError: when it is no such folder.
+        UserError: it is not such a folder, or it is damaged.
     """
     need("onnx", "onnxruntime")
     file = onnx_file(name, backend)
@@ -130,15 +130,14 @@ def load_onnx_encoder(
 
 
 def onnx_file(name: str, backend: str) -> Path:
-    """The file of a backend in a folder; UserError when there is none."""
+    """The file of a backend in a folder; UserError when the folder has none."""
     need("onnx", "onnxruntime")
     folder = Path(name).expanduser()
     file = folder / ONNX_FILES[backend]
     if not file.is_file() or not (folder / EXPORT_CONFIG).is_file():
         how = "embedrag export" + (" --int8" if backend == "onnx_int8" else "")
-        raise UserError(
-            f"--model {name}: no export with {ONNX_FILES[backend]}; write it with {how}, or use --backend torch"
-        )
+        reason = f"no export with {ONNX_FILES[backend]}; write it with {how}, or use `backend=torch`"
+        raise UserError(reason, "model", name)
     return file
 
 
@@ -146,5 +145,5 @@ def _pick(device: str, available: list[str]) -> str:
     if device == "auto":
         return "cuda" if PROVIDERS["cuda"] in available else "cpu"
     if PROVIDERS.get(device) not in available:
-        raise UserError(f"--device {device}: ONNX Runtime has none here; it has {', '.join(available)}")
+        raise UserError(f"ONNX Runtime has none here; it has {', '.join(available)}", "device", device)
     return device

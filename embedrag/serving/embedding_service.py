@@ -44,7 +44,7 @@ class EmbeddingService:
     """
 
     def __init__(self, name: str, also_known_as: str, max_queue: int) -> None:
-        """Begin without a model; call this on the event loop.
+        """Begin without a model.
 
         Args:
             name: of the model, in answers.

@@ -1,4 +1,4 @@
-"""A socket to listen on, taken before anything is computed, and who can reach it."""
+"""The socket that a server listens on, taken before anything is computed, and who can reach it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import socket
 
 from embedrag.errors import UserError
 
-# Names of a server that listens on loopback, as clients send them; a page of the web that leads there under a name of
-# its own is refused.
+# A server on loopback answers to these names only. A web page can make a name of its own lead to this machine; under
+# such a name it is refused.
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -23,31 +23,37 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_names(host: str) -> list[str]:
-    """Names under which a server on this address may be asked; all of them, where other machines can reach it."""
+    """Names under which a server on this address may be asked; ["*"], any name, where other machines can reach it."""
     return sorted({*LOOPBACK_NAMES, host}) if is_loopback(host) else ["*"]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections.
+    """Open a socket that accepts connections.
+
+    Args:
+        host: address of this machine.
+        port: 0 takes any free one.
 
     Raises:
-        UserError: when the address is not of this machine, or the port is taken.
+        UserError: this machine does not have the address, or the port is taken.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family)
-        # Connections inherit it; asyncio sets it only on sockets of its own, and answers would wait 40 ms for an ACK.
+        # Connections inherit this. asyncio sets it only on sockets that it opened itself, and without it an answer
+        # would wait 40 ms for an acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except (socket.gaierror, UnicodeError):
-        raise UserError(f"--host {host}: no such address") from None
+        raise UserError("no such address", "host", host) from None
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise UserError(f"--port {port}: {os.strerror(error.errno)}; name another, or 0 for any free one") from None
-        raise UserError(f"--host {host}: {os.strerror(error.errno or 0)}") from None
+            raise UserError(f"{reason}; name another port, or 0 for any free one", "port", port) from None
+        raise UserError(reason, "host", host) from None
 
 
 def url(listener: socket.socket) -> str:
-    """Its address as people and programs write it."""
+    """The address of a socket as people and programs write it."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

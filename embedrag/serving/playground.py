@@ -17,9 +17,8 @@ import numpy as np
 
 from embedrag.data.text_files import read_corpus
 from embedrag.errors import UserError, need
-from embedrag.models.base_model import check_local_path
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import adapter_file, load_model, trained_from
+from embedrag.models.load import check_model_path, load_model, trained_from
 from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.console import say
 from embedrag.runtime.paths import cache_folder
@@ -181,8 +180,7 @@ def playground(
 
     names = {"baseline": baseline or _base_of(model), "model": model}
     for argument, name in names.items():
-        if not adapter_file(Path(name).expanduser()):
-            check_local_path(name, argument)
+        check_model_path(name, argument)
     texts = read_corpus(data, field, argument="data")
     documents = list(dict.fromkeys(text for text in texts if text.strip()))
     if not documents:
@@ -204,4 +202,4 @@ def _base_of(model: str) -> str:
     try:
         return trained_from(model)
     except UserError as error:
-        raise UserError(f"its base is not known ({error}); name the base with `baseline`", "model", model) from None
+        raise UserError(f"{error.reason}; name the base with `baseline`", "model", model) from None

@@ -1,127 +1,176 @@
-"""`embedrag serve`: a model behind OpenAI's protocol, from its options to the exit code.
+"""A model behind OpenAI's embeddings protocol, from its name to the last answer.
 
-The port is taken before the model is loaded, and answers 503 until it is there. The first SIGTERM or SIGINT ends it:
-running requests are finished, later ones get 503. A second one ends it at once, and so does the first while the model
-is being loaded.
+The port is taken before the model is loaded. Until the model is there, requests get status 503. When the server is
+asked to stop, running requests are finished and later ones get status 503.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
-import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
 
-from embedrag.commands.serve import ServeOptions
-from embedrag.errors import UserError, need
+from embedrag.errors import UserError, check_choice, need, raise_all
 from embedrag.export.onnx_encoder import load_onnx_encoder, onnx_file
-from embedrag.models.artifacts import EXPORT_CONFIG
-from embedrag.models.base_model import check_local_path
+from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
 from embedrag.models.chunking import CHUNK_TOKENS
 from embedrag.models.encoder import TextEncoder
-from embedrag.models.load import adapter_file, load_model
+from embedrag.models.load import check_model_path, load_model
 from embedrag.runtime.console import say
-from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.serving.listener import allowed_names, is_loopback, listen, url
 
+if TYPE_CHECKING:
+    from embedrag.serving.app import Server
+    from embedrag.serving.embedding_service import EmbeddingService
+
 KEY = "EMBEDRAG_API_KEY"
+BACKENDS = ("torch", *ONNX_FILES)
+T = TypeVar("T")
 
 
-def run(options: ServeOptions) -> int:
-    """`embedrag serve`: answer until a signal comes.
+def serve(
+    model: str,
+    *,
+    base_model_path: str | None = None,
+    backend: str = "torch",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    no_api_key: bool = False,
+    served_name: str | None = None,
+    max_batch_tokens: int | None = None,
+    max_queue: int = 4096,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    stop: threading.Event | None = None,
+) -> bool:
+    """Answer requests until `stop` is set.
+
+    Args:
+        model: model or adapter folder, or hub id; for another backend than torch a folder that `export` wrote.
+        base_model_path: base of an adapter, when it has moved.
+        backend: `torch`, `onnx` or `onnx_int8`.
+        host: address to listen on.
+        port: 0 takes any free one.
+        api_key: that clients must send; None: the one in the environment variable EMBEDRAG_API_KEY, if it is set.
+        no_api_key: everybody who reaches the server may use it.
+        served_name: name of the model in requests and answers; None: the name of its folder.
+        max_batch_tokens: tokens that go through the model together, at most; None: 4,096 on a CPU, 32,768 on a GPU.
+        max_queue: texts that may wait or be computed; a request that would exceed this number gets status 429.
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        dtype: of the computation, with torch.
+        trust_remote_code: run Python code that comes with the model.
+        stop: set it to end the server.
+
+    Returns:
+        True when all has ended. False when `stop` was set while the model was being loaded: a thread still loads it,
+        and only the end of the process ends that thread.
 
     Raises:
         UserError: before the model is loaded wherever that is possible.
     """
     need("serve", "fastapi", "orjson", "prometheus_client", "uvicorn")
-    key = _key(options)
-    if options.backend != "torch":
-        onnx_file(options.model, options.backend)
-    elif Path(options.model, EXPORT_CONFIG).expanduser().is_file():
-        raise UserError(f"--model {options.model}: an export; serve it with --backend onnx")
-    elif not adapter_file(Path(options.model).expanduser()):
-        check_local_path(options.model, "model")
-    with listen(options.host, options.port) as listener:
-        return asyncio.run(_serve(options, key, listener))
-
-
-async def _serve(options: ServeOptions, key: str | None, listener: socket.socket) -> int:
+    _check_model(model, backend, dtype, base_model_path)
+    key = _key(api_key, no_api_key, host)
     from embedrag.serving.app import make_app, make_server
     from embedrag.serving.embedding_service import EmbeddingService
 
-    path = Path(options.model).expanduser()
-    name = options.served_name or (path.resolve().name if path.exists() else options.model)
-    service = EmbeddingService(name, options.model, options.max_queue)
-    hosts = allowed_names(options.host) if key is None and not options.no_api_key else ["*"]
+    path = Path(model).expanduser()
+    name = served_name or (path.resolve().name if path.exists() else model)
+    service = EmbeddingService(name, model, max_queue)
+    hosts = allowed_names(host) if key is None and not no_api_key else ["*"]
     server = make_server(make_app(service, key, hosts))
-    stop = _stop_signal()
+
+    def load() -> TextEncoder:
+        encoder: TextEncoder
+        if backend == "torch":
+            encoder = load_model(model, device, dtype, base_model_path, trust_remote_code)
+        else:
+            encoder = load_onnx_encoder(model, backend, device, trust_remote_code)
+        encoder.encode(["warm"], "query")
+        return encoder
+
+    with listen(host, port) as listener:
+
+        def begin(encoder: TextEncoder) -> None:
+            tokens = max_batch_tokens or CHUNK_TOKENS.get(encoder.device.type, CHUNK_TOKENS["cpu"])
+            service.open(encoder, tokens)
+            say(f"ready: {url(listener)}/v1, model {name}, {backend} on {encoder.device}")
+
+        return asyncio.run(_serve(service, server, listener, load, begin, stop or threading.Event()))
+
+
+async def _serve(
+    service: EmbeddingService,
+    server: Server,
+    listener: socket.socket,
+    load: Callable[[], TextEncoder],
+    begin: Callable[[TextEncoder], None],
+    stop: threading.Event,
+) -> bool:
     serving = asyncio.create_task(server.serve([listener]))
-    loading = asyncio.create_task(asyncio.to_thread(_load, options))
-    stopped = asyncio.create_task(stop.wait())
+    loading, stopped = _in_daemon_thread(load), _in_daemon_thread(stop.wait)
     try:
         await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done():
-            encoder = await loading
-            tokens = options.max_batch_tokens or CHUNK_TOKENS.get(encoder.device.type, CHUNK_TOKENS["cpu"])
-            service.open(encoder, tokens)
-            say(f"ready: {url(listener)}/v1, model {name}, {options.backend} on {encoder.device}")
+            begin(await loading)
             await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
+        return loading.done()
     finally:
         await service.close()
         server.should_exit = True
         await serving
-        if not loading.done():  # no thread can be stopped, and Python would wait for it
-            sys.stdout.flush()
-            os._exit(0)
-    return 0
+        loading.cancel()
+        stopped.cancel()
 
 
-def _stop_signal() -> asyncio.Event:
-    """An event that the first signal sets; the second ends the process."""
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-    seen: list[int] = []
+def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run something that can't be stopped; unlike the threads of an executor, nobody waits for this one at the end."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
 
-    def asked(number: int, frame: FrameType | None) -> None:
-        if seen:
-            os._exit(130)
-        seen.append(number)
-        line = (
-            f"{signal.Signals(number).name}: running requests are finished; a second signal ends the server at once\n"
-        )
-        os.write(1, line.encode())  # not by print, which may be at work just now
-        loop.call_soon_threadsafe(event.set)
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
 
-    for number in SIGNALS:
-        signal.signal(number, asked)
-    return event
+    threading.Thread(target=run, daemon=True).start()
+    return asyncio.wrap_future(future)
 
 
-def _load(options: ServeOptions) -> TextEncoder:
-    """The model, warmed up."""
-    encoder: TextEncoder
-    if options.backend == "torch":
-        encoder = load_model(
-            options.model, options.device, options.dtype, options.base_model_path, options.trust_remote_code
-        )
-    else:
-        encoder = load_onnx_encoder(options.model, options.backend, options.device, options.trust_remote_code)
-    encoder.encode(["warm"], "query")
-    return encoder
+def _check_model(model: str, backend: str, dtype: str, base_model_path: str | None) -> None:
+    """Refuse what can be refused by a look at the arguments and the folder."""
+    check_choice("backend", backend, BACKENDS)
+    if backend == "torch":
+        if Path(model, EXPORT_CONFIG).expanduser().is_file():
+            raise UserError("this is an export; serve it with `backend=onnx`", "model", model)
+        check_model_path(model)
+        return
+    reason = "only with `backend=torch`; an ONNX file is complete in itself"
+    wrong = {"dtype": dtype if dtype != "float32" else None, "base_model_path": base_model_path}
+    raise_all(UserError(reason, argument, value) for argument, value in wrong.items() if value is not None)
+    onnx_file(model, backend)
 
 
-def _key(options: ServeOptions) -> str | None:
-    """The API key, and a refusal to be open to a network without one."""
-    key = options.api_key if options.api_key is not None else os.environ.get(KEY)
+def _key(api_key: str | None, no_api_key: bool, host: str) -> str | None:
+    """The API key; UserError when there is none and the address is open to a network."""
+    key = api_key if api_key is not None else os.environ.get(KEY)
     if key is not None and (not key or not key.isascii() or not key.isprintable() or key != key.strip()):
         raise UserError(
-            f"--api_key or {KEY}: empty, or with characters that no header has; letters and digits are safe"
+            f"`api_key` or {KEY}: empty, or with characters that an HTTP header can't have; use letters and digits"
         )
-    if key is None and not options.no_api_key and not is_loopback(options.host):
+    if key is None and not no_api_key and not is_loopback(host):
         raise UserError(
-            f"--host {options.host}: others could reach the server; set {KEY} (or --api_key), "
-            "or say --no_api_key if everybody may use it"
+            f"others could reach the server; set {KEY} (or give `api_key`), or give `no_api_key` if everybody may "
+            "use it",
+            "host",
+            host,
         )
     return key

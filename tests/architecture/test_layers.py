@@ -30,14 +30,8 @@ cli
 RANK = {name: rank for rank, names in enumerate(WINGS.split("\n")) for name in names.split()}
 # Imports that go upwards until their modules are divided. It only gets shorter.
 UNTIL_THE_SPLIT: set[tuple[str, str]] = {
-    ("embedrag.data.checks.report", "embedrag.commands.check"),
-    ("embedrag.data.checks.report", "embedrag.models.base_model"),
-    ("embedrag.data.checks.report", "embedrag.models.tokenizer"),
     ("embedrag.evaluation.mteb_adapter", "embedrag.commands.mteb"),
-    ("embedrag.export.export", "embedrag.commands.export"),
     ("embedrag.retrieval.mining", "embedrag.commands.mine"),
-    ("embedrag.serving.playground", "embedrag.commands.playground"),
-    ("embedrag.serving.run", "embedrag.commands.serve"),
     ("embedrag.training.sweep", "embedrag.commands.sweep"),
 }
 

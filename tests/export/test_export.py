@@ -201,7 +201,10 @@ def test_wrong_flags_are_told_before_the_model_is_loaded(
     out = str(tmp_path / "out")
     for words, part in (
         (["--model", str(tmp_path / "adapter"), "--output", out], "an adapter; merge it first"),
-        (["--model", str(tmp_path / "full" / "file"), "--output", out], "this is a file; name the folder that holds it"),
+        (
+            ["--model", str(tmp_path / "full" / "file"), "--output", out],
+            "this is a file; name the folder that holds it",
+        ),
         (["--model", bert[0], "--output", bert[1]], "exists; name another folder"),
         (["--model", bert[0], "--output", str(tmp_path / "full"), "--overwrite"], "--overwrite replaces only exports"),
         (["--model", bert[0], "--output", f"{bert[0]}/onnx"], "overlaps the model's folder"),

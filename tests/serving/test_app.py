@@ -7,12 +7,14 @@ import base64
 import contextlib
 import json
 import os
+import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +39,7 @@ from embedrag.serving.embedding_service import EmbeddingService
 from embedrag.serving.listener import allowed_names, listen
 from embedrag.serving.openai_protocol import EmbeddingsRequest, answer_bytes, embeddings_body
 from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS
+from embedrag.serving.run import serve
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
@@ -72,6 +75,11 @@ class Running:
         """Until so many texts are waiting or at work."""
         while self.figure("embedrag_queue_texts") != texts:
             assert self.process.poll() is None
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
 
 
 @contextlib.contextmanager
@@ -229,7 +237,6 @@ def test_command_restricts_who_may_ask_where_there_is_no_key(
         asked.append(hosts)
         raise UserError("enough")
 
-    monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
     monkeypatch.setattr(server_module, "make_app", make)
     assert main(["serve", "--model", folder, "--port", "0", *words]) == 2
     assert asked == [allowed_names("127.0.0.1") if restricted else ["*"]]
@@ -510,7 +517,7 @@ def test_quota_is_given_back_and_never_exceeded() -> None:
         (["--max_queue", "0"], None, "--max_queue"),
         (["--backend", "onnx"], None, "no export with onnx/model.onnx; write it with embedrag export"),
         (["--backend", "onnx_int8"], None, "embedrag export --int8"),
-        (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype: only with --backend torch"),
+        (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype bfloat16: only with --backend torch"),
         (["--model", "/no/such/folder"], None, "--model /no/such/folder"),
         (["--model", __file__], None, "test_app.py: this is a file; name the folder that holds it"),
     ],
@@ -519,7 +526,6 @@ def test_wrong_flag_is_told_before_the_model_is_loaded(
     words: list[str], key: str | None, part: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr("embedrag.serving.run.load_model", None)
-    monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("EMBEDRAG_API_KEY", key)
     model = [] if "--model" in words else ["--model", folder]
@@ -551,6 +557,42 @@ def test_signal_while_the_model_is_loaded_ends_the_server_at_once(folder: str) -
     finally:
         process.kill()
         process.wait()
+
+
+def test_function_serves_until_it_is_told_to_stop(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr("embedrag.serving.run.say", lines.put)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(serve, folder, port=0, served_name="toads", device="cpu", stop=stop)
+        url = lines.get(timeout=60).split()[1].rstrip(",")
+        assert httpx.post(f"{url}/embeddings", json={"input": "a", "model": "toads"}).status_code == 200
+        stop.set()
+        assert ended.result(timeout=60) is True
+
+
+def test_function_that_is_stopped_while_it_loads_says_so(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, stop = threading.Event(), threading.Event()
+    monkeypatch.setattr("embedrag.serving.run.load_model", lambda *_: (stop.set(), loading.wait()))
+    assert serve(folder, port=0, stop=stop) is False
+    loading.set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"host": "0.0.0.0"},
+            "`host=0.0.0.0`: others could reach the server; set EMBEDRAG_API_KEY (or give `api_key`)",
+        ),
+        ({"backend": "onx"}, "`backend=onx`: must be one of torch, onnx, onnx_int8; did you mean onnx?"),
+        ({"backend": "onnx", "base_model_path": "x"}, "`base_model_path=x`: only with `backend=torch`"),
+        ({"api_key": " "}, "`api_key` or EMBEDRAG_API_KEY: empty"),
+    ],
+)
+def test_function_names_the_wrong_argument(arguments: dict[str, Any], message: str, folder: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        serve(folder, port=0, **arguments)
 
 
 def test_taken_port_is_told(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
