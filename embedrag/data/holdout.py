@@ -1,4 +1,4 @@
-"""Rows held out of a training, so that what is measured on them was not learnt."""
+"""Rows that are held out of a training, so that the model is evaluated on rows that it has not seen."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from embedrag.data.rows import read_rows
 from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
 
-DISTRACTORS = 10_000  # rows of the training part whose passages are searched too
+DISTRACTORS = 10_000  # passages of so many training rows are searched too
 
 
 def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np.ndarray]:
-    """Take about a share of the rows away.
+    """Divide the rows: about a share of them is held out, the others are for training.
 
-    Rows that have a query or a positive in common, be it in other letters or spaces, stay together, so neither a
-    held-out query nor one of its passages is trained on as a pair.
+    Rows with a common query or a common positive stay together, also where these differ in case or spacing. So no
+    held-out query is trained on, and no positive of one.
 
     Args:
         store: all rows.
-        share: of the rows, between 0 and 1.
+        share: of the rows that are held out, between 0 and 1.
         seed: of the draw.
 
     Returns:
-        The rows that are left, and the numbers of those held out, in order.
+        The training rows, and the numbers of the held-out rows in rising order.
 
     Raises:
-        UserError: when the rows hang together, or one side would be empty.
+        UserError: one of the two parts would be empty.
     """
     groups = _groups(store)
     sizes = np.bincount(groups)
@@ -52,35 +52,39 @@ def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np
 
 
 def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int) -> RetrievalDataset:
-    """Queries of the held-out rows; their passages, and those of up to `DISTRACTORS` other rows, are searched.
+    """The held-out rows as a retrieval data set.
+
+    Its corpus has the passages of the held-out rows, and those of up to `DISTRACTORS` other rows.
 
     Args:
         sources: the data, as for training.
         rows: numbers of the held-out rows.
         total: number of all rows.
-        seed: of the draw of the others.
+        seed: of the draw of the other rows.
     """
     others = np.setdiff1d(np.arange(total), rows, assume_unique=True)
     drawn = np.random.default_rng(seed).permutation(others)[:DISTRACTORS]
     wanted, distracting = set(rows.tolist()), set(drawn.tolist())
-    numbered = enumerate(record for _, record in read_rows(sources))
-    kept = [(number, record) for number, record in numbered if number in wanted or number in distracting]
+    numbered = enumerate(row for _, row in read_rows(sources))
+    kept = [(number, row) for number, row in numbered if number in wanted or number in distracting]
     return gather_rows(
-        (record for number, record in kept if number in wanted),
-        (text for number, record in kept if number in distracting for text in (*record.pos, *record.neg)),
+        (row for number, row in kept if number in wanted),
+        (text for number, row in kept if number in distracting for text in (*row.pos, *row.neg)),
     )
 
 
 def _groups(store: TokenStore) -> np.ndarray:
-    """[N] number of the group of each row; rows of one group hang together by queries and positives."""
+    """[N] number of the group of each row; rows of one group are linked by common queries and positives."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    links = store.row_positives.astype(np.int64) + 1  # the query too
+    links = store.row_positives.astype(np.int64) + 1  # positives and the query
     rows = np.repeat(np.arange(len(store)), links)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(links) - links, links)
     texts = store.row_texts[np.repeat(np.asarray(store.row_offsets[:-1]), links) + within]
-    forms = store.forms[texts] + (within > 0) * len(store.forms)  # a query is no positive of the same words
+    forms = store.forms[texts] + (within > 0) * len(
+        store.forms
+    )  # a query is not linked to a positive of the same words
     nodes = len(store) + 2 * len(store.forms)
     graph = coo_matrix((np.ones(len(rows), bool), (rows, len(store) + forms)), shape=(nodes, nodes))
     found = connected_components(graph, directed=False)[1][: len(store)]
@@ -88,7 +92,7 @@ def _groups(store: TokenStore) -> np.ndarray:
 
 
 def _only(store: TokenStore, chosen: np.ndarray) -> TokenStore:
-    """The store with some of its rows."""
+    """A store with some of the rows of another."""
     lengths = np.diff(store.row_offsets)
     none = (lengths - 1 - store.row_positives)[chosen] == 0
     return replace(

@@ -1,8 +1,8 @@
-"""In which order rows come: shuffled anew in each pass, or several data sets by their weights.
+"""The order of the rows: shuffled anew in each pass, or several data sets by their weights.
 
-An order is an endless stream of (visit, row), and a function of (seed, position) alone. A visit counts how often the
-rows of a data set have all come, so that a row's positives take turns and its negatives are drawn anew (see
-`embedrag.data.collator.draw`).
+An order is an endless stream of (visit, row); what stands at a position depends on the seed and the position alone. The
+visit says how often all rows of the data set have come before. With it, a row's positives take turns and its negatives
+are drawn anew (see `embedrag.data.collator.draw`).
 
 Dimensions: N rows, P positions of a pass.
 """
@@ -19,18 +19,18 @@ from embedrag.runtime.random_state import generator
 class ShuffledSampler:
     """All rows, shuffled anew in each pass.
 
-    >>> order = ShuffledSampler(rows=3, seed=42)
-    >>> sorted(order.between(3, 6))
+    >>> sampler = ShuffledSampler(rows=3, seed=42)
+    >>> sorted(sampler.between(3, 6))
     [(1, 0), (1, 1), (1, 2)]
     """
 
     def __init__(self, rows: int, seed: int) -> None:
-        """Keep how many rows there are."""
+        """Take the number of rows, and the seed of the order."""
         self.rows, self.seed = rows, seed
         self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        """P."""
+        """P, the positions of a pass."""
         return self.rows
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -53,22 +53,22 @@ class ShuffledSampler:
 
 
 class WeightedSampler(ShuffledSampler):
-    """Several data sets: each comes as often as its weight says, in batches of its own when asked.
+    """Several data sets, each as often as its weight says; on request in batches of one data set.
 
-    A pass takes `weight * rows` positions of each data set's own endless stream, in which all its rows come before one
-    comes again. So a weight of 2 shows every row twice a pass, and one of 0.5 half of them, the other half in the next
-    pass. With batches of one data set, each number of positions is rounded up to whole batches: what fills the last one
-    comes from the data set's next visit.
+    Each data set has an endless stream of its own, in which all its rows come before one comes again. A pass takes
+    `weight * rows` positions of each stream. A weight of 2 shows every row twice in a pass; a weight of 0.5 shows half
+    of the rows, and the other half in the next pass. With batches of one data set, the number of positions is rounded
+    up to whole batches, and the last batch is filled with rows of the data set's next visit.
     """
 
     def __init__(self, sets: Sequence[np.ndarray], weights: Sequence[float], seed: int, batch_size: int = 1) -> None:
-        """Settle how many positions each data set has.
+        """Compute how many positions of a pass each data set has.
 
         Args:
-            sets: the row numbers of each data set.
-            weights: how often its rows come in a pass.
+            sets: row numbers of each data set.
+            weights: how often the rows of each data set come in a pass.
             seed: of the order.
-            batch_size: positions that follow each other within one data set; more than 1 for batches of one data set.
+            batch_size: 1, or the size of batches of one data set: so many positions in a row have the same data set.
         """
         super().__init__(sum(map(len, sets)), seed)
         self.sets, self.batch_size = sets, batch_size
@@ -77,7 +77,7 @@ class WeightedSampler(ShuffledSampler):
         ]
 
     def __len__(self) -> int:
-        """P."""
+        """P, the positions of a pass."""
         return sum(self.positions)
 
     def _shuffled(self, data_pass: int) -> np.ndarray:
@@ -86,7 +86,7 @@ class WeightedSampler(ShuffledSampler):
         return generator(self.seed, data_pass).permutation(batches).reshape(-1, 2)
 
     def _of_set(self, number: int, data_pass: int) -> np.ndarray:
-        """[positions, 2] what a data set gives to a pass."""
+        """[positions, 2] (visit, row): what a data set gives to a pass."""
         rows, wanted = self.sets[number], self.positions[number]
         places = np.arange(data_pass * wanted, (data_pass + 1) * wanted)
         if not len(places):

@@ -1,9 +1,9 @@
-"""Training data without a known end: one epoch's worth of rows at a time, as they come.
+"""Training data without a known end: the rows are read as they come, those of one epoch at a time.
 
-A source that can't be read twice, or has no end, gets no token store of its own. Each epoch (`--steps_per_epoch`) takes
-the next rows of every source, tokenises them into a store that lives until the next epoch, and trains on it as on any
-other data: shuffled, with its labelled positives known. Memory and disk are bounded by the rows of an epoch, and a run
-that goes on reads up to where it stood.
+A source that can't be read twice, or that has no end, has no token store of its own. Each epoch (`steps_per_epoch`)
+takes the next rows of every source, tokenises them into a store that lives until the next epoch, and trains on it as
+on any other data: the rows are shuffled, and their labelled positives are known. Memory and disk hold no more than the
+rows of one epoch. A run that is resumed reads the rows again up to the place where it stopped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from embedrag.data.tokenization import Prompts, Tokenize, build_store
 from embedrag.errors import UserError
 
 
-class Slices:
-    """The stores of the epochs, one after the other.
+class EpochStream:
+    """The token stores of the epochs, one after the other.
 
     Attributes:
         quotas: rows of each source in an epoch.
@@ -37,11 +37,11 @@ class Slices:
         """Open the sources; nothing is read yet.
 
         Args:
-            sources: files, folders or hub ids, read from their beginning again when they end.
+            sources: files, folders or hub ids; one that ends is read from its beginning again.
             quotas: rows of each source in an epoch, see `quotas`.
             tokenize: (role, texts) -> token ids.
             prompts: of each source.
-            cache_dir: where the store of an epoch lives.
+            cache_dir: folder for the store of the current epoch.
         """
         self.sources, self.quotas, self.tokenize, self.prompts = sources, quotas, tokenize, prompts
         self.cache_dir = cache_dir
@@ -50,17 +50,17 @@ class Slices:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def store(self, epoch: int) -> TokenStore:
-        """The rows of an epoch, from 0; those of the epochs before are skipped where they were not read.
+        """The rows of an epoch, counted from 0. Rows of earlier epochs that were not read are skipped.
 
         Raises:
-            UserError: for a row that can't be read, with its place.
+            UserError: a row can't be read; the message names its place.
         """
         if epoch < self._next:
-            raise ValueError(f"epoch {epoch} of a stream is gone, the next is {self._next}")
+            raise ValueError(f"epoch {epoch} of a stream is over, the next one is {self._next}")
         for _ in range(epoch - self._next):
             for _row in self._rows():
                 pass
-        records = list(self._rows())
+        rows = list(self._rows())
         self._next = epoch + 1
         if self._folder:
             self._folder.cleanup()
@@ -70,10 +70,9 @@ class Slices:
                 prefix=".stream-", dir=self.cache_dir, ignore_cleanup_errors=True
             )
         except OSError as error:
-            raise UserError(
-                f"{error.strerror}; name a folder that can be written", "cache_dir", self.cache_dir
-            ) from None
-        return build_store(lambda: records, self.tokenize, self.prompts, Path(self._folder.name))
+            reason = f"{error.strerror}; name a folder that can be written"
+            raise UserError(reason, "cache_dir", self.cache_dir) from None
+        return build_store(lambda: rows, self.tokenize, self.prompts, Path(self._folder.name))
 
     def _rows(self) -> Iterator[tuple[str, TrainingRow]]:
         for stream, quota in zip(self._streams, self.quotas, strict=True):
@@ -81,7 +80,12 @@ class Slices:
 
 
 def quotas(weights: Sequence[float], rows: int, unit: int = 1) -> list[int]:
-    """Share out the rows of an epoch by weight, in whole units (rows, or batches of one source).
+    """Divide the rows of an epoch among sources by weight.
+
+    Args:
+        weights: of the sources.
+        rows: of an epoch, all sources together.
+        unit: every source gets a multiple of it: 1, or the size of a batch of one source.
 
     >>> quotas([2, 1], 9), quotas([2, 1], 16, unit=4)
     ([6, 3], [12, 4])

@@ -1,4 +1,7 @@
-"""Token ids of several texts, one after the other."""
+"""Token ids of several texts, one after the other.
+
+Dimensions: n texts, T tokens of all texts, L tokens of the longest text (rounded up), m selected texts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts as flat token ids; the only form in memory, padding happens where a device needs it.
+    """Texts as flat token ids. This is the only form in memory; texts are padded where a device needs it.
 
     Attributes:
         input_ids: [T] int64, the texts one after the other.
@@ -24,7 +27,7 @@ class TokenBatch:
 
     @classmethod
     def from_lists(cls, texts: Sequence[Sequence[int]]) -> TokenBatch:
-        """Build from lists of token ids.
+        """Join lists of token ids.
 
         >>> TokenBatch.from_lists([[5, 6], [7]]).cu_seqlens
         tensor([0, 2, 3])
@@ -41,14 +44,14 @@ class TokenBatch:
         return self.cu_seqlens.diff()
 
     def padded(self, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """The texts as a rectangle, filled up at the right.
+        """The texts as a rectangle, padded on the right.
 
         Args:
-            pad_id: token that fills up.
-            multiple: the width is rounded up to it.
+            pad_id: token id of the padding.
+            multiple: the width is rounded up to a multiple of it.
 
         Returns:
-            input_ids [n, L] and attention_mask [n, L] (1 on tokens), L the longest text.
+            input_ids [n, L] and attention_mask [n, L], both int64; the mask is 1 on tokens and 0 on padding.
 
         >>> TokenBatch.from_lists([[7], [5, 6]]).padded(pad_id=0)[0]
         tensor([[7, 0],
@@ -61,7 +64,7 @@ class TokenBatch:
         return ids.masked_fill(~mask, pad_id), mask.long()
 
     def select(self, indices: Tensor) -> TokenBatch:
-        """Some of the texts, [m] indices, in that order.
+        """Some of the texts, in the order of `indices` [m].
 
         >>> TokenBatch.from_lists([[5, 6], [7]]).select(torch.tensor([1, 0])).input_ids
         tensor([7, 5, 6])

@@ -1,10 +1,9 @@
-"""Token store and token batch: every unique text is tokenised once, into a memory map.
+"""A tokenised data set in a memory map. `embedrag.data.tokenization` makes it.
 
-The idea: the hot loop should neither tokenise nor pad. A data set becomes a folder of flat arrays (token ids with
-offsets, rows as integers) under a fingerprint of data, tokenizer, prompts and lengths, so that a second start is
-immediate and data larger than memory trains. It trades disk (4 bytes a token of unique text) for time.
-
-`embedrag.data.tokenization` makes it.
+The training loop should neither tokenise nor pad. So each unique text is tokenised once, and a data set becomes a
+folder of flat arrays: token ids with offsets, and rows as integers. The folder's name is a fingerprint of data,
+tokenizer, prompts and lengths. A second start is then immediate, and the data may be larger than the memory. This costs
+disk space: 4 bytes for each token of the unique texts.
 
 Dimensions: T tokens, n texts, U unique texts, N rows.
 """
@@ -32,19 +31,19 @@ class TokenStore:
         token_ids: [T] int32.
         text_offsets: [U + 1] int64 into `token_ids`.
         text_identities: [U] uint64, the same for texts that differ in case, spacing, Unicode form or prompt alone.
-        row_texts: text ids of all rows; a row is its query, its positives, its negatives.
+        row_texts: text ids of all rows, row by row: the query, the positives, the negatives.
         row_offsets: [N + 1] int64 into `row_texts`.
-        row_positives: [N] int32, positives of each row.
-        row_lines: [N] int64, line of each row in its source.
+        row_positives: [N] int32, number of positives of each row.
+        row_lines: [N] int64, line of each row in its file.
         row_sources: [N] int32, index into `sources`.
-        row_sets: [N] int32, number of the data set, of those that were named.
-        row_scores: a teacher's score of each entry of `row_texts`, NaN: none; empty where no row has any.
-        row_grades: how well each positive in `row_texts` answers, NaN: not graded; empty where no row has grades.
+        row_sets: [N] int32, number of the data set, in the order in which the data sets were given.
+        row_scores: a teacher's score of each entry of `row_texts`, NaN where there is none; empty if no row has any.
+        row_grades: how well each positive in `row_texts` answers, NaN where it has no grade; empty if no row has any.
         known_offsets: [U + 1] int64 into `known_positives`.
-        known_positives: for each query text, every passage that any row calls its positive.
+        known_positives: of each query text, all passages that any row calls its positive.
         sources: names of the files.
-        tokens_crc: CRC-32 of tokens and text offsets, made when they were written: reading them all would map them all.
-        report: what was found while reading.
+        tokens_crc: CRC-32 of tokens and text offsets, computed when they were written, so that they need not be read.
+        report: counts of rows and texts.
     """
 
     token_ids: np.ndarray
@@ -73,40 +72,34 @@ class TokenStore:
         split = 1 + int(self.row_positives[index])
         return int(texts[0]), texts[1:split], texts[split:]
 
-    def passages(self, index: int) -> np.ndarray:
-        """Text ids of a row's passages: positives, then negatives."""
-        return self.row_texts[self.row_offsets[index] + 1 : self.row_offsets[index + 1]]
-
     @property
     def has_scores(self) -> bool:
-        """Whether rows carry the scores of a teacher."""
+        """Whether any row has the scores of a teacher."""
         return len(self.row_scores) > 0
 
     def scores(self, index: int) -> np.ndarray:
-        """A teacher's score of each of a row's passages; NaN where there is none."""
-        first, behind = self.row_offsets[index] + 1, self.row_offsets[index + 1]
-        return self.row_scores[first:behind] if self.has_scores else np.full(behind - first, np.nan, np.float32)
+        """[p + m] a teacher's score of each of a row's passages; NaN where there is none."""
+        first, stop = self.row_offsets[index] + 1, self.row_offsets[index + 1]
+        return self.row_scores[first:stop] if self.has_scores else np.full(stop - first, np.nan, np.float32)
 
     def grades(self, index: int) -> np.ndarray:
-        """The grade of each of a row's positives; 1 where it has none."""
+        """[p] the grade of each of a row's positives; 1 where it has none."""
         first = self.row_offsets[index] + 1
-        behind = first + self.row_positives[index]
-        return (
-            np.nan_to_num(self.row_grades[first:behind], nan=1.0) if len(self.row_grades) else np.ones(behind - first)
-        )
+        stop = first + self.row_positives[index]
+        return np.nan_to_num(self.row_grades[first:stop], nan=1.0) if len(self.row_grades) else np.ones(stop - first)
 
     def known(self, query: int) -> np.ndarray:
-        """All labelled positives of a query text, over all rows."""
+        """All passages that any row calls a positive of this query text."""
         return self.known_positives[self.known_offsets[query] : self.known_offsets[query + 1]]
 
     @cached_property
     def forms(self) -> np.ndarray:
-        """[U] number of each text, the same where `text_identities` are."""
+        """[U] a number for each text; texts with equal `text_identities` have the same."""
         return np.unique(self.text_identities, return_inverse=True)[1].astype(np.int32).ravel()
 
     @cached_property
     def checksum(self) -> str:
-        """Of tokens and rows, to know the data again (CRC-32: against mistakes, not against malice)."""
+        """A text that changes with tokens and rows, to recognise the data (CRC-32: against mistakes, not attacks)."""
         value = self.tokens_crc
         for part in (self.row_texts, self.row_offsets, self.row_positives, self.row_scores, self.row_grades):
             value = zlib.crc32(np.ascontiguousarray(part).data, value)
@@ -117,7 +110,7 @@ class TokenStore:
         return f"{self.sources[self.row_sources[index]]}:{self.row_lines[index]}"
 
     def batch(self, texts: np.ndarray) -> TokenBatch:
-        """The tokens of some texts, [len(texts)] ids, in that order."""
+        """The tokens of some texts, given by their ids [n], in that order."""
         starts, stops = self.text_offsets[texts], self.text_offsets[texts + 1]
         pieces = [self.token_ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
@@ -125,7 +118,7 @@ class TokenStore:
 
 
 def load_store(folder: Path) -> TokenStore:
-    """The store that a folder holds."""
+    """Open the store in a folder."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     rows = ("texts", "offsets", "positives", "lines", "sources", "sets", "scores", "grades")
     names = ("text_offsets", "text_identities", *(f"row_{name}" for name in rows))

@@ -1,7 +1,7 @@
-"""Rows -> token store: two passes over the source.
+"""Training rows -> token store, in two passes over the sources.
 
-The first checks every row and hashes its texts (8 bytes each in memory), the second tokenises each text where it first
-occurs.
+The first pass checks every row and hashes its texts (8 bytes of memory each). The second pass tokenises each text where
+it first occurs.
 
 Dimensions: T tokens, U unique texts, N rows.
 """
@@ -45,20 +45,21 @@ def open_store(
     cache_dir: Path,
     prompts: Sequence[Prompts] | None = None,
 ) -> tuple[TokenStore, bool]:
-    """Tokenise a data set, or find it tokenised.
+    """Open the token store of a data set; make it if it is not in the cache.
 
     Args:
         sources: files, folders or hub ids, see `read_rows`.
         tokenize: (role, texts) -> token ids; role is `query` or `passage`.
-        tokenize_key: changes whenever `tokenize` would give other ids.
-        cache_dir: folder of all stores; the new one is built beside and renamed, so it is whole or absent.
-        prompts: of each source, put before its texts; left out: none.
+        tokenize_key: a text that changes whenever `tokenize` would give other ids.
+        cache_dir: folder of all stores. A new store is written under a temporary name and renamed, so that it is whole
+            or absent.
+        prompts: of each source, put before its texts; None: no prompts.
 
     Returns:
-        The store, and whether it was there already.
+        The store, and whether it was in the cache.
 
     Raises:
-        UserError: for bad rows, before anything is written.
+        UserError: rows are bad, or `cache_dir` can't be written. Nothing is left behind then.
     """
     prompts = prompts or [("", "")] * len(sources)
     final = cache_dir / f"tokens-{_fingerprint(sources, f'{tokenize_key}|{list(prompts)}')}"
@@ -75,7 +76,7 @@ def open_store(
         try:
             temporary.rename(final)
         except OSError:
-            if not (final / "meta.json").exists():  # else another process was first, and wrote the same
+            if not (final / "meta.json").exists():  # otherwise another process was faster, and wrote the same
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,16 +84,26 @@ def open_store(
 
 
 def build_store(read: Read, tokenize: Tokenize, prompts: Sequence[Prompts], folder: Path) -> TokenStore:
-    """Tokenise rows that `read` gives, twice the same, into a folder that is there."""
+    """Tokenise rows into a folder that exists.
+
+    Args:
+        read: gives (place, row) of all rows; it is called twice, and must give the same rows both times.
+        tokenize: (role, texts) -> token ids.
+        prompts: of each source.
+        folder: an empty folder.
+
+    Raises:
+        UserError: the rows changed between the two calls.
+    """
     _write(folder, read, prompts, _index(read, prompts), tokenize)
     return load_store(folder)
 
 
 @dataclass
 class _Index:
-    """First pass: what the rows are, with each text as the rank of its first occurrence.
+    """What the first pass finds. A text is the rank of its first occurrence.
 
-    `twins` gives texts that differ by their prompt alone the same number.
+    `twins` has the same number for texts that differ only in their prompt.
     """
 
     text_ids: np.ndarray
@@ -109,10 +120,10 @@ class _Index:
     report: dict[str, Any]
 
 
-def _prompted(record: TrainingRow, prompts: Sequence[Prompts]) -> Iterator[tuple[str, str]]:
-    """(role, text) of a row, the texts behind their prompts."""
-    query_prompt, passage_prompt = prompts[record.source]
-    for role, text in row_texts(record):
+def _prompted(row: TrainingRow, prompts: Sequence[Prompts]) -> Iterator[tuple[str, str]]:
+    """(role, text) of a row, with the prompts before the texts."""
+    query_prompt, passage_prompt = prompts[row.source]
+    for role, text in row_texts(row):
         yield role, (query_prompt if role == QUERY else passage_prompt) + text
 
 
@@ -121,19 +132,19 @@ def _digest(role: str, text: str) -> int:
 
 
 class _Numbers:
-    """A number of some of the texts of the rows; takes no memory while no row has any."""
+    """A number for some of the texts of the rows. It takes no memory as long as no row has any."""
 
     def __init__(self) -> None:
         self.values = array("f")
 
     def add(self, place: Sequence[int], given: Sequence[float]) -> None:
-        """Numbers of the first passages of a row, whose texts are at `place` (first, behind the last)."""
+        """Add numbers for the first passages of a row; its texts stand at the places [place[0], place[1])."""
         if given:
             self._fill(place[0] + 1)
             self.values.extend(given)
 
     def array(self, count: int) -> np.ndarray:
-        """[count] float32, NaN where there is none; empty where there is none at all."""
+        """[count] float32, NaN where there is none; empty if there is none at all."""
         if self.values:
             self._fill(count)
         return np.array(self.values, np.float32)
@@ -151,23 +162,23 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
     shapes: Counter[str] = Counter()
     dropped: list[str] = []
     dropped_count = scored = graded = 0
-    for place, record in read():
-        hashes.extend(_digest(*pair) for pair in _prompted(record, prompts))
+    for place, row in read():
+        hashes.extend(_digest(*pair) for pair in _prompted(row, prompts))
         if differ:
-            bare.extend(_digest(*pair) for pair in row_texts(record))
+            bare.extend(_digest(*pair) for pair in row_texts(row))
         offsets.append(len(hashes))
-        positives.append(len(record.pos))
-        sets.append(record.source)
-        scores.add(offsets[-2:], record.scores)
-        grades.add(offsets[-2:], record.grades)
+        positives.append(len(row.pos))
+        sets.append(row.source)
+        scores.add(offsets[-2:], row.scores)
+        grades.add(offsets[-2:], row.grades)
         name, line = place.rsplit(":", 1)
         files.append(names.setdefault(name, len(names)))
         lines.append(int(line))
-        shapes[record.shape] += 1
-        dropped_count += record.dropped
-        scored += bool(record.scores)
-        graded += bool(record.grades)
-        if record.dropped and len(dropped) < 5:
+        shapes[row.shape] += 1
+        dropped_count += row.dropped
+        scored += bool(row.scores)
+        graded += bool(row.grades)
+        if row.dropped and len(dropped) < 5:
             dropped.append(place)
     _, first, inverse = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int32)
@@ -241,8 +252,8 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
 def _first_occurrences(read: Read, prompts: Sequence[Prompts], index: _Index) -> Iterator[tuple[str, str, str]]:
     """Second pass: each different (role, text) where it first occurs, and the text without its prompt."""
     position = 0
-    for _, record in read():
-        for (role, text), (_, bare) in zip(_prompted(record, prompts), row_texts(record), strict=True):
+    for _, row in read():
+        for (role, text), (_, bare) in zip(_prompted(row, prompts), row_texts(row), strict=True):
             if position < len(index.is_first) and index.is_first[position]:
                 yield role, text, bare
             position += 1
@@ -251,7 +262,7 @@ def _first_occurrences(read: Read, prompts: Sequence[Prompts], index: _Index) ->
 
 
 def _tokenize_pairs(pairs: list[tuple[str, str]], tokenize: Tokenize) -> list[list[int]]:
-    """Tokenise (role, text) pairs with one call a role, keeping their order."""
+    """Tokenise (role, text) pairs with one call for each role; their order is kept."""
     result: list[list[int]] = [[]] * len(pairs)
     for role in (QUERY, PASSAGE):
         positions = [position for position, pair in enumerate(pairs) if pair[0] == role]
@@ -262,7 +273,7 @@ def _tokenize_pairs(pairs: list[tuple[str, str]], tokenize: Tokenize) -> list[li
 
 
 def _known_positives(index: _Index) -> tuple[np.ndarray, np.ndarray]:
-    """Positives of each query text over all rows, as offsets [U + 1] and flat text ids."""
+    """The positives of each query text over all rows, as offsets [U + 1] and flat text ids."""
     starts = index.row_offsets[:-1]
     query = np.repeat(index.twins[starts], index.row_positives)
     within = np.arange(len(query)) - np.repeat(
@@ -278,18 +289,18 @@ def _known_positives(index: _Index) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _every_twin(pairs: np.ndarray, twins: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Pairs [2, n] of numbers that twins share -> the pairs of all texts behind them.
+    """Pairs of twins' numbers -> the pairs of all texts with these numbers.
 
     Args:
-        pairs: numbers of queries and passages.
-        twins: [U] number of each text.
+        pairs: [2, n] numbers of queries and of passages.
+        twins: [U] number of each text; twins have the same.
         texts: [U] id of each text.
     """
     order = np.argsort(twins, kind="stable")
     twins, texts = twins[order], texts[order]
     for side in (0, 1):
-        first, behind = np.searchsorted(twins, pairs[side]), np.searchsorted(twins, pairs[side], side="right")
-        counts = behind - first
+        first, stop = np.searchsorted(twins, pairs[side]), np.searchsorted(twins, pairs[side], side="right")
+        counts = stop - first
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         pairs = np.repeat(pairs, counts, axis=1)
         pairs[side] = texts[np.repeat(first, counts) + within]
@@ -297,7 +308,7 @@ def _every_twin(pairs: np.ndarray, twins: np.ndarray, texts: np.ndarray) -> np.n
 
 
 def _fingerprint(sources: Sequence[str], tokenize_key: str) -> str:
-    """Hash of everything that the store depends on."""
+    """A hash of everything that the store depends on."""
     digest = hashlib.sha256(f"{FORMAT}|{tokenize_key}".encode())
     for number, source in enumerate(sources):
         digest.update(f"|{number}|".encode())

@@ -13,7 +13,7 @@ from embedrag.data.holdout import held_out_set, hold_out
 from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
 from embedrag.data.rows import endless_rows, read_rows, row_texts
 from embedrag.data.sampler import ShuffledSampler, WeightedSampler
-from embedrag.data.streaming import Slices, quotas
+from embedrag.data.streaming import EpochStream, quotas
 from embedrag.data.text import identity
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import Prompts, open_store
@@ -38,20 +38,20 @@ class TrainingData:
         store: the rows; with a stream, the rows of the current epoch.
         order: in which order they come; the same for all epochs of a stream.
         checksum: of rows and order, so that a resumed run can compare; with a stream, of its first epoch.
-        slices: the later epochs of a stream.
+        stream: the later epochs of a stream.
         epoch: with a stream, the epoch that `store` holds.
     """
 
     store: TokenStore
     order: ShuffledSampler
     checksum: str
-    slices: Slices | None = None
+    stream: EpochStream | None = None
     epoch: int = 0
 
     def at(self, epoch: int) -> TokenStore:
         """The rows of an epoch, counted from 0; a stream only goes forward."""
-        if self.slices and epoch != self.epoch:
-            self.store, self.epoch = self.slices.store(epoch), epoch
+        if self.stream and epoch != self.epoch:
+            self.store, self.epoch = self.stream.store(epoch), epoch
         return self.store
 
 
@@ -73,10 +73,10 @@ def open_data(
     prompts = [_prompts(source, tokenizer.embedding_config) for source in sources]
     batch = options.batch_size * processes.size
     evaluation = load_retrieval_dataset(options.eval_dataset, argument="eval_dataset") if options.eval_dataset else None
-    slices = None
+    stream = None
     if options.stream:
-        slices = Slices(paths, _quotas(options, batch), tokenizer.ids, prompts, cache)
-        store, found = slices.store(0), False
+        stream = EpochStream(paths, _quotas(options, batch), tokenizer.ids, prompts, cache)
+        store, found = stream.store(0), False
         if len(set(processes.gather(store.checksum))) > 1:
             raise UserError(
                 "the processes read different rows; the source must give all of them the same rows", "stream"
@@ -105,7 +105,7 @@ def open_data(
             False,
         )
     order, mix = _order(store, options, batch)
-    return TrainingData(store, order, store.checksum + mix, slices), evaluation
+    return TrainingData(store, order, store.checksum + mix, stream), evaluation
 
 
 def _prompts(source: Source, embedding_config: EmbeddingConfig) -> Prompts:
