@@ -25,7 +25,7 @@ from embedrag import __version__
 from embedrag.errors import UserError, check_choice
 from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
 from embedrag.models.base_model import Base
-from embedrag.models.equivalence import Closeness, check, closeness, embed_merged, embed_trained, read_probes
+from embedrag.models.equivalence import Closeness, check_merged, closeness, embed_merged, embed_trained, read_probes
 from embedrag.models.load import (
     describe_adapter_base,
     load_adapter_tokenizer,
@@ -301,7 +301,7 @@ def _prove(plan: Plan, folder: Path, quantization: QuantizationConfig | None, lo
     merged = embed_merged(folder, probes, plan.trust_remote_code)
     to_trained, moved = closeness(merged, trained), closeness(untrained, trained)
     exact = plan.quantized is not None or not quantization
-    check(to_trained, closeness(merged, untrained), moved, plan.dtype, bool(quantization), exact)
+    check_merged(to_trained, closeness(merged, untrained), moved, plan.dtype, bool(quantization), exact)
     other = None
     if quantization:
         other = closeness(_merged_otherwise(plan, folder, probes, quantization), trained)

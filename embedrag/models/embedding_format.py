@@ -1,9 +1,9 @@
-"""Shorter forms of a vector: its first components (Matryoshka), and numbers of fewer bits.
+"""Smaller formats of a vector: only its first dimensions (Matryoshka, arXiv 2205.13147), or numbers of fewer bits.
 
-A model is trained for a form by taking the loss of the vectors in that form too. Rounding has no gradient, so it passes
-through as if there were none (straight-through estimator, arXiv 1308.3432).
+To train a model for a format, the loss is also computed on vectors in that format. Rounding has no gradient, so the
+gradient passes through it unchanged (straight-through estimator, arXiv 1308.3432).
 
-Dimensions: n vectors, D components, d <= D of them kept.
+Letters: n vectors, D dimensions of a vector, d <= D of them kept.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ DTYPES = {"float32": "<f4", "int8": "|i1", "binary": "|u1"}
 
 @dataclass(frozen=True)
 class EmbeddingFormat:
-    """A form of a vector.
+    """A format of a vector.
 
     Attributes:
-        dim: d, components that are kept; None: all.
-        precision: `float32`; `int8`: of the largest component 127 steps to either side; `binary`: the sign.
-        weight: of its loss.
+        dim: d, how many of the first dimensions are kept; None: all.
+        precision: `float32`; `int8`, 127 steps between zero and the largest number of the vector; `binary`, the signs.
+        weight: of the loss on vectors in this format.
 
-    >>> View(2, "binary")(torch.tensor([[0.6, -0.1, 0.8]]))
+    >>> EmbeddingFormat(2, "binary")(torch.tensor([[0.6, -0.1, 0.8]]))
     tensor([[ 0.7071, -0.7071]])
     """
 
@@ -36,20 +36,24 @@ class EmbeddingFormat:
     weight: float = 1.0
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """[n, D] -> [n, d], with the gradient of the vectors before rounding; the length says nothing."""
+        """[n, D] -> [n, d] for a loss of cosines, with the gradient of the vectors before rounding."""
         if self.precision == "float32":
-            return vectors[:, : self.dim]  # losses are of cosines, whatever the length
+            return vectors[:, : self.dim]  # a cosine does not depend on the lengths of the vectors
         kept = torch.nn.functional.normalize(vectors[:, : self.dim], dim=1)
         rounded = self._rounded(kept.detach())
         return kept + (torch.nn.functional.normalize(rounded, dim=1) - kept).detach()
 
     def of(self, vectors: np.ndarray) -> np.ndarray:
-        """[n, D] -> [n, d] as a search engine would compare them: float32 values of what is stored."""
+        """[n, D] -> [n, d] float32, the values of what is stored, as a search engine would compare them."""
         kept: np.ndarray = vectors[:, : self.dim]
         return kept if self.precision == "float32" else self._rounded(torch.from_numpy(kept)).float().numpy()
 
     def stored(self, vectors: np.ndarray) -> np.ndarray:
-        """What is kept of vectors [n, D]: float32 [n, d], int8 [n, d], or bits [n, ceil(d / 8)] as uint8, 1 for > 0."""
+        """What is stored of vectors [n, D].
+
+        Returns:
+            [n, d] float32 of length 1, [n, d] int8, or bits [n, ceil(d / 8)] as uint8; a bit is 1 for a number above 0.
+        """
         kept: np.ndarray = vectors[:, : self.dim]
         if self.precision == "binary":
             return np.packbits(kept > 0, axis=1)
@@ -59,16 +63,16 @@ class EmbeddingFormat:
         return np.asarray(kept / lengths, np.float32)
 
     def width(self, dimension: int) -> int:
-        """Numbers of a stored vector of a model of `dimension` components."""
+        """Numbers (bytes, for bits) of a stored vector of a model with `dimension` dimensions."""
         kept = self.dim or dimension
         return -(-kept // 8) if self.precision == "binary" else kept
 
     def bytes(self, dimension: int) -> int:
-        """Bytes of a stored vector of a model of `dimension` components."""
+        """Bytes of a stored vector of a model with `dimension` dimensions."""
         return self.width(dimension) * np.dtype(DTYPES[self.precision]).itemsize
 
     def __str__(self) -> str:
-        size = f"{self.dim} components" if self.dim else "all components"
+        size = f"{self.dim} dimensions" if self.dim else "all dimensions"
         return f"{size}, {self.precision}"
 
     def _rounded(self, kept: Tensor) -> Tensor:
@@ -77,13 +81,15 @@ class EmbeddingFormat:
         return (kept / kept.abs().amax(1, keepdim=True).clamp(min=1e-12) * 127).round()
 
 
-def views(dims: Sequence[int], weights: Sequence[float], precisions: Sequence[str]) -> tuple[EmbeddingFormat, ...]:
-    """The forms that a training learns: one for each dimension, and the whole vector in each further precision.
+def trained_formats(
+    dims: Sequence[int], weights: Sequence[float], precisions: Sequence[str]
+) -> tuple[EmbeddingFormat, ...]:
+    """The formats that a model is trained for: each number of dimensions, and the whole vector in other precisions.
 
     Args:
-        dims: Matryoshka dimensions; none: the whole vector.
-        weights: one for each of `dims`, or none.
-        precisions: beside float32.
+        dims: numbers of dimensions (Matryoshka); empty: the whole vector only.
+        weights: of the losses, one for each of `dims`; empty: all 1.
+        precisions: other precisions than float32.
     """
     by_dim = [
         EmbeddingFormat(dim, "float32", weight) for dim, weight in zip(dims, weights or [1.0] * len(dims), strict=True)

@@ -1,6 +1,6 @@
-"""Is the merged model the trained one? Vectors of probe texts, compared.
+"""Do two models give the same vectors? They embed probe texts, and the vectors are compared.
 
-Dimensions: n probe texts, D components.
+Letters: n probe texts, D dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from embedrag.models.encoder import TextEncoder
 from embedrag.models.load import load_model
 from embedrag.models.quantization import QuantizationConfig
 
-# Lowest cosine to the trained model that still counts as the same model.
+# A merged model counts as the trained one when no cosine to it is lower.
 TOLERANCE = {torch.float32: 0.99999, torch.bfloat16: 0.999}
 QUANTIZED_TOLERANCE = 0.999
 SAME = 1e-6
@@ -43,7 +43,7 @@ class Closeness:
     Attributes:
         min_cosine: of the worst text.
         mean_cosine: over the texts.
-        max_abs_difference: largest difference of any component.
+        max_abs_difference: largest difference of two numbers at the same place.
     """
 
     min_cosine: float
@@ -58,11 +58,11 @@ class Closeness:
 
 
 def choose_probes(texts: Sequence[tuple[str, str]], count: int = 16) -> list[tuple[str, str]]:
-    """Texts of different lengths, a quarter of them queries.
+    """Choose probe texts of different lengths. A quarter of them are queries.
 
     Args:
         texts: (role, text) pairs of the training data.
-        count: how many, at most.
+        count: number of probe texts, at most.
     """
     chosen = []
     for role, share in ((QUERY, count // 4), (PASSAGE, count - count // 4)):
@@ -74,18 +74,18 @@ def choose_probes(texts: Sequence[tuple[str, str]], count: int = 16) -> list[tup
 
 
 def read_probes(folder: Path) -> list[tuple[str, str]]:
-    """Probe texts kept with the run; a few of our own where there are none."""
+    """The probe texts in a model folder; a few of our own when it has none."""
     path = folder / PROBE_TEXTS
     if not path.is_file():
         return FALLBACK
     try:
         return [(str(role), str(text)) for role, text in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: can't be read ({error}); remove it, and other texts are taken") from None
+        raise UserError(f"{path}: can't be read ({error}); remove it, and other texts are used") from None
 
 
 def embed_probes(encoder: TextEncoder, probes: Sequence[tuple[str, str]]) -> np.ndarray:
-    """[n, D] of probe texts, each encoded by itself."""
+    """Vectors [n, D] of probe texts, each encoded alone."""
     return np.concatenate([encoder.encode([text], role) for role, text in probes])
 
 
@@ -97,13 +97,23 @@ def embed_trained(
     quantization: QuantizationConfig | None = None,
     lora_alpha: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[n, D] by base + adapter as in training, and [n, D] by the same base with the adapter switched off."""
+    """Vectors [n, D] of base + adapter as in training, and vectors [n, D] of the same base without the adapter.
+
+    Args:
+        file: the adapter's weights.
+        probes: (role, text) pairs.
+        base_name: the base.
+        trust_remote_code: run Python code that comes with the base.
+        quantization: how the base was quantised, when the adapter's folder does not say.
+        lora_alpha: scale of an adapter without adapter_config.json.
+    """
     encoder = load_model(
         str(file),
         base_model_path=base_name,
         trust_remote_code=trust_remote_code,
         quantization=quantization,
         lora_alpha=lora_alpha,
+        argument="lora_adapter_path",
     )
     trained = embed_probes(encoder, probes)
     switch = getattr(encoder.backbone, "disable_adapter", contextlib.nullcontext)
@@ -112,47 +122,47 @@ def embed_trained(
 
 
 def embed_merged(folder: Path, probes: list[tuple[str, str]], trust_remote_code: bool = False) -> np.ndarray:
-    """[n, D] by a merged folder."""
+    """Vectors [n, D] of a merged model."""
     return embed_probes(load_model(str(folder), trust_remote_code=trust_remote_code), probes)
 
 
 def closeness(a: np.ndarray, b: np.ndarray) -> Closeness:
-    """Compare two [n, D]."""
+    """Compare two arrays of vectors [n, D]."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     cosine = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
     return Closeness(float(cosine.min()), float(cosine.mean()), float(np.abs(x - y).max()))
 
 
-def check(
+def check_merged(
     to_trained: Closeness, to_base: Closeness, moved: Closeness, dtype: torch.dtype, quantized: bool, exact: bool
 ) -> None:
-    """Fail when the merged model is not the trained one.
+    """Refuse a merged model that is not the trained one.
 
     Args:
-        to_trained: merged against trained.
-        to_base: merged against base.
-        moved: base against trained, what the training changed.
+        to_trained: closeness of the merged model to the trained one.
+        to_base: of the merged model to the base.
+        moved: of the base to the trained model, which is what the training changed.
         dtype: of the merged weights.
-        quantized: a QLoRA adapter.
-        exact: it was merged onto the weights that it was trained on; otherwise a deviation is what was asked for.
+        quantized: whether it is a QLoRA adapter.
+        exact: whether it was merged onto the weights that it was trained on. On other weights a difference is expected.
 
     Raises:
-        RunError: naming the figure.
+        RunError: with the figure that is wrong.
     """
     limit = QUANTIZED_TOLERANCE if quantized else TOLERANCE[dtype]
     if moved.max_abs_difference < SAME:
-        raise RunError("training hardly changed the model (too small an lr, too few steps?); no output was left")
+        raise RunError("the training hardly changed the model (is `lr` too small?); no output was written")
     if to_base.max_abs_difference < SAME:
-        raise RunError("the merged model gives the base's vectors: the adapter had no effect; no output was left")
+        raise RunError("the merged model gives the base's vectors: the adapter had no effect; no output was written")
     # Written so that a cosine that is not a number fails too.
     if exact and not to_trained.min_cosine >= limit:
         raise RunError(
             f"the merged model is not the trained one: cosine {to_trained.min_cosine:.6f}, at least {limit} is needed; "
-            "no output was left"
+            "no output was written"
         )
     if exact and not to_trained.max_abs_difference < moved.max_abs_difference / 2:
         raise RunError(
-            f"the training moved the vectors by {moved.max_abs_difference:.1e}, the merge by another "
-            f"{to_trained.max_abs_difference:.1e}: at this precision a merge can't be told from none. "
-            "Use --training_precision float32; no output was left"
+            f"the training changed the vectors by {moved.max_abs_difference:.1e} and the merge by another "
+            f"{to_trained.max_abs_difference:.1e}, so the merge is too rough; use `training_precision=float32`. "
+            "No output was written"
         )

@@ -13,7 +13,7 @@ import torch
 from embedrag.errors import UserError
 from embedrag.models.artifacts import MERGE_CONFIG, MODEL_MARKERS, TRAINING_CONFIG
 from embedrag.models.backbone import load_backbone
-from embedrag.models.base_model import Base, describe_base
+from embedrag.models.base_model import Base, check_local_path, describe_base
 from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
@@ -49,7 +49,7 @@ def load_model(
         argument: what the caller calls `name`, for messages.
 
     Raises:
-        UserError: when it, or its base, can't be read, or the two do not belong together.
+        UserError: the model or its base can't be read, or they do not belong together.
     """
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
@@ -94,6 +94,20 @@ def adapter_file(path: Path) -> Path | None:
     return path / WEIGHTS if (path / CONFIG).is_file() and not (path / "config.json").is_file() else None
 
 
+def check_model_path(name: str, argument: str = "model") -> None:
+    """Reject a path that holds neither a model nor an adapter, before anything is loaded.
+
+    Args:
+        name: folder, adapter file, or hub id.
+        argument: what the caller calls `name`, for messages.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if not adapter_file(Path(name).expanduser()):
+        check_local_path(name, argument)
+
+
 def find_model(folder: Path) -> Path:
     """The model folder in `folder`, at most four levels below it (Azure ML adds levels of its own).
 
@@ -115,11 +129,15 @@ def model_settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / TRAINING_CONFIG) if (folder / TRAINING_CONFIG).is_file() else {}
 
 
-def trained_from(name: str) -> str:
-    """The base of a merged, trained or adapter folder, as the folder tells it.
+def trained_from(name: str, argument: str = "model") -> str:
+    """The base of a merged, trained or adapter folder, as its files name it.
+
+    Args:
+        name: the folder, or an adapter file in it.
+        argument: what the caller calls `name`, for messages.
 
     Raises:
-        UserError: when it does not tell.
+        UserError: the files do not name the base.
     """
     path = Path(name).expanduser()
     folder = path.parent if path.is_file() else path
@@ -130,7 +148,7 @@ def trained_from(name: str) -> str:
     ):
         if (folder / file).is_file() and (base := read_json(folder / file).get(key)):
             return str(base)
-    raise UserError(f"{name}: no {MERGE_CONFIG} or {TRAINING_CONFIG} tells what it was trained from")
+    raise UserError(f"has no {MERGE_CONFIG} and no {TRAINING_CONFIG} that name its base", argument, name)
 
 
 def saved_embedding_config(folder: Path, base: Base, argument: str = "model") -> EmbeddingConfig:
@@ -210,10 +228,10 @@ def load_adapter_tokenizer(
 
 
 def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None, argument: str) -> torch.nn.Module:
-    """Put an adapter on a backbone; every tensor of the file must find its place, and every place its tensor.
+    """Put an adapter on a backbone. The tensors of the file must be exactly those that the adapter has.
 
-    peft alone ignores keys that it does not know (the older prefix, adapters of AutoModelForCausalLM) and would give
-    the base's vectors.
+    peft ignores keys that it does not know (an older prefix, adapters of AutoModelForCausalLM), and the model would
+    give the base's vectors.
     """
     adapter = read_adapter(str(file), lora_alpha, argument)
     with quiet():
@@ -229,16 +247,16 @@ def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None,
         try:
             model = get_peft_model(backbone, config)
         except ValueError as error:
-            raise UserError(f"{file}: does not belong to this base ({str(error).splitlines()[0]})") from None
+            reason = f"does not belong to the base ({str(error).splitlines()[0]})"
+            raise UserError(reason, argument, file) from None
         tensors = TensorFile(file)
         wanted = {plain_name(key): key for key in get_peft_model_state_dict(model)}
         found, missing = match_names({key: plain_name(key) for key in tensors.names()}, wanted)
         empty = sorted(set(wanted) - set(found.values()))
         if missing or empty:
             shown = ", ".join([*missing, *empty][:4])
-            raise UserError(
-                f"{file}: does not belong to this base; {len(missing) + len(empty)} tensors differ: {shown}"
-            )
+            reason = f"does not belong to the base; {len(missing) + len(empty)} tensors differ: {shown}"
+            raise UserError(reason, argument, file)
         set_peft_model_state_dict(model, {wanted[name]: tensors.rows(key) for key, name in found.items()})
     return cast(torch.nn.Module, model)
 

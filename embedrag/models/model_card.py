@@ -34,8 +34,8 @@ def write_card(
     Args:
         folder: model folder.
         base: name of the base model.
-        settings: the run's training_config.json; may be empty for an adapter of another program.
-        merge: content of merge_config.json, for a merged model.
+        settings: content of training_config.json; empty for an adapter of another program.
+        merge: content of merge_config.json; None: it is not a merged model.
         results: figures of the training, as Markdown.
     """
     rows = [[f"`{name}`", _cell(settings[name])] for name in SHOWN if name in settings]
@@ -60,7 +60,7 @@ def write_card(
 
 
 def training_section(folder: Path) -> str:
-    """The training figures in the card of an adapter folder; empty when it has none."""
+    """The section with the figures of the training, from the model card of a folder; empty when it has none."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     return text.partition("## Training\n\n")[2].partition("\n## ")[0].strip()

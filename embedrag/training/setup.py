@@ -16,7 +16,7 @@ from embedrag.losses.contrastive import LossSettings
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import Base, describe_base, resolve_embedding_config
 from embedrag.models.embedding_config import EmbeddingConfig
-from embedrag.models.embedding_format import EmbeddingFormat, views
+from embedrag.models.embedding_format import EmbeddingFormat, trained_formats
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
 from embedrag.models.lora import LoraSettings
@@ -180,7 +180,7 @@ def _formats(options: TrainOptions, encoder: Encoder) -> tuple[EmbeddingFormat, 
     dims = options.matryoshka_dims or []
     if dims and max(dims) > encoder.dimension:
         raise UserError(f"the model's vectors have {encoder.dimension} dimensions", "matryoshka_dims", max(dims))
-    return views(dims, options.matryoshka_weights or [], options.embedding_precisions or [])
+    return trained_formats(dims, options.matryoshka_weights or [], options.embedding_precisions or [])
 
 
 def _settle_attention(encoder: Encoder, options: TrainOptions) -> None:

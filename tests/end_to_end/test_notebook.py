@@ -97,7 +97,7 @@ def test_committed_notebook_has_no_outputs(notebook: Any) -> None:
 
 
 def test_base_is_read_from_what_made_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no merge_config.json or training_config.json tells what it was trained from"):
+    with pytest.raises(UserError, match="has no merge_config.json and no training_config.json that name its base"):
         trained_from(str(tmp_path))
     for file, key in (
         ("adapter_config.json", "base_model_name_or_path"),

@@ -450,7 +450,7 @@ def test_training_that_moved_less_than_the_precision_can_not_be_proved(
 ) -> None:
     adapter = train(tiny_bert, "--lr", "1e-6", "--epochs", "1")
     words = ["--training_precision", "bfloat16"]
-    check_refused(adapter, tmp_path / "merged", "can't be told from none", capsys, *words, code=1)
+    check_refused(adapter, tmp_path / "merged", "so the merge is too rough", capsys, *words, code=1)
 
 
 def test_overwrite_that_would_remove_its_own_base_is_refused(

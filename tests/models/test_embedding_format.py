@@ -8,7 +8,7 @@ import torch
 
 from embedrag.losses.contrastive import LossSettings, contrastive
 from embedrag.losses.pairs import Pairs
-from embedrag.models.embedding_format import EmbeddingFormat, views
+from embedrag.models.embedding_format import EmbeddingFormat, trained_formats
 from tests.losses.cases import NONE, embeddings
 from tests.reference import info_nce_loop
 
@@ -16,7 +16,7 @@ from tests.reference import info_nce_loop
 def test_matryoshka_is_the_sum_of_the_losses_of_cut_vectors() -> None:
     q, p = embeddings(3, 6)
     pairs = Pairs(torch.tensor([0, 2, 4]), NONE, torch.arange(6) // 2)
-    forms = views([7, 4, 2], [1.0, 0.5, 0.25], [])
+    forms = trained_formats([7, 4, 2], [1.0, 0.5, 0.25], [])
     total = sum(form.weight * contrastive(form(q), form(p), pairs, LossSettings(0.1))[0] for form in forms)
     total.sum().backward()
     gradients = q.grad.clone(), p.grad.clone()

@@ -16,7 +16,7 @@ from embedrag.data.token_batch import TokenBatch
 from embedrag.losses.contrastive import LossSettings, Pairs
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import describe_base, resolve_embedding_config
-from embedrag.models.embedding_format import views
+from embedrag.models.embedding_format import trained_formats
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import FastDropout
 from embedrag.models.lora import LoraSettings
@@ -119,7 +119,7 @@ RICH = LossSettings(
     false_negative_margin=0.003,
     distillation="kl",
 )
-FORMS = views([64, 16], [1.0, 0.5], ["int8"])
+FORMS = trained_formats([64, 16], [1.0, 0.5], ["int8"])
 
 
 def test_all_terms_and_forms_together_equal_the_naive_full_batch(tiny_bert: str) -> None:
