@@ -9,7 +9,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make bench   speed and memory beside other programs, on equal work (hours; see benchmarks/speed.py for less)"
 	@echo "make lint    ruff and mypy"
-	@echo "make readme  write the options tables into the READMEs; say which translations are missing or old"
+	@echo "make readme  write the option tables into docs/options.md; say which translations are missing or old"
 	@echo "make docs    build the site of docs/ and docstrings into site/"
 	@echo "make clean   remove .venv and outputs"
 

@@ -1,6 +1,6 @@
-"""The README is true: its tables are those of the code, its commands run.
+"""The README is true: its commands run, and the tables of docs/options.md are those of the code.
 
-As a script (`make readme`) it rewrites the tables, those of the translations too, and tells what these lack.
+As a script (`make readme`) it writes these tables, those of the translations too, and says what the translations lack.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from embedrag.options.reference import TableWords, markdown_table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+OPTIONS = ROOT / "docs" / "options.md"
 TRANSLATIONS = ROOT / "docs" / "translations"
 LANGUAGES = sorted(path.stem for path in TRANSLATIONS.glob("*.json"))
 TABLE = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options:\2 -->)", re.S)
@@ -30,6 +31,10 @@ TABLE = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options:\2 -->)", re.S)
 
 def translated_readme(language: str) -> Path:
     return ROOT / f"README.{language}.md"
+
+
+def translated_options(language: str) -> Path:
+    return TRANSLATIONS / f"options.{language}.md"
 
 
 def read_translation(language: str) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def with_tables(text: str, translation: dict[str, Any] | None = None) -> str:
 
 def translation_problems(translation: dict[str, Any]) -> Iterator[str]:
     """What is missing, out of date or left over. `of` begins the SHA-256 of the English text that was translated."""
-    tables = [match[2] for match in TABLE.finditer(README.read_text(encoding="utf-8"))]
+    tables = [match[2] for match in TABLE.finditer(OPTIONS.read_text(encoding="utf-8"))]
     for command in sorted({*tables, *translation["options"]}):
         entries = translation["options"].get(command, {})
         fields = load_command(command).options.model_fields if command in tables else {}
@@ -71,7 +76,7 @@ def test_no_placeholder_is_left() -> None:
 
 
 def test_options_table_is_that_of_the_code() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = OPTIONS.read_text(encoding="utf-8")
     assert TABLE.search(text)
     assert with_tables(text) == text, "run make readme"
 
@@ -156,10 +161,10 @@ def test_preset_is_ready_for_its_first_step(
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    OPTIONS.write_text(with_tables(OPTIONS.read_text(encoding="utf-8")), encoding="utf-8")
     problems = []
     for language in LANGUAGES:
-        readme, translation = translated_readme(language), read_translation(language)
-        readme.write_text(with_tables(readme.read_text(encoding="utf-8"), translation), encoding="utf-8")
+        page, translation = translated_options(language), read_translation(language)
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), translation), encoding="utf-8")
         problems += [f"docs/translations/{language}.json: {problem}" for problem in translation_problems(translation)]
     sys.exit("\n".join(problems) or None)

@@ -1,4 +1,7 @@
-"""README.md and its translations are in step: words differ, structure, code, links, figures and options do not."""
+"""README.md, docs/options.md and their translations are in step: only the words differ.
+
+Structure, code, links, figures and options are the same.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,23 @@ from markdown_it import MarkdownIt
 from tests.repository import test_readme
 from tests.repository.test_readme import (
     LANGUAGES,
+    OPTIONS,
     README,
     ROOT,
     TABLE,
     TRANSLATIONS,
     read_translation,
+    translated_options,
     translated_readme,
     translation_problems,
     with_tables,
 )
 
 ENGLISH = README.read_text(encoding="utf-8")
+ENGLISH_OPTIONS = OPTIONS.read_text(encoding="utf-8")
 FIGURE = re.compile(r"(?<![A-Za-z\d.,])\d+(?:[.,]\d+)*")  # of names such as int8 none
+
+OF_A_LANGUAGE = re.compile(rf"^(?:\.\./)+|translations/|\.(?:{'|'.join(LANGUAGES)})(?=\.md)")
 
 each_language = pytest.mark.parametrize("language", LANGUAGES)
 
@@ -54,8 +62,8 @@ def sections(text: str) -> list[Section]:
         elif token.nesting == 1:
             found[-1].shape.append(token.tag)
         for child in token.children or []:
-            if child.type == "link_open" and not child.attrs["href"].startswith("README"):
-                found[-1].links.append(child.attrs["href"])
+            if child.type == "link_open":  # to the page of the same language, from its folder
+                found[-1].links.append(OF_A_LANGUAGE.sub("", child.attrs["href"]))
             elif child.type == "strong_open":
                 found[-1].shape.append(child.tag)
             elif child.type == "code_inline":
@@ -82,6 +90,14 @@ def differences(english: str, translated: str) -> list[str]:
     return found
 
 
+def read_options(language: str) -> str:
+    return translated_options(language).read_text(encoding="utf-8")
+
+
+def without_tables(text: str) -> str:
+    return TABLE.sub("", text)
+
+
 def option_rows(text: str, required: str) -> list[tuple[str, ...]]:
     rows = []
     for table in TABLE.finditer(text):
@@ -94,6 +110,7 @@ def option_rows(text: str, required: str) -> list[tuple[str, ...]]:
 @each_language
 def test_translation_has_the_structure_code_links_and_figures_of_the_english_text(language: str) -> None:
     assert differences(ENGLISH, translated_readme(language).read_text(encoding="utf-8")) == []
+    assert differences(without_tables(ENGLISH_OPTIONS), without_tables(read_options(language))) == []
 
 
 @each_language
@@ -122,9 +139,9 @@ def test_change_in_a_translation_is_named(language: str, old: str, new: str, nam
 
 @each_language
 def test_option_tables_have_the_options_and_defaults_of_the_english_ones_in_order(language: str) -> None:
-    text = translated_readme(language).read_text(encoding="utf-8")
+    text = read_options(language)
     required = read_translation(language)["words"]["required"]
-    rows = option_rows(ENGLISH, "required")
+    rows = option_rows(ENGLISH_OPTIONS, "required")
     assert ("train", "`--lr`, `--learning_rate`", "") in rows
     assert ("merge", "`--output_path`", "required") in rows
     assert option_rows(text, required) == rows
@@ -137,7 +154,7 @@ def test_option_tables_have_the_options_and_defaults_of_the_english_ones_in_orde
 
 @each_language
 def test_option_tables_are_made_from_the_translated_meanings(language: str) -> None:
-    text, translation = translated_readme(language).read_text(encoding="utf-8"), read_translation(language)
+    text, translation = read_options(language), read_translation(language)
     assert with_tables(text, translation) == text, "run make readme"
     translation["options"]["train"]["seed"]["meaning"] = "another meaning"
     assert with_tables(text, translation) != text
@@ -169,8 +186,7 @@ def test_make_readme_with_a_missing_translation_writes_the_tables_and_names_it(t
     shutil.copytree(TRANSLATIONS, tmp_path / "docs" / "translations")
     (tmp_path / "tests" / "repository").mkdir(parents=True)
     script = shutil.copy(test_readme.__file__, tmp_path / "tests" / "repository")
-    for path in (README, *map(translated_readme, LANGUAGES)):
-        shutil.copy(path, tmp_path)
+    shutil.copy(OPTIONS, tmp_path / "docs")
     file = tmp_path / "docs" / "translations" / "ko.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"pooling":', '"poling":'), encoding="utf-8")
     done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
@@ -179,12 +195,17 @@ def test_make_readme_with_a_missing_translation_writes_the_tables_and_names_it(t
         ["docs/translations/ko.json:", "train:", "pooling"],
         ["docs/translations/ko.json:", "train:", "poling"],
     ]
-    assert "how token vectors become one" in (tmp_path / "README.ko.md").read_text(encoding="utf-8")
-    assert (tmp_path / "README.zh-TW.md").read_bytes() == translated_readme("zh-TW").read_bytes()
+    written = tmp_path / "docs" / "translations"
+    assert "how token vectors become one" in (written / "options.ko.md").read_text(encoding="utf-8")
+    assert (written / "options.zh-TW.md").read_bytes() == translated_options("zh-TW").read_bytes()
 
 
-@pytest.mark.parametrize("path", [README, *map(translated_readme, LANGUAGES)], ids=lambda path: path.name)
+READMES = {README, *map(translated_readme, LANGUAGES)}
+OPTIONS_PAGES = {OPTIONS, *map(translated_options, LANGUAGES)}
+
+
+@pytest.mark.parametrize("path", sorted(READMES | OPTIONS_PAGES), ids=lambda path: path.name)
 def test_language_line_links_to_the_other_languages(path: Path) -> None:
     line = path.read_text(encoding="utf-8").splitlines()[2]
-    others = {README, *map(translated_readme, LANGUAGES)} - {path}
-    assert set(re.findall(r"\((.+?)\)", line)) == {other.name for other in others}
+    others = (READMES if path in READMES else OPTIONS_PAGES) - {path}
+    assert {(path.parent / link).resolve() for link in re.findall(r"\((.+?)\)", line)} == others
