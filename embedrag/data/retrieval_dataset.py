@@ -66,14 +66,25 @@ def load_retrieval_dataset(
         found = _read_beir(folder, argument)
     else:
         found = gather_rows(row for _, row in read_rows([str(data)], argument))
-    if sample_size is None or sample_size >= len(found.queries):
-        return found
-    picked = sorted(random.Random(SEED).sample(range(len(found.queries)), sample_size))
+    return found if sample_size is None else sample_queries(found, sample_size)
+
+
+def sample_queries(data: RetrievalDataset, sample_size: int) -> RetrievalDataset:
+    """`sample_size` of the queries, drawn at random and always the same, among all passages.
+
+    Raises:
+        UserError: when `sample_size` is below 1.
+    """
+    if sample_size < 1:
+        raise UserError("must be 1 or more", "sample_size", sample_size)
+    if sample_size >= len(data.queries):
+        return data
+    picked = sorted(random.Random(SEED).sample(range(len(data.queries)), sample_size))
     return replace(
-        found,
-        queries=[found.queries[number] for number in picked],
-        relevant=[found.relevant[number] for number in picked],
-        negatives=[found.negatives[number] for number in picked],
+        data,
+        queries=[data.queries[number] for number in picked],
+        relevant=[data.relevant[number] for number in picked],
+        negatives=[data.negatives[number] for number in picked],
     )
 
 
