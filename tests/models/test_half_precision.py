@@ -1,27 +1,21 @@
-"""Half precision as GPUs compute it, on this CPU: autocast gives float32 out of a norm there, and not here."""
+"""Half precision as GPUs compute it, on this CPU: under autocast a norm returns float32 there, but not here."""
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedrag.cli import main
-from embedrag.errors import UserError
+from embedrag.data.token_batch import TokenBatch
+from embedrag.merging.merge import merge
+from embedrag.models.build import build_model
 from embedrag.models.kernels import packed_attention as attention
 from embedrag.models.load import load_model
-from embedrag.models.quantization import product_dtype
-from embedrag.training.train_step import StepOutcome, TrainStep
-
-KINDS = [["full"], ["lora"], ["qlora", "--quantization_bits", "4"], ["qlora", "--quantization_bits", "8"]]
+from embedrag.models.quantization import QuantizationConfig, product_dtype, stored_dtype
+from embedrag.models.save import save_model
 
 
 @pytest.fixture
@@ -37,19 +31,11 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "layer_norm", layer_norm)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    rows = [{"query": f"question {i} " * (1 + i % 3), "pos": [f"answer {i}"], "neg": [f"other {i}"]} for i in range(24)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.mark.usefixtures("like_a_gpu")
-@pytest.mark.parametrize("kind", KINDS, ids="-".join)
-@pytest.mark.parametrize("model", ["tiny_bert", "tiny_qwen3"])
+@pytest.mark.parametrize(("kind", "bits"), [("full", 4), ("lora", 4), ("qlora", 4), ("qlora", 8)])
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_qwen3"])
 def test_training_is_packed_in_one_precision_and_its_merge_is_proved(
-    model: str, kind: list[str], data: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch
+    name: str, kind: str, bits: int, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = set()
     real = attention._by_length
@@ -60,76 +46,48 @@ def test_training_is_packed_in_one_precision_and_its_merge_is_proved(
         return real(q, k, v, *rest)
 
     monkeypatch.setattr(attention, "_by_length", spy)
-    words = ["train", "--model_name_or_path", request.getfixturevalue(model), "--train_dataset", str(data)]
-    words += ["--output_dir", str(tmp_path / "out"), "--dtype", "bfloat16", "--attention", "packed", "--device", "cpu"]
-    words += ["--batch_size", "8", "--epochs", "4", "--lr", "2e-3", "--lora_dropout", "0.05"]
-    assert main([*words, "--finetune_type", *kind, *(["--merge"] if kind != ["full"] else [])]) == 0
+    torch.manual_seed(0)
+    folder = request.getfixturevalue(name)
+    model = build_model(folder, kind, quantization_bits=bits, lora_dropout=0.05, dtype="bfloat16", device="cpu")
+    queries = [f"question {i} " * (1 + i % 3) for i in range(12)]
+    tokens = TokenBatch.from_lists(
+        model.tokenizer("query", queries) + model.tokenizer("passage", [f"answer {i}" for i in range(12)])
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    losses = []
+    for _ in range(8):
+        query, passage = model(tokens).chunk(2)
+        loss = F.cross_entropy(query @ passage.T / 0.05, torch.arange(12))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
     assert seen == {(torch.bfloat16,) * 3}
-    losses = [row["loss"] for row in json.loads((tmp_path / "out" / "training_losses.json").read_text())]
     assert sum(losses[-3:]) < sum(losses[:3])
+    if kind != "full":
+        save_model(model, tmp_path / "adapter")
+        assert merge(tmp_path / "adapter", tmp_path / "merged").proof
 
 
-def test_quantised_base_of_few_bits_computes_in_the_precision_asked_for(
-    tiny_qwen3: str, data: Path, tmp_path: Path
-) -> None:
-    words = ["train", "--model_name_or_path", tiny_qwen3, "--train_dataset", str(data), "--output_dir", str(tmp_path)]
-    words += ["--dtype", "bfloat16", "--device", "cpu", "--batch_size", "8", "--epochs", "1", "--finetune_type"]
-    assert main([*words, "qlora"]) == 0
-    settings = json.loads((tmp_path / "final" / "training_config.json").read_text())
-    assert settings["quantization"]["storage_dtype"] == settings["quantization"]["compute_dtype"] == "bfloat16"
-    encoder = load_model(str(tmp_path / "final"), "cpu")
+def test_quantised_base_of_few_bits_computes_in_the_precision_asked_for(tiny_qwen3: str, tmp_path: Path) -> None:
+    model = build_model(tiny_qwen3, "qlora", dtype="bfloat16", device="cpu")
+    config = QuantizationConfig.of(model.backbone)
+    assert config and config.storage_dtype == config.compute_dtype == torch.bfloat16
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    save_model(model, tmp_path / "adapter")
+    encoder = load_model(str(tmp_path / "adapter"), "cpu")
     seen = []
     encoder.backbone.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state.dtype))
     encoder.encode(["a text"], "query")
     assert seen == [torch.float32]
     floats = {p.dtype for p in encoder.backbone.parameters() if p.is_floating_point()}
     assert floats == {torch.float32}
-    assert product_dtype(torch.float16) == torch.float16
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_float16_goes_on_after_a_skipped_step_and_tells_one_that_overflowed(fused: bool) -> None:
-    weight = torch.nn.Parameter(torch.ones(3))
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    train_step = object.__new__(TrainStep)
-    train_step.accelerator = SimpleNamespace(scaler=scaler)
-    train_step.optimizer = AcceleratedOptimizer(
-        torch.optim.AdamW([weight], lr=0.1, fused=fused), device_placement=False, scaler=scaler
-    )
-    applied = []
-    for factor, finite in ((1.0, False), (float("inf"), True), (1.0, True)):
-        before = weight.detach().clone()
-        scaler.scale((weight * factor).sum()).backward()
-        scaler.unscale_(train_step.optimizer.optimizer)
-        applied.append((train_step._apply(finite), not torch.equal(weight, before)))
-        train_step.optimizer.zero_grad()
-    assert applied == [
-        (StepOutcome(finite=False), False),
-        (StepOutcome(finite=True, overflowed=True), False),
-        (StepOutcome(finite=True), True),
-    ]
-    assert [outcome.counted for outcome, _ in applied] == [True, False, True]
-    assert scaler.get_scale() == 4.0
-
-
-@pytest.mark.parametrize("command", ["encode", "evaluate", "mine", "mteb"])
-def test_commands_compute_in_the_precision_asked_for(
-    command: str, tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = importlib.import_module("embedrag.evaluation.mteb_adapter" if command == "mteb" else f"embedrag.{command}")
-    real, seen = module.load_model, []
-
-    def spy(*arguments: Any, **keywords: Any) -> Any:
-        seen.append(real(*arguments, **keywords).dtype)
-        raise UserError("seen")
-
-    monkeypatch.setattr(module, "load_model", spy)
-    output = str(tmp_path / "out.npy")
-    words = {
-        "encode": ["--input", str(data), "--field", "query", "--output", output],
-        "evaluate": ["--data", str(data)],
-        "mine": ["--train_dataset", str(data), "--output", output],
-        "mteb": ["--tasks", "NanoSciFactRetrieval"],
-    }
-    assert main([command, "--model", tiny_bert, "--dtype", "bfloat16", "--device", "cpu", *words[command]]) == 2
-    assert seen == [torch.bfloat16]
+def test_types_of_frozen_weights_and_of_their_products_follow_from_the_computation() -> None:
+    types = [torch.float32, torch.bfloat16, torch.float16]
+    assert list(map(stored_dtype, types)) == [torch.float32, torch.bfloat16, torch.float32]
+    assert list(map(product_dtype, types)) == [torch.bfloat16, torch.bfloat16, torch.float16]
