@@ -1,29 +1,30 @@
-"""The name of every file and folder that a model folder or the folder of a run may hold.
+"""Names of the files and folders in a model folder and in the folder of a run.
 
-Weights and tokenizer have the names that transformers, peft and sentence-transformers give them; the others are ours.
+Weights and tokenizers have the names that transformers, peft and sentence-transformers give them. The other names are
+EmbedRAG's own.
 """
 
 from __future__ import annotations
 
 MODEL_MARKERS = ("modules.json", "adapter_config.json", "config.json")  # one of them makes a folder a model folder
 
-# Beside the weights, in any model folder that we wrote.
+# Next to the weights, in a model folder that EmbedRAG wrote.
 TRAINING_CONFIG = "training_config.json"  # the settings of the training
-MERGE_CONFIG = "merge_config.json"  # what was merged, and the proof
-EXPORT_CONFIG = "export_config.json"  # what was exported, and the proof
+MERGE_CONFIG = "merge_config.json"  # what was merged, and how close the result is
+EXPORT_CONFIG = "export_config.json"  # what was exported, and how close the result is
 PROBE_TEXTS = "probe_texts.json"  # texts of the training data that a merge or an export is checked with
 ONNX_FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 
-# A checkpoint from which a run can go on.
+# The state of a run in a checkpoint; a run can be resumed from it.
 STATE_FOLDER = "training_state"
 STATE_JSON = f"{STATE_FOLDER}/state.json"
 STATE_TENSORS = f"{STATE_FOLDER}/state.safetensors"
 STATE_CHECKSUMS = f"{STATE_FOLDER}/checksums.json"
 
 # The folder of a run.
-BEST_STEP = "best-step-"  # and the number of the step: the best model so far
+BEST_STEP = "best-step-"  # followed by a step number: the best model so far
 MODEL_FOLDERS = ("final", "merged", "checkpoint-", BEST_STEP)
-LEFTOVERS = (  # of a save or a removal that was killed
+LEFTOVERS = (  # of a killed save or removal
     ".final.tmp-*",
     ".merged.tmp-*",
     ".checkpoint-epoch-*.tmp-*",

@@ -43,13 +43,13 @@ class TextTokenizer:
             texts: without prompt.
 
         Returns:
-            One list of ids a text, never empty, at most the role's length.
+            A list of ids for each text: never empty, and not longer than the role allows.
         """
         prompt = getattr(self.embedding_config, f"{role}_prompt")
         return self.ids(role, [prompt + text for text in texts])
 
     def ids(self, role: str, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts that have their prompts already."""
+        """Token ids of texts that already start with their prompt."""
         ids: list[list[int]] = self.tokenizer(
             list(texts),
             truncation=True,
@@ -60,7 +60,10 @@ class TextTokenizer:
         return [item or [self.tokenizer.pad_token_id or 0] for item in ids]
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer, with its padding side (transformers forgets one that was set later) and no fixed cut."""
+        """Write the tokenizer without fixed truncation and padding.
+
+        Its padding side is written too; transformers forgets one that was set after loading.
+        """
         self.tokenizer.init_kwargs["padding_side"] = self.tokenizer.padding_side
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
@@ -68,7 +71,7 @@ class TextTokenizer:
 
     @property
     def key(self) -> str:
-        """Changes whenever the ids of some text could change."""
+        """A hash of everything that decides the ids of a text."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state = {name: part for name, part in backend.items() if name not in ("truncation", "padding")}
         lengths = [self.embedding_config.query_max_len, self.embedding_config.passage_max_len]
@@ -127,7 +130,7 @@ def load_tokenizer(
 
 
 def _end_with_eos(tokenizer: Any) -> None:
-    """Make the tokenizer end every text in its end token, unless it ends texts in a special token already."""
+    """Let the tokenizer end every text with its end token, unless it already ends texts with a special token."""
     from tokenizers import processors
 
     if tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids:

@@ -380,7 +380,7 @@ def test_full_disk_leaves_no_output(tiny_bert: str, train, tmp_path: Path, capsy
 
 def test_output_folder_appears_only_after_the_proof(tiny_bert: str, train, tmp_path: Path, monkeypatch) -> None:
     adapter, output, seen = train(tiny_bert), tmp_path / "merged", []
-    for name in ("write_tensors", "check", "write_card"):
+    for name in ("write_tensors", "check_merged", "write_card"):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _f=real, **k: (seen.append(output.exists()), _f(*a, **k))[1])
     merge(adapter, output)

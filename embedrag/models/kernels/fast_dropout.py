@@ -1,8 +1,10 @@
-"""Dropout whose random numbers are cheap on a CPU.
+"""Dropout that is fast on a CPU.
 
-torch draws one random number an element, one after the other; with adapters on every linear layer that is 30 % of a
-LoRA step, more than any matrix product. Here a 64-bit draw serves four elements (16 bits each), so the probability is
-exact to 1 / 65536. Other devices draw by torch's own kernels.
+torch draws one random number for each element, one after the other. With adapters on every linear layer this takes
+30 % of a LoRA step, more than any matrix product. Here one 64-bit draw serves four elements (16 bits each), so the
+probability is exact to 1 / 65536. Other devices use torch's own kernels.
+
+Letters of the attention: m texts, H heads, L tokens of a text, D dimensions of a head.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ LEVELS = 1 << 16
 
 @contextmanager
 def dropout_on(module: nn.Module, on: bool) -> Iterator[None]:
-    """All layers in training mode, or out of it, while the block runs; then each as it was.
+    """Put all layers into training mode, or out of it, while the block runs. Afterwards each layer is as before.
 
-    A look at every layer costs little; telling every layer, as `train` does, a tenth of a short text's time.
+    Only layers in the other mode are written to. Writing to all of them, as `train` does, takes a tenth of the time of
+    a short text.
     """
     changed = [layer for layer in module.modules() if layer.training != on]
     for layer in changed:
@@ -36,9 +39,10 @@ def dropout_on(module: nn.Module, on: bool) -> Iterator[None]:
 
 
 class FastDropout(nn.Dropout):
-    """`nn.Dropout` with the same meaning: zero with probability p in training, and scale the rest by 1 / (1 - p).
+    """Like `nn.Dropout`: in training, set elements to 0 with probability p and multiply the others by 1 / (1 - p).
 
-    The draws follow torch's seed (so they are replayed with its state), but are other draws than those of `nn.Dropout`.
+    The draws follow torch's seed, so they are repeated when its state is restored. They are not the draws of
+    `nn.Dropout`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class FastDropout(nn.Dropout):
 
 
 def fast_dropout(input: Tensor, p: float) -> Tensor:
-    """Zero elements with probability p and scale the rest by 1 / (1 - p), as in training."""
+    """Set elements to 0 with probability p and multiply the others by 1 / (1 - p)."""
     if p == 0 or input.device.type != "cpu":
         return F.dropout(input, p)
     dropped: Tensor = _Drop.apply(input, p)  # type: ignore[no-untyped-call]
@@ -55,15 +59,18 @@ def fast_dropout(input: Tensor, p: float) -> Tensor:
 
 
 def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, p: float) -> Tensor:
-    """dropout(softmax(scale * q @ k.T)) @ v, which keeps the weights once and their dropout as one byte each.
+    """dropout(softmax(scale * q @ k.T)) @ v. The backward pass keeps the weights once, and one byte for each dropout.
 
     Args:
-        q: [m, H, L, D].
-        k: [m, H, L, D].
-        v: [m, H, L, D].
-        mask: [L, L] True where a token (row) sees another (column); None: all.
-        scale: of the scores.
-        p: probability that a weight is left out.
+        q: queries [m, H, L, D].
+        k: keys [m, H, L, D].
+        v: values [m, H, L, D].
+        mask: [L, L], True where a token (row) sees another one (column); None: everywhere.
+        scale: the scores are multiplied by it.
+        p: probability that a weight is set to 0.
+
+    Returns:
+        [m, H, L, D].
     """
     out: Tensor = _DropAttention.apply(q, k, v, mask, scale, p)  # type: ignore[no-untyped-call]
     return out
@@ -98,7 +105,7 @@ class _DropAttention(torch.autograd.Function):
 
 
 def dropout_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
-    """1 where an element stays [int8, shape of `like`], and the factor that makes up for the others."""
+    """A mask of the shape of `like` (int8, 1 where an element is kept), and the factor that makes up for the others."""
     if like.device.type != "cpu":
         return torch.empty_like(like, dtype=torch.int8).bernoulli_(1 - p), 1 / (1 - p)
     return random_keep(like.numel(), p).view(like.shape), 1 / (1 - round(p * LEVELS) / LEVELS)
@@ -118,9 +125,9 @@ class _Drop(torch.autograd.Function):
 
 
 def random_keep(count: int, p: float) -> Tensor:
-    """[count] 1 with probability 1 - p (to 1 / 65536), independent, from torch's seed.
+    """[count] independent draws from torch's seed: 1 with probability 1 - p, exact to 1 / 65536; otherwise 0.
 
-    As int8: a product with truth values takes three times as long on a CPU.
+    The type is int8 because a product with truth values takes three times as long on a CPU.
     """
     seed = int(torch.randint(0, 2**62, ()))
     draws = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-count // 4), dtype=np.uint64)
@@ -128,7 +135,7 @@ def random_keep(count: int, p: float) -> Tensor:
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Put `FastDropout` in the place of every `nn.Dropout` of a model."""
+    """Replace every `nn.Dropout` of a model by a `FastDropout`."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

@@ -1,12 +1,12 @@
-"""The product of a LoRA layer, written so that it costs what its FLOPs say.
+"""LoRA layers that are fast on a CPU.
 
-Left to autograd, an adapter of rank 8 costs as much as the layer it adapts: the gradient of B is a product that is
-tall and thin in the wrong order (8 times slower than its transpose on a CPU), dropout copies the input once per
-layer, and the scaled result is added in further copies. Here the same numbers take one function: the transposed
-product, a kept mask in place of a kept copy (layers of one input keep it once), and the addition inside the product.
-The layers remain peft's, with their names and files.
+With autograd alone, an adapter of rank 8 takes as long as the layer that it adapts: the gradient of B is a product in
+a slow order (its transpose is 8 times faster on a CPU), dropout copies the input once for each layer, and the scaled
+result is copied again when it is added. Here one function computes the same numbers with the transposed product, a
+mask instead of a copy of the input, and the addition inside the product. The layers are still peft's, with their names
+and files.
 
-Dimensions: T tokens, I inputs, O outputs, r rank.
+Letters: T tokens, I inputs, O outputs, r rank.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from embedrag.models.kernels.fast_dropout import dropout_mask
 
 
 def speed_up_adapters(model: nn.Module) -> None:
-    """Let every plain LoRA layer of a peft model (one adapter, no variant) compute through `add_adapter`."""
+    """Let every plain LoRA layer of a peft model (one adapter, no variant) compute with `add_adapter`."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
@@ -34,12 +34,15 @@ def add_adapter(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, d
     """Add an adapter: result + scale * dropout(x) @ a.T @ b.T (arXiv 2106.09685).
 
     Args:
-        result: [T, O] of the frozen layer; overwritten.
-        x: [T, I] its input.
+        result: output of the frozen layer, [T, O]; it is overwritten.
+        x: input of the layer, [T, I].
         a: [r, I].
         b: [O, r].
         scale: alpha / r.
-        dropout: probability that an element of x is left out.
+        dropout: probability that an element of x is set to 0.
+
+    Returns:
+        [T, O].
     """
     added: Tensor = _AddAdapter.apply(  # type: ignore[no-untyped-call]
         result, x.to(result.dtype), a.to(result.dtype), b.to(result.dtype), scale, dropout
@@ -48,11 +51,11 @@ def add_adapter(result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, d
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In the place of the `forward` of peft's LoRA layers."""
+    """Replaces the `forward` of a LoRA layer of peft."""
     if torch.is_autocast_enabled(x.device.type):
-        # Norms give float32 there, and quantised layers answer in the precision that they are asked in.
+        # Norms return float32 under autocast, and quantised layers return the type of their input.
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    flat = x.flatten(0, -2)  # the product of a flat input is no view, so it can be added to in place
+    flat = x.flatten(0, -2)  # the product of a flat input is not a view, so it can be added to in place
     result: Tensor = layer.base_layer(flat, *args, **kwargs)
     if not (layer.disable_adapters or layer.merged):
         result = _adapted(layer, flat, result)
@@ -61,9 +64,9 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _adapted(layer: Any, flat: Tensor, result: Tensor) -> Tensor:
     dropout = layer.lora_dropout["default"]
-    rate = dropout.p if isinstance(dropout, nn.Dropout) and layer.training else 0.0
+    probability = dropout.p if isinstance(dropout, nn.Dropout) and layer.training else 0.0
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return add_adapter(result, flat, a, b, layer.scaling["default"], rate)
+    return add_adapter(result, flat, a, b, layer.scaling["default"], probability)
 
 
 class _AddAdapter(torch.autograd.Function):
@@ -80,7 +83,7 @@ class _AddAdapter(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         x, mask, low, a, b = ctx.saved_tensors
-        # Both products with B are written in the order that is fast; the other is 2 and 8 times slower on a CPU.
+        # Both products with B are written in the fast order. The other order is 2 and 8 times slower on a CPU.
         of_low = F.linear(gradient, (b.T * ctx.scale).contiguous())
         of_x = None
         if ctx.needs_input_grad[1]:

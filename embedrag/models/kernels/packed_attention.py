@@ -1,14 +1,15 @@
-"""Packed attention: texts lie one after the other, each attends to itself alone, and nothing is padded.
+"""Packed attention: texts lie one after the other without padding, and each text attends only to itself.
 
-The idea: all layers but attention treat tokens one by one, so a batch can go through the model as one row [1, T]; only
-the attention has to know where a text begins and ends. A function registered with transformers gets that as `packing`.
-It trades the one rectangular attention call for one a group of texts of equal length, which on a CPU costs less than
-the padding it saves; GPUs have a kernel for it.
+All layers except the attention treat each token by itself, so a batch can go through the model as one row [1, T]. Only
+the attention must know where each text starts and ends. It is a function that is registered with transformers, and gets
+these places as `packing`. On a CPU it makes one call for each group of texts of equal length, which costs less than
+padding; GPUs have a kernel for it.
 
-A model that drops `packing` on its way, or has another idea of positions, would mix texts without an error. So
-`pack` compares on the model itself before anything is trained, and the caller pads when it fails.
+A model that does not pass `packing` on, or that counts positions in another way, would mix texts without an error. So
+`pack` first compares packed texts with single texts on the model itself. When they differ, the caller pads.
 
-Dimensions: T tokens, n texts, H heads, D components of a head.
+Letters: T tokens, n texts, m texts of equal length, L tokens of such a text, H heads, G heads of keys and values, D
+dimensions of a head.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from embedrag.models.kernels.fast_dropout import attention_with_dropout, dropout
 NAME = "embedrag_packed"
 HALF = (torch.float16, torch.bfloat16)
 LONG_WINDOW = 512
-# Rounding moves states far less, a leak far more (0.1 and above). Two half-precision kernels differ by more.
+# Largest 1 - cosine of equal states. Rounding makes less, texts that mix make far more (0.1 and above).
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
 class PackingError(Exception):
-    """A model whose texts would mix, or come out differently, in one row."""
+    """The model can't be packed: texts in one row would mix, or get other vectors."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the texts of a row lie.
+    """Where the texts of a row start and end.
 
     Attributes:
-        cu_seqlens: [n + 1] int32 on the device.
-        lengths: n lengths; equal ones should be neighbours.
+        cu_seqlens: start of each text, and the end of the last one: [n + 1] int32 on the device.
+        lengths: tokens of each text. Texts of equal length should be neighbours.
     """
 
     cu_seqlens: Tensor
@@ -54,8 +55,8 @@ class Packing:
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
     def position_ids(self, offset: int) -> Tensor:
-        """[1, T] place of each token in its text, counted from `offset`."""
-        total = sum(self.lengths)  # known here, so that a GPU need not be waited for
+        """[1, T] position of each token in its text, counted from `offset`."""
+        total = sum(self.lengths)  # computed on the CPU, so that nothing waits for a GPU
         starts = torch.repeat_interleave(self.cu_seqlens[:-1], self.cu_seqlens.diff(), output_size=total)
         return (torch.arange(total, device=starts.device) - starts + offset)[None]
 
@@ -73,23 +74,23 @@ def packed_attention(
     sliding_window: int | None = None,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in the form that transformers calls it: [1, H, T, D] -> [1, T, H, D].
+    """The attention function that transformers calls: [1, H, T, D] -> [1, T, H, D].
 
     Args:
-        module: the calling layer; tells whether attention is causal.
+        module: the calling layer; it says whether attention is causal.
         query: [1, H, T, D].
-        key: [1, G, T, D], G divides H.
+        key: [1, G, T, D]; G divides H.
         value: [1, G, T, D].
-        attention_mask: None; each text is complete.
-        packing: where the texts lie.
+        attention_mask: None, because nothing is padded.
+        packing: where the texts start and end.
         dropout: of the attention weights; on a CPU only.
-        scaling: of the scores; left out: 1 / sqrt(D).
-        is_causal: whether tokens see only those before them; left out: as `module` says.
-        sliding_window: tokens see only those less than so many places away.
-        **unknown: further arguments of the caller.
+        scaling: the scores are multiplied by it; None: 1 / sqrt(D).
+        is_causal: whether a token sees only those before it; None: as `module` says.
+        sliding_window: a token sees only those less than `sliding_window` places away; None: all.
+        **unknown: other arguments of the caller.
 
     Raises:
-        PackingError: for a kind of attention that is not known here; the caller pads then.
+        PackingError: the model asks for a kind of attention that this function does not have.
     """
     odd = [name for name in ("softcap", "position_bias", "s_aux") if unknown.get(name) is not None]
     if packing is None or attention_mask is not None or odd:
@@ -97,7 +98,7 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     dtype, device = value.dtype, value.device.type
     if torch.is_autocast_enabled(device):
-        # Rotations by float32 angles, and norms of queries and keys, give float32; a kernel wants one precision.
+        # Rotary positions, and norms of queries and keys, return float32; a kernel needs one type.
         dtype = torch.get_autocast_dtype(device)
     q, k, v = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     if device == "cpu":
@@ -108,13 +109,13 @@ def packed_attention(
 
 
 def packed_states(backbone: nn.Module, input_ids: Tensor, packing: Packing, offset: int) -> Tensor:
-    """Hidden states [T, H] of texts that lie in one row of a model whose attention is `NAME`.
+    """Hidden states [T, hidden size] of packed texts.
 
     Args:
-        backbone: the model.
+        backbone: a model after `pack`.
         input_ids: [T].
-        packing: where the texts lie.
-        offset: position of each text's first token.
+        packing: where the texts start and end.
+        offset: position of the first token of each text, from `pack`.
     """
     positions = packing.position_ids(offset)
     output = backbone(input_ids=input_ids[None], position_ids=positions, packing=packing)
@@ -123,29 +124,29 @@ def packed_states(backbone: nn.Module, input_ids: Tensor, packing: Packing, offs
 
 
 def pack(backbone: nn.Module, pad_id: int, dtype: torch.dtype) -> int:
-    """Switch a model to packed attention, after a proof on the model itself that it can be packed.
+    """Switch a model to packed attention, after a check on the model itself.
 
-    A few texts of random tokens go through the model one by one as it came, then packed: each token must get the same
-    state, and when one text changes, the states of the others must stay. Which positions texts begin with (0, or
-    behind the padding token, as RoBERTa has it) is found by the same comparison.
+    A few texts of random tokens go through the unchanged model one by one, and then packed. Each token must get the
+    same state, and when one text changes, the states of the others must not. The same comparison finds the position of
+    a first token: 0, or the one after the padding token (RoBERTa).
 
     Args:
         backbone: in the precision in which it will compute.
-        pad_id: token that stands for padding.
-        dtype: of the computation; states may be of a finer one.
+        pad_id: id of the padding token.
+        dtype: of the computation; the states may have a finer type.
 
     Returns:
-        Position of each text's first token.
+        Position of the first token of each text.
 
     Raises:
-        PackingError: with the reason; the model is then as it was.
+        PackingError: with the reason; the model is then as before.
     """
     model: Any = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # type: ignore[operator]
     device = next(backbone.parameters()).device
     usual = model.config._attn_implementation
     try:
         if type(model).__module__.startswith("transformers_modules"):
-            raise PackingError("it runs code of its own")
+            raise PackingError("it runs Python code of its own")
         if device.type not in ("cpu", "cuda"):
             raise PackingError(f"there is no packed attention for {device.type}")
         texts = _probe_texts(model.config, pad_id, device)
@@ -157,7 +158,7 @@ def pack(backbone: nn.Module, pad_id: int, dtype: torch.dtype) -> int:
         model.set_attn_implementation(usual)
         if isinstance(error, PackingError):
             raise
-        # Whatever a foreign forward raises on arguments that it does not know.
+        # A model of another author may raise anything on arguments that it does not know.
         raise PackingError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
     return offset
 
@@ -170,12 +171,12 @@ def _register(model: Any) -> None:
 
 
 def _probe_texts(config: Any, pad_id: int, device: torch.device) -> list[Tensor]:
-    """Texts of different and of equal lengths; one is longer than a sliding window, where that is short."""
+    """Texts of different and of equal lengths. One is longer than the sliding window, unless that is very long."""
     window = getattr(config, "sliding_window", None) or 0
     lengths = (window + 8 if window <= LONG_WINDOW else 12, 9, 9, 5)
     tokens = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size - 1, (sum(lengths),), generator=tokens)
-    return list(_split((ids + (ids >= pad_id)).to(device), lengths))  # any token but the padding
+    return list(_split((ids + (ids >= pad_id)).to(device), lengths))  # any token except the padding token
 
 
 def _first_offset_that_fits(
@@ -217,7 +218,7 @@ def _varlen(
     causal: bool,
     window: int | None,
 ) -> Tensor:
-    """The flash kernel that torch brings along (2.10 and newer); it has no dropout."""
+    """The flash attention kernel of torch (2.10 and newer). It has no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
     reach = -1 if window is None else window - 1
@@ -246,7 +247,7 @@ def _by_length(
     causal: bool,
     window: int | None,
 ) -> Tensor:
-    """One call for each run of texts of equal length."""
+    """One call for each group of neighbouring texts of equal length."""
     sizes = [texts * length for texts, length in packing.groups]
     parts = []
     pieces = zip(*(_split(states, sizes) for states in (query, key, value)), strict=True)
@@ -276,7 +277,7 @@ def _attend(
 
 
 def _band(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """[L, L] True where a token (row) sees another (column)."""
+    """[L, L], True where a token (row) sees another one (column)."""
     place = torch.arange(length, device=device)
     distance = place[:, None] - place[None, :]
     return (distance < window) & (distance >= (0 if causal else 1 - window))
