@@ -103,7 +103,8 @@ class TripletDataset(Dataset[Triplet]):
         if sources and cache_dir is not None:
             key = getattr(tokenizer, "key", None)
             if key is None:
-                raise UserError("needs a tokenizer with a `key` that changes when its ids change", "cache_dir", cache_dir)
+                reason = "needs a tokenizer with a `key` that changes when its ids change"
+                raise UserError(reason, "cache_dir", cache_dir)
             self.store, _ = open_store(sources, tokenizer, key, Path(cache_dir).expanduser())
         else:
             folder = Path(tempfile.mkdtemp(prefix="embedrag-rows-"))
@@ -144,7 +145,7 @@ class TripletDataset(Dataset[Triplet]):
 
 def _divided(train_dataset: str | Path | Sequence[str | Path] | Rows) -> tuple[list[str], Sequence[Any]]:
     """Names of sources, or rows; one of the two is empty."""
-    given = [train_dataset] if isinstance(train_dataset, (str, Path)) else list(train_dataset)
+    given: list[Any] = [train_dataset] if isinstance(train_dataset, (str, Path)) else list(train_dataset)
     if not given:
         raise UserError("no rows", "train_dataset")
     return (as_sources(given), []) if isinstance(given[0], (str, Path)) else ([], given)
