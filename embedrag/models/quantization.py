@@ -42,9 +42,11 @@ class QuantizationConfig:
 
     @classmethod
     def of(cls, backbone: nn.Module) -> QuantizationConfig | None:
-        """How a loaded backbone is quantised; None when it is not."""
-        settings: Any = getattr(backbone.config, "quantization_config", None)
-        if settings is None:
+        """How a loaded backbone is quantised; None when bitsandbytes did not quantise it."""
+        from transformers import BitsAndBytesConfig
+
+        settings = getattr(backbone.config, "quantization_config", None)
+        if not isinstance(settings, BitsAndBytesConfig):
             return None
         return cls(
             bits=4 if settings.load_in_4bit else 8,

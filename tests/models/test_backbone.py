@@ -1,4 +1,4 @@
-"""LoRA targets, gradients and quantised bases, on a tiny random model of each family."""
+"""Trainable parameters, gradients and quantised bases, on a tiny random model of each family."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import pytest
 import torch
 import transformers
 
-from embedrag.errors import UserError
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import Base, describe_base
-from embedrag.models.lora import LoraSettings, check_lora, lora_targets, parameter_counts, without_gradient
+from embedrag.models.lora import LoraSettings, parameter_counts, without_gradient
 from embedrag.models.quantization import QuantizationConfig
 from tests.families import FAMILIES
 
 LORA = LoraSettings()
-DECODERS = {"qwen2", "qwen3", "llama", "mistral", "gemma"}
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -36,11 +34,6 @@ def backward(model: torch.nn.Module) -> None:
     ids = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 3]])
     model.train()
     model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.square().sum().backward()
-
-
-def test_decoders_are_told_from_encoders(family: tuple[str, Base]) -> None:
-    name, base = family
-    assert base.is_decoder == (name in DECODERS)
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
@@ -82,30 +75,6 @@ def test_adapter_targets_are_all_linear_layers_of_the_family(family: tuple[str, 
     adapted = {key.split(".lora_A")[0] for key in model.state_dict() if ".lora_A" in key}
     linear = {key for key, module in model.named_modules() if type(module) is torch.nn.Linear and "lora_" not in key}
     assert {f"{key}.base_layer" for key in adapted} == linear
-
-
-def test_target_that_the_model_lacks_is_an_error_that_lists_what_there_is() -> None:
-    model = torch.nn.ModuleDict({"query": torch.nn.Linear(2, 2)})
-    assert lora_targets(model, ["query"]) == ["query"]
-    with pytest.raises(UserError, match=r"^`lora_target_modules=q_proj`: no such linear layer; there are query"):
-        lora_targets(model, ["q_proj"])
-
-
-@pytest.mark.parametrize(
-    ("lora", "bits", "message"),
-    [
-        (LoraSettings(init="pizza"), None, "did you mean pissa"),
-        (LoraSettings(init="pissa"), 4, "`lora_init=pissa`: .*use `lora_init=loftq`"),
-        (LoraSettings(init="loftq"), None, "`lora_init=loftq`: .*not quantised to 4 bits"),
-        (LoraSettings(init="loftq"), 8, "`lora_init=loftq`: .*not quantised to 4 bits"),
-        (LoraSettings(init="pissa", use_dora=True), None, "`use_dora`: .*leave out `lora_init=pissa`"),
-    ],
-)
-def test_settings_of_adapters_that_contradict_each_other_are_refused(
-    lora: LoraSettings, bits: int | None, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        check_lora(lora, QuantizationConfig(bits) if bits else None)
 
 
 def test_frozen_base_has_no_dropout_of_its_own_and_a_full_one_keeps_it(tiny_bert: str) -> None:

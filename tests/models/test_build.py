@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -76,18 +75,6 @@ def test_vectors_equal_those_of_the_trainer_before_its_first_step(
     assert np.array_equal(model.encode(TEXTS, "passage"), trainer.encode(TEXTS, "passage"))
     trained = [{n for n, p in encoder.named_parameters() if p.requires_grad} for encoder in (model, trainer)]
     assert trained[0] == trained[1]
-
-
-def test_settings_of_a_saved_model_are_found_by_later_programs(tiny_bert: str, tmp_path: Path) -> None:
-    model = build_model(tiny_bert, "qlora", passage_max_len=99, device="cpu")
-    save_model(model, tmp_path / "saved", settings=None)
-    settings = json.loads((tmp_path / "saved" / "training_config.json").read_text())
-    assert settings["model_name_or_path"] == tiny_bert and settings["finetune_type"] == "qlora"
-    assert (settings["query_max_len"], settings["passage_max_len"]) == (256, 99)
-    assert settings["quantization"]["storage_dtype"] == "float32"
-    with pytest.raises(UserError, match="`output_path=.*exists"):
-        save_model(model, tmp_path / "saved")
-    save_model(model, tmp_path / "saved", overwrite=True)
 
 
 @pytest.mark.parametrize(

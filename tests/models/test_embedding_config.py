@@ -1,4 +1,4 @@
-"""What a base says about itself is kept, unless the user says otherwise."""
+"""The files of sentence-transformers are read and written as they are meant."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 
 from embedrag.errors import UserError
-from embedrag.models.base_model import check_local_path, describe_base, position_limit, resolve_embedding_config
-from embedrag.models.embedding_config import EmbeddingConfig
-from embedrag.models.load import load_model
-from embedrag.models.tokenizer import load_tokenizer
+from embedrag.models.base_model import describe_base
+from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
 
 
 @pytest.fixture
@@ -26,66 +22,8 @@ def folder(tiny_bert: str, tmp_path: Path) -> Path:
     return target
 
 
-def test_folder_of_sentence_transformers_is_honoured(folder: Path) -> None:
-    embedding_config, notices = resolve_embedding_config(describe_base(str(folder)))
-    assert embedding_config == EmbeddingConfig("cls", False, "query: ", "passage: ", 77, 77)
-    assert notices == []
-
-
-def test_arguments_win_over_the_folder(folder: Path) -> None:
-    embedding_config, _ = resolve_embedding_config(
-        describe_base(str(folder)), pooling="mean", query_prompt="", passage_prompt="text: ", passage_max_len=100
-    )
-    assert embedding_config == EmbeddingConfig("mean", False, "", "text: ", 77, 100)
-
-
-def test_lengths_of_a_folder_are_used_up_to_the_default(folder: Path) -> None:
-    EmbeddingConfig("cls", query_max_len=700, passage_max_len=700).write(folder, 64)
-    embedding_config, notices = resolve_embedding_config(describe_base(str(folder)))
-    assert (embedding_config.query_max_len, embedding_config.passage_max_len) == (256, 512)  # 512 positions
-    assert notices == []  # nobody asked for a length
-
-
-def test_default_pooling_follows_the_family(tiny_bert: str, tiny_qwen3: str) -> None:
-    assert resolve_embedding_config(describe_base(tiny_bert))[0] == EmbeddingConfig("mean", passage_max_len=512)
-    assert describe_base(tiny_qwen3).embedding_config == EmbeddingConfig("last_token")
-
-
-def test_length_beyond_the_positions_is_cut_with_a_notice(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    config = transformers.XLMRobertaConfig(**sizes, vocab_size=99, max_position_embeddings=514, pad_token_id=1)
-    config.save_pretrained(tmp_path)
-    embedding_config, notices = resolve_embedding_config(describe_base(str(tmp_path)), passage_max_len=1000)
-    assert embedding_config.passage_max_len == 512  # XLM-R counts positions from the padding index on
-    assert notices == ["`passage_max_len=1000` is lowered to 512: the base model has no positions beyond that"]
-
-
-@pytest.mark.parametrize("kind", ["Camembert", "Roberta", "RobertaPreLayerNorm", "MPNet", "Luke", "IBert", "Bert"])
-def test_longest_text_of_a_family_fits_and_a_longer_one_does_not(kind: str) -> None:
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    sizes |= {"entity_emb_size": 8} if kind == "Luke" else {}
-    config = getattr(transformers, f"{kind}Config")(**sizes, vocab_size=9, max_position_embeddings=20, pad_token_id=1)
-    model = getattr(transformers, f"{kind}Model")(config)
-    longest = position_limit(config)
-    model(input_ids=torch.full((1, longest), 5))
-    with pytest.raises((IndexError, RuntimeError)):
-        model(input_ids=torch.full((1, longest + 1), 5))
-
-
-def test_error_of_a_path_names_the_argument_of_the_caller(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^`base_model_path=\./none`: no such folder"):
-        check_local_path("./none", "base_model_path")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"^`baseline=/.*`: no model can be read there"):
-        describe_base(str(tmp_path), argument="baseline")
-
-
-def test_base_that_an_adapter_names_and_that_is_gone_can_be_given(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
-    with pytest.raises(UserError, match=r"^`model=/.*`: its base /gone/base: no such folder.*give `base_model_path`"):
-        load_model(str(tmp_path), "cpu")
-    with pytest.raises(UserError, match=r"^`base_model_path=\./none`: no such folder"):
-        load_model(str(tmp_path), "cpu", base_model_path="./none")
+def test_configuration_is_read_as_it_was_written(folder: Path) -> None:
+    assert read_embedding_config(str(folder)) == EmbeddingConfig("cls", False, "query: ", "passage: ", 77, 77)
 
 
 @pytest.mark.parametrize(
@@ -108,78 +46,3 @@ def test_newer_pooling_file_of_sentence_transformers_is_read(folder: Path, mode:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode, "include_prompt": True}))
     embedding_config = describe_base(str(folder)).embedding_config
     assert embedding_config and embedding_config.pooling == mode.replace("lasttoken", "last_token")
-
-
-def test_weights_in_a_subfolder_are_found(tiny_bert: str, tmp_path: Path) -> None:
-    target = tmp_path / "old"
-    shutil.copytree(tiny_bert, target / "0_Transformer")
-    EmbeddingConfig("mean").write(target, 64)
-    modules = json.loads((target / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
-    (target / "modules.json").write_text(json.dumps(modules))
-    (target / "sentence_bert_config.json").rename(target / "0_Transformer" / "sentence_bert_config.json")
-    assert describe_base(str(target)).subfolder == "0_Transformer"
-    assert load_model(str(target), "cpu").encode(["x"], "query").shape == (1, 64)
-
-
-def test_prompt_is_tokenised_together_with_the_text(tiny_bert: str) -> None:
-    base = describe_base(tiny_bert)
-    embedding_config = EmbeddingConfig("mean", query_prompt="query: ", passage_prompt="")
-    tokenizer = load_tokenizer(base, embedding_config)
-    assert tokenizer("query", ["abc"]) == [tokenizer.tokenizer("query: abc")["input_ids"]]
-    assert tokenizer("passage", ["abc"]) == [tokenizer.tokenizer("abc")["input_ids"]]
-
-
-def test_key_changes_with_prompt_and_length_and_not_with_use(tiny_bert: str) -> None:
-    base = describe_base(tiny_bert)
-    tokenizer = load_tokenizer(base, EmbeddingConfig("mean"))
-    before = tokenizer.key
-    tokenizer("query", ["some text " * 50])
-    assert tokenizer.key == before
-    others = [
-        EmbeddingConfig("mean", query_prompt="q"),
-        EmbeddingConfig("mean", query_max_len=9),
-        EmbeddingConfig("mean", passage_max_len=9),
-    ]
-    assert len({before, *(load_tokenizer(base, embedding_config).key for embedding_config in others)}) == 4
-
-
-def test_decoder_whose_tokenizer_has_no_end_token_is_refused(tiny_qwen3: str, tmp_path: Path) -> None:
-    shutil.copytree(tiny_qwen3, tmp_path / "q")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "q")
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(tmp_path / "q")
-    base = describe_base(str(tmp_path / "q"))
-    with pytest.raises(UserError, match="no end token"):
-        load_tokenizer(base, EmbeddingConfig("last_token"))
-    assert load_tokenizer(base, EmbeddingConfig("mean"))("query", ["a"])
-
-
-def test_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_qwen3: str, minilm: str) -> None:
-    base = describe_base(tiny_qwen3)
-    with pytest.raises(UserError, match=r"^`tokenizer_id=.*the model has vectors for"):
-        load_tokenizer(base, EmbeddingConfig("mean"), tokenizer_id=minilm)
-
-
-def test_model_with_code_of_its_own_names_the_flag_that_trusts_it(tmp_path: Path) -> None:
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
-    (tmp_path / "config.json").write_text(json.dumps(own))
-    (tmp_path / "own.py").write_text(
-        "from transformers import BertConfig\n\n\nclass OwnConfig(BertConfig):\n    model_type = 'own'\n"
-    )
-    with pytest.raises(UserError, match=r"code of its own.*add `trust_remote_code`"):
-        describe_base(str(tmp_path))
-    assert describe_base(str(tmp_path), trust_remote_code=True).config.model_type == "own"
-
-
-def test_folder_whose_configuration_is_of_no_known_kind_is_not_said_to_be_missing(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(UserError, match="no model can be read there") as error:
-        describe_base(str(tmp_path))
-    assert "no such folder" not in str(error.value) and "trust" not in str(error.value).split("(")[0]
-
-
-def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    transformers.T5Config(vocab_size=99, d_model=32, num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="encoder-decoder"):
-        describe_base(str(tmp_path))
