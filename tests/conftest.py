@@ -10,7 +10,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
 import stat
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,34 @@ WORDS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that none of these tests is left over for one worker at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test pulls the plug, and every checkpoint would wait for the disk some ten times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where tokenised data goes while tests run; never the user's own cache."""
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMBEDRAG_CACHE", str(cache_folder))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(cache_folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDRAG_CACHE", str(cache_folder))
+        yield
 
 
-@pytest.fixture
-def rows() -> Rows:
+def sample_rows() -> Rows:
     """12 rows of the {query, pos, neg} shape with 0, 2 or 9 negatives; every fifth has two positives."""
     return [
         {
@@ -53,6 +69,12 @@ def rows() -> Rows:
         }
         for i in range(12)
     ]
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """The rows of `sample_rows`, for tests that may change them."""
+    return sample_rows()
 
 
 @pytest.fixture
