@@ -17,6 +17,8 @@ _FACE = {
     "load_model": "embedrag.models.load",
     "load_rows": "embedrag.data.rows",
     "load_retrieval_dataset": "embedrag.data.retrieval_dataset",
+    "fewer_passages": "embedrag.data.retrieval_dataset",
+    "trained_from": "embedrag.models.load",
     "TrainOptions": "embedrag.training.config.options",
     "RunResult": "embedrag.training.run",
     "MergeReport": "embedrag.merging.merge",
@@ -27,6 +29,7 @@ _FACE = {
     "TrainingRow": "embedrag.data.rows",
     "RetrievalDataset": "embedrag.data.retrieval_dataset",
     "build_model": "embedrag.models.build",
+    "save_model": "embedrag.models.save",
     "TripletDataset": "embedrag.data.triplet_dataset",
     "pool": "embedrag.models.pooling",
     "info_nce": "embedrag.losses.contrastive",
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from embedrag.api import train as train
     from embedrag.data.checks.report import DataReport as DataReport
     from embedrag.data.retrieval_dataset import RetrievalDataset as RetrievalDataset
+    from embedrag.data.retrieval_dataset import fewer_passages as fewer_passages
     from embedrag.data.retrieval_dataset import load_retrieval_dataset as load_retrieval_dataset
     from embedrag.data.rows import TrainingRow as TrainingRow
     from embedrag.data.rows import load_rows as load_rows
@@ -57,7 +61,9 @@ if TYPE_CHECKING:
     from embedrag.models.build import build_model as build_model
     from embedrag.models.encoder import Encoder as Encoder
     from embedrag.models.load import load_model as load_model
+    from embedrag.models.load import trained_from as trained_from
     from embedrag.models.pooling import pool as pool
+    from embedrag.models.save import save_model as save_model
     from embedrag.retrieval.mining import MiningResult as MiningResult
     from embedrag.retrieval.mining import mine as mine
     from embedrag.runtime.console import console as console

@@ -141,18 +141,25 @@ def contrastive(
     return tiled(_float(query_embeddings), _float(passage_embeddings), slice(start, stop), blocks, loss)
 
 
-def info_nce(queries: Tensor, passages: Tensor, temperature: float = 0.02, labels: Tensor | None = None) -> Tensor:
+def info_nce(
+    queries: Tensor,
+    passages: Tensor,
+    temperature: float = 0.02,
+    labels: Tensor | None = None,
+    excluded: Tensor | None = None,
+) -> Tensor:
     """InfoNCE for a training loop of your own: each query against all passages, one of which is its positive.
 
     The same as MultipleNegativesRankingLoss of sentence-transformers with scale = 1 / temperature, in the memory of one
-    tile of scores. Every passage but the positive counts as a negative, so a passage that stands twice in the batch
-    should be left out once. For more than this see `contrastive`.
+    tile of scores. Every passage except the positive counts as a negative, unless `excluded` names it. For more than
+    this see `contrastive`.
 
     Args:
         queries: [B, D]; they need not be normalised.
         passages: [P, D], P >= B: the positives first, then any number of hard negatives.
         temperature: cosines are divided by it.
-        labels: [B] the passage that is each query's positive; None: passage i is that of query i.
+        labels: [B] number of each query's positive among the passages; None: passage i is that of query i.
+        excluded: [E, 2] pairs (query, passage) that are not negatives, such as copies of the positive; None: none.
 
     Returns:
         [B] losses, float32 (or float64 where the vectors are).
@@ -180,9 +187,10 @@ def info_nce(queries: Tensor, passages: Tensor, temperature: float = 0.02, label
         labels = torch.arange(len(queries), device=queries.device)
     elif labels.shape != (len(queries),) or bool(((labels < 0) | (labels >= len(passages))).any()):
         raise UserError(f"must be [{len(queries)}] numbers of passages, from 0 to {len(passages) - 1}", "labels")
-    nothing = torch.empty(0, 2, dtype=torch.long, device=queries.device)
+    if excluded is None:
+        excluded = torch.empty(0, 2, dtype=torch.long, device=queries.device)
     owner = torch.full((len(passages),), -1, device=queries.device)  # plain InfoNCE asks of nobody
-    losses, _ = contrastive(queries, passages, Pairs(labels, nothing, owner), LossSettings(temperature))
+    losses, _ = contrastive(queries, passages, Pairs(labels, excluded, owner), LossSettings(temperature))
     return losses
 
 
