@@ -7,14 +7,10 @@ import base64
 import contextlib
 import json
 import os
-import queue
 import re
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,20 +22,13 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from embedrag.cli import main
-from embedrag.errors import UserError
-from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import load_model
 from embedrag.serving import admission
-from embedrag.serving import app as server_module
-from embedrag.serving.admission import MAX_BYTES, Quota
+from embedrag.serving.admission import MAX_BYTES
 from embedrag.serving.app import ROUTES, make_app
 from embedrag.serving.embedding_service import EmbeddingService
-from embedrag.serving.listener import allowed_names, listen
-from embedrag.serving.openai_protocol import EmbeddingsRequest, answer_bytes, embeddings_body
+from embedrag.serving.listener import allowed_names
 from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS
-from embedrag.serving.run import serve
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
@@ -77,11 +66,6 @@ class Running:
             assert self.process.poll() is None
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EMBEDRAG_API_KEY", raising=False)
-
-
 @contextlib.contextmanager
 def serving(*words: str) -> Iterator[Running]:
     """A server on a free port; when the block ends well, a signal must end it with exit code 0."""
@@ -101,37 +85,10 @@ def serving(*words: str) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model with prompts."""
-    path = tmp_path_factory.mktemp("served") / "frogs"
-    shutil.copytree(tiny_bert, path)
-    EmbeddingConfig("mean", True, "query: ", "passage: ", 512, 512).write(path, 64)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: str) -> Encoder:
-    return load_model(folder, "cpu")
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def server(folder: str, servers: contextlib.ExitStack, started: list[Running]) -> Running:
-    """One for all tests, until a test ends it; with room for few texts, and small batches."""
-    if not started or started[-1].process.poll() is not None:
-        words = ["--model", folder, "--max_queue", str(ROOM), "--max_batch_tokens", "64"]
-        started.append(servers.enter_context(serving(*words)))
-    return started[-1]
-
-
-@pytest.fixture(scope="module")
-def started() -> list[Running]:
-    return []
+def server(folder: str) -> Iterator[Running]:
+    """One process for all tests, with room for few texts, and small batches; the last test that uses it ends it."""
+    with serving("--model", folder, "--max_queue", str(ROOM), "--max_batch_tokens", "64") as running:
+        yield running
 
 
 def check_own(found: Any, expected: np.ndarray) -> None:
@@ -225,22 +182,6 @@ def test_without_a_key_pages_of_the_web_are_refused(headers: dict[str, str], sta
 
     assert asyncio.run(ask(allowed_names("127.0.0.1"))) == [status] * 2
     assert asyncio.run(ask(allowed_names("0.0.0.0"))) == [200] * 2
-
-
-@pytest.mark.parametrize(("words", "restricted"), [([], True), (["--api_key", KEY], False), (["--no_api_key"], False)])
-def test_command_restricts_who_may_ask_where_there_is_no_key(
-    words: list[str], restricted: bool, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def make(service: EmbeddingService, key: str | None, hosts: list[str]) -> None:
-        asked.append(hosts)
-        raise UserError("enough")
-
-    monkeypatch.setattr(server_module, "make_app", make)
-    assert main(["serve", "--model", folder, "--port", "0", *words]) == 2
-    assert asked == [allowed_names("127.0.0.1") if restricted else ["*"]]
-    assert "*" not in allowed_names("127.0.0.1")
 
 
 def test_docs_list_every_route_and_whether_it_needs_the_key() -> None:
@@ -484,149 +425,3 @@ def test_failing_model_is_a_server_error_and_the_next_request_is_answered(
     service.open(encoder, 100)
     assert refusal(ask(service, json={"input": ["a", "long " * 60]}), 500) == "the model fails on this request"
     assert ask(service, json={"input": "a"}).status_code == 200
-
-
-@pytest.mark.parametrize("encoding_format", ["float", "base64"])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (40, 257)])
-def test_answer_is_never_longer_than_the_room_it_takes(shape: tuple[int, int], encoding_format: Any) -> None:
-    draw = np.random.default_rng(0)
-    request = EmbeddingsRequest(input=["a"] * shape[0], encoding_format=encoding_format, normalize=False)
-    for vectors in (-(2.0 ** draw.uniform(-120, 120, shape)), -draw.random(shape) * 1e-4, -draw.random(shape)):
-        body = embeddings_body(request, vectors.astype(np.float32), 10**12, "m")
-        assert len(body) <= answer_bytes(*shape, encoding_format)
-
-
-def test_quota_is_given_back_and_never_exceeded() -> None:
-    quota = Quota(5)
-    with quota.reserve() as mine, quota.reserve() as other:
-        assert mine.grow(3) and other.grow(2)
-        assert not mine.grow(1) and not other.grow(1)
-        assert quota.used == 5
-    assert quota.used == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "key", "part"),
-    [
-        (["--host", "0.0.0.0"], None, "--host 0.0.0.0: others could reach the server; set EMBEDRAG_API_KEY"),
-        (["--host", "a..b"], "k", "--host a..b: no such address"),
-        (["--host", "192.0.2.1"], "k", "--host 192.0.2.1"),
-        (["--api_key", ""], None, "--api_key or EMBEDRAG_API_KEY: empty"),
-        ([], "", "--api_key or EMBEDRAG_API_KEY: empty"),
-        (["--port", "70000"], None, "--port"),
-        (["--max_queue", "0"], None, "--max_queue"),
-        (["--backend", "onnx"], None, "no export with onnx/model.onnx; write it with embedrag export"),
-        (["--backend", "onnx_int8"], None, "embedrag export --int8"),
-        (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype bfloat16: only with --backend torch"),
-        (["--model", "/no/such/folder"], None, "--model /no/such/folder"),
-        (["--model", __file__], None, "test_app.py: this is a file; name the folder that holds it"),
-    ],
-)
-def test_wrong_flag_is_told_before_the_model_is_loaded(
-    words: list[str], key: str | None, part: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setattr("embedrag.serving.run.load_model", None)
-    if key is not None:
-        monkeypatch.setenv("EMBEDRAG_API_KEY", key)
-    model = [] if "--model" in words else ["--model", folder]
-    assert main(["serve", "--port", "0", *model, *words]) == 2
-    assert part in capsys.readouterr().err
-
-
-def test_signal_while_the_model_is_loaded_ends_the_server_at_once(folder: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    slow = (
-        "import sys, time; from embedrag import cli; from embedrag.serving import run; "
-        "run.load_model = lambda *_, **__: time.sleep(100); "
-    )
-    words = ["serve", "--model", folder, "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow + f"sys.exit(cli.main({words}))"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        status = None
-        while status != 503:
-            assert process.poll() is None
-            with contextlib.suppress(httpx.TransportError):
-                status = httpx.get(f"http://127.0.0.1:{port}/health").status_code
-        process.terminate()
-        output, _ = process.communicate(timeout=20)
-        assert process.returncode == 0
-        assert output.startswith("SIGTERM: ")
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_function_serves_until_it_is_told_to_stop(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr("embedrag.serving.run.say", lines.put)
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(serve, folder, port=0, served_name="toads", device="cpu", stop=stop)
-        url = lines.get(timeout=60).split()[1].rstrip(",")
-        assert httpx.post(f"{url}/embeddings", json={"input": "a", "model": "toads"}).status_code == 200
-        stop.set()
-        assert ended.result(timeout=60) is True
-
-
-def test_function_that_is_stopped_while_it_loads_says_so(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loading, stop = threading.Event(), threading.Event()
-    monkeypatch.setattr("embedrag.serving.run.load_model", lambda *_: (stop.set(), loading.wait()))
-    assert serve(folder, port=0, stop=stop) is False
-    loading.set()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"host": "0.0.0.0"},
-            "`host=0.0.0.0`: others could reach the server; set EMBEDRAG_API_KEY (or give `api_key`)",
-        ),
-        ({"backend": "onx"}, "`backend=onx`: must be one of torch, onnx, onnx_int8; did you mean onnx?"),
-        ({"backend": "onnx", "base_model_path": "x"}, "`base_model_path=x`: only with `backend=torch`"),
-        ({"api_key": " "}, "`api_key` or EMBEDRAG_API_KEY: empty"),
-    ],
-)
-def test_function_names_the_wrong_argument(arguments: dict[str, Any], message: str, folder: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        serve(folder, port=0, **arguments)
-
-
-def test_taken_port_is_told(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert main(["serve", "--model", folder, "--port", str(port)]) == 2
-    assert f"--port {port}: Address already in use; name another" in capsys.readouterr().err
-
-
-def test_answers_do_not_wait_for_an_acknowledgement() -> None:
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
-        with listener.accept()[0] as accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-def test_missing_library_is_told_with_the_remedy(
-    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else real(name))
-    assert main(["serve", "--model", folder]) == 2
-    assert "uvicorn is not installed: pip install -e '.[serve]'" in capsys.readouterr().err
-
-
-def test_model_that_cant_be_loaded_ends_the_server(folder: str, tmp_path: Path, capsys: Any) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
-    (broken / "model.safetensors").write_bytes(b"no weights")
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        assert main(["serve", "--model", str(broken), "--port", "0"]) == 2
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert "--model" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_body_that_follows_a_refusal_for_ever_is_cut_off(server: Listening) -> N
 
 
 def test_request_that_is_computed_for_longer_is_answered_and_so_is_the_next(server: Listening) -> None:
-    server.encoder.seconds = 1.5
+    server.encoder.seconds = 0.9
     with httpx.Client(base_url="http://{}:{}".format(*server.address)) as client:
         for _ in range(2):
             answer = client.post("/v1/embeddings", json={"input": "a"})
@@ -230,7 +230,7 @@ def test_answer_that_nobody_reads_is_given_up_and_its_bytes_are_free(server: Lis
 
 
 def test_more_answers_than_fit_are_refused_and_not_held(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "READ_SECONDS", 2)
+    monkeypatch.setattr(connections, "READ_SECONDS", 1)
     server.service.admission.bytes.limit = 64 * (DIMENSION * 16 + 64) + 10_000
     with unread(server):
         while server.service.admission.texts.used:

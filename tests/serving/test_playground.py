@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import json
+import os
+import queue
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +26,12 @@ import pytest
 from embedrag.cli import main
 from embedrag.models.load import load_model
 from embedrag.retrieval.vector_cache import unit
+from embedrag.serving import playground as playground_module
 from embedrag.serving.playground import compare
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
+uvicorn = pytest.importorskip("uvicorn")
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
 DOCUMENTS = [
@@ -46,8 +51,8 @@ QUERY = "Which bird eats frogs?"
 class Page:
     """A running playground and what it ranks."""
 
-    def __init__(self, address: str, process: subprocess.Popen[str], models: dict[str, str]) -> None:
-        self.address, self.process, self.models = address, process, models
+    def __init__(self, address: str, models: dict[str, str]) -> None:
+        self.address, self.models = address, models
 
     def get(self, query: str) -> str:
         answer = httpx.get(self.address, params={"q": query}, timeout=60)
@@ -57,26 +62,29 @@ class Page:
 
 @pytest.fixture(scope="module")
 def playground(minilm: str, tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The command in a process of its own: a base that knows nothing, MiniLM as the tuned model."""
+    """The page, served by a thread: a base that knows nothing, MiniLM as the tuned model."""
     folder = tmp_path_factory.mktemp("playground")
     data = folder / "corpus.jsonl"
     data.write_text("".join(json.dumps({"_id": str(n), "text": text}) + "\n" for n, text in enumerate(DOCUMENTS)))
-    words = ["--model", minilm, "--baseline", tiny_bert, "--data", str(folder), "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "embedrag", "playground", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout
-        lines = iter(process.stdout.readline, "")
-        address = next((match[0] for line in lines if (match := re.search(r"http://\S+", line))), None)
-        assert address, process.communicate()[1]
-        yield Page(address, process, {"base": tiny_bert, "tuned": minilm})
-    finally:
-        process.kill()
-        process.wait()
+    lines: queue.Queue[str] = queue.Queue()
+    servers: list[uvicorn.Server] = []
+    real = uvicorn.Server.run
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(playground_module, "say", lines.put)
+            patch.setattr("uvicorn.Server.run", lambda self, sockets: (servers.append(self), real(self, sockets)))
+            running = pool.submit(
+                playground_module.playground, minilm, str(folder), baseline=tiny_bert, port=0, device="cpu"
+            )
+            address = None
+            while address is None:
+                match = re.search(r"http://\S+", lines.get(timeout=60))
+                address = match and match[0]
+            while not servers:
+                time.sleep(0.01)
+        yield Page(address, {"base": tiny_bert, "tuned": minilm})
+        servers[0].should_exit = True
+        running.result(timeout=30)
 
 
 def shown(page: str) -> dict[str, list[tuple[str, float, int, int]]]:
@@ -266,9 +274,24 @@ def test_page_in_a_browser_is_usable_at_any_width(width: int, columns: int, brow
     tab.close()
 
 
-def test_ctrl_c_ends_it_without_a_traceback(playground: Page) -> None:
-    """The last test, for it ends the process."""
-    playground.process.send_signal(signal.SIGINT)
-    _, errors = playground.process.communicate(timeout=30)
-    assert playground.process.returncode in (0, 130)
-    assert "Traceback" not in errors
+def test_ctrl_c_ends_it_without_a_traceback(
+    minilm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(playground_module, "load_model", lambda *_, **__: None)
+    monkeypatch.setattr(playground_module, "Ranker", lambda name, *_: SimpleNamespace(name=name))
+    (tmp_path / "texts.txt").write_text("a frog\n")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+
+    def interrupt() -> None:
+        status = None
+        while status != 200:
+            with contextlib.suppress(httpx.TransportError):
+                status = httpx.get(f"http://127.0.0.1:{port}").status_code
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(interrupt)
+        words = ["--baseline", minilm, "--data", str(tmp_path / "texts.txt"), "--port", str(port)]
+        assert main(["playground", "--model", minilm, *words]) in (0, 130)
+    assert "Traceback" not in capsys.readouterr().err
