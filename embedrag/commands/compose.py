@@ -21,16 +21,16 @@ class ComposeOptions(Options):
     hard_k: int = option(3, "hard negatives of a row: the nearest definitions of other terms", group="compose", ge=0)
     columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
         None,
-        "names of the two columns, the term first; left out: found by their names in several languages",
+        "names of the two columns, the term first; default: they are found by name, in several languages",
         group="compose",
         min_length=2,
         max_length=2,
     )
     encoding: str | None = option(
-        None, "encoding of the file; left out: detected (UTF-8, UTF-16, CP949, GB18030, Big5)", group="compose"
+        None, "encoding of the file; default: it is detected (UTF-8, UTF-16, CP949, GB18030, Big5)", group="compose"
     )
     model: str | None = option(
-        None, "model or adapter folder, or hub id, that finds the negatives; left out: BM25", group="compose"
+        None, "model or adapter folder, or hub id, that finds the negatives; default: BM25", group="compose"
     )
     device: Device = option("auto", "where the model computes", group="compose")
     overwrite: bool = option(False, "replace the output file", group="compose")

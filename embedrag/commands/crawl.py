@@ -14,7 +14,7 @@ class CrawlOptions(Options):
     urls: TextList = option([], "pages to read, or sitemaps of pages", group="crawl")
     output_dir: str | None = option(
         None,
-        "folder for glossary.csv and pairs.jsonl; left out: data, and a dry run writes nothing",
+        "folder for glossary.csv and pairs.jsonl; default: data; a dry run writes nothing by default",
         group="crawl",
         min_length=1,
     )
@@ -25,10 +25,10 @@ class CrawlOptions(Options):
         ["en", "ko", "zh", "de", "fr", "ja", "es"], "Wikipedias that are read, by turns", group="crawl", min_length=1
     )
     dry_run: bool = option(
-        False, "read a page that comes with the package, and not the network", group="crawl", aliases=("dry-run",)
+        False, "read a page that comes with the package; the network is not used", group="crawl", aliases=("dry-run",)
     )
-    contact: str | None = option(None, "mail address or URL of yours; every server is told it", group="crawl")
-    delay: float = option(1.0, "seconds between two requests to a host, 1 or more", group="crawl", ge=1)
+    contact: str | None = option(None, "your mail address or URL, which every server is told", group="crawl")
+    delay: float = option(1.0, "seconds between two requests to the same host, 1 or more", group="crawl", ge=1)
     timeout: float = option(30.0, "seconds that one request may take, to its last byte", group="crawl", gt=0)
     max_mb: float = option(5.0, "longest page, unpacked, in MB", group="crawl", gt=0, le=1000)
     overwrite: bool = option(False, "forget what the folder holds, and start anew", group="crawl")

@@ -42,7 +42,7 @@ class DemoOptions(Options):
 
     output_dir: str = option("demo_output", "folder of the demo", group="demo", min_length=1)
     model: str | None = option(
-        None, "base model; left out: all-MiniLM-L6-v2 from the extra demo", group="demo", min_length=1
+        None, "base model; default: all-MiniLM-L6-v2 from the extra demo", group="demo", min_length=1
     )
     packages: TextList = option(["stdlib", "numpy", "torch"], "packages whose documentation is the data", group="demo")
 

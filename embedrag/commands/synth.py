@@ -20,37 +20,45 @@ class SynthOptions(Options):
     """Options of `embedrag synth`."""
 
     terms: str | None = option(
-        None, "CSV, TSV or JSONL file of term, definition and perhaps category", group="synth", min_length=1
+        None, "CSV, TSV or JSONL file with term, definition and, if you like, category", group="synth", min_length=1
     )
     acronyms: str | None = option(
-        None, "JSONL file of acronym, full, definition and perhaps term, category", group="synth", min_length=1
-    )
-    templates: str | None = option(
         None,
-        "JSON file of query templates, or ko, zh, en; left out: the one for the language of the terms",
+        "JSONL file with acronym, full, definition and, if you like, term and category",
         group="synth",
         min_length=1,
     )
-    pairs_per_term: int = option(6, "rows of a term", group="synth", ge=0)
-    pairs_per_acronym: int = option(8, "rows of an acronym", group="synth", ge=0)
+    templates: str | None = option(
+        None,
+        "JSON file of query templates, or ko, zh, en; default: those for the language of the terms",
+        group="synth",
+        min_length=1,
+    )
+    pairs_per_term: int = option(6, "rows that are made for each term", group="synth", ge=0)
+    pairs_per_acronym: int = option(8, "rows that are made for each acronym", group="synth", ge=0)
     test_split: float = option(
-        0.2, "share of the terms and acronyms that only the test set has; 0: no test set", group="synth", ge=0, lt=1
+        0.2,
+        "share of the terms and acronyms that go to the test set; 0: there is no test set",
+        group="synth",
+        ge=0,
+        lt=1,
     )
     seed: int = option(42, "seed of the split and of the draws", group="synth", ge=0, le=2**32 - 1)
     output_dir: str = option(..., "folder for train.jsonl and test.jsonl", group="synth", min_length=1)
     columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
         None,
-        "names of the two columns of a CSV or TSV file, the term first; left out: found by name in several languages",
+        "names of the two columns of a CSV or TSV file, the term first; default: they are found by name, in several "
+        "languages",
         group="synth",
         min_length=2,
         max_length=2,
     )
-    encoding: str | None = option(None, "encoding of a CSV or TSV file; left out: detected", group="synth")
+    encoding: str | None = option(None, "encoding of a CSV or TSV file; default: it is detected", group="synth")
     llm_base_url: str | None = option(
         None, "OpenAI-compatible server that writes further queries (key: $OPENAI_API_KEY)", group="synth"
     )
     llm_model: str | None = option(None, "name of the model on that server", group="synth")
-    llm_queries: int = option(4, "queries that it writes for a definition", group="synth", ge=1)
+    llm_queries: int = option(4, "queries that it writes for each definition", group="synth", ge=1)
     llm_timeout: float = option(60.0, "seconds that one answer may take", group="synth", gt=0)
     overwrite: bool = option(False, "replace train.jsonl and test.jsonl", group="synth")
 

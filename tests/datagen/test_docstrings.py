@@ -97,7 +97,7 @@ def test_signature_before_the_summary_is_skipped(signature):
     )
 
 
-def test_call_inside_a_sentence_is_no_signature():
+def test_call_inside_a_sentence_is_not_a_signature():
     assert split_docstring(f"abs(x) gives x without its sign.\n\n{LONG}") == ("abs(x) gives x without its sign.", LONG)
 
 

@@ -117,7 +117,7 @@ def crawl_with(
         folder: for the outputs.
         settings: what is read.
         overwrite: forget what the folder holds, and start anew.
-        wiki: address of Wikipedia, with `{language}` in it; left out: the real one.
+        wiki: address of Wikipedia, with `{language}` in it; None: the real one.
 
     Raises:
         UserError: when the folder holds something else, or when a language is unknown.
@@ -149,7 +149,7 @@ def dry_run(
     """Read a page that comes with the package, instead of the network.
 
     Args:
-        output_dir: folder for the outputs; left out: nothing is written.
+        output_dir: folder for the outputs; None: nothing is written.
         limit_per_source: pairs, at most.
         overwrite: replace outputs that exist.
 

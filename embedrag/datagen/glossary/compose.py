@@ -59,9 +59,9 @@ def compose(
         input: CSV or TSV file with a header.
         output: JSONL file to write.
         hard_k: hard negatives of a row.
-        columns: names of the two columns, the term first; left out: found by name.
-        encoding: of the table; left out: detected.
-        model: model or adapter folder, or hub id, that finds the negatives; left out: BM25 finds them.
+        columns: names of the two columns, the term first; None: found by name.
+        encoding: of the table; None: detected.
+        model: model or adapter folder, or hub id, that finds the negatives; None: BM25 finds them.
         device: where the model computes: `auto`, `cuda`, `mps` or `cpu`.
         overwrite: replace the output if it exists.
         trust_remote_code: run Python code that comes with the model.

@@ -93,14 +93,14 @@ def synth(
         output_dir: folder for train.jsonl and test.jsonl.
         terms: CSV, TSV or JSONL file of term, definition and perhaps category.
         acronyms: JSONL file of acronym, full, definition and perhaps term and category.
-        templates: JSON file of query templates, or a language that has one in the package; left out: the language of
+        templates: JSON file of query templates, or a language that has one in the package; None: the language of
             the terms.
         pairs_per_term: rows of a term.
         pairs_per_acronym: rows of an acronym.
         test_split: share of the terms and acronyms that only the test side has, 0 to 1; 0: there is no test side.
         seed: of the split and of the draws.
-        columns: names of the two columns of a table, the term first; left out: found by name.
-        encoding: of a table; left out: detected.
+        columns: names of the two columns of a table, the term first; None: found by name.
+        encoding: of a table; None: detected.
         llm_base_url: OpenAI-compatible server that writes further queries.
         llm_model: name of the model on that server.
         llm_queries: queries that it writes for each definition.
@@ -177,7 +177,7 @@ class Side:
 
         Args:
             items: terms and acronyms of this side.
-            groups: the group of each; items of one group are no negatives of each other.
+            groups: the group of each; items of one group are never negatives of each other.
             seed: of the draws.
         """
         self.items, self.groups, self.seed = items, groups, seed

@@ -212,8 +212,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
 
     Args:
         path: CSV or TSV file.
-        columns: names of the column of terms and of the column of definitions; left out: found by name.
-        encoding: of the file; left out: detected.
+        columns: names of the column of terms and of the column of definitions; None: found by name.
+        encoding: of the file; None: detected.
 
     Raises:
         UserError: when it is not a table, when it lacks the columns, or when it has no good row.

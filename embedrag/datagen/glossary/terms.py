@@ -73,8 +73,8 @@ def read_items(
     Args:
         terms: CSV, TSV or JSONL file of term, definition and perhaps category.
         acronyms: JSONL file of acronym, full, definition and perhaps term, category.
-        encoding: of a table; left out: detected.
-        columns: of a table: the column of terms and that of definitions; left out: found by name.
+        encoding: of a table; None: detected.
+        columns: of a table: the column of terms and that of definitions; None: found by name.
 
     Returns:
         Items without repeats, and lines about what was left out.

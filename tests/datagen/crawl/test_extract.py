@@ -40,13 +40,13 @@ def test_table_is_read_by_its_headings_in_several_languages(term: str, meaning: 
     assert found == [("ohm", "The unit of resistance to a current."), ("ohm", "Also the name of a physicist.")]
 
 
-def test_table_with_other_headings_is_no_glossary() -> None:
+def test_table_with_other_headings_is_not_a_glossary() -> None:
     row = "<tr><td>1999<td>Somebody whose name is rather long"
     for first, second in (("Year", "Winner"), ("Name", "Description"), ("名称", "说明"), ("Term no.", "Definition")):
         assert extract(f"<table><tr><th>{first}<th>{second}{row}") == []
 
 
-def test_cell_over_both_columns_is_no_pair() -> None:
+def test_cell_over_both_columns_is_not_a_pair() -> None:
     rows = "<tr><td colspan=2>Units that are named after physicists<tr><td>ohm<td>The unit of resistance to a current."
     assert extract(f"<table><tr><th>Term<th>Definition{rows}</table>") == [
         ("ohm", "The unit of resistance to a current.")
@@ -75,7 +75,7 @@ def test_plain_lines_count_only_where_there_are_several() -> None:
     assert extract("".join(lines[:2])) == []
 
 
-def test_plain_lines_between_prose_are_no_glossary_and_those_in_a_row_are() -> None:
+def test_plain_lines_between_prose_are_not_a_glossary_and_those_in_a_row_are() -> None:
     lines = [f"<p>word{i}: the meaning of the word number {i}.</p>" for i in range(3)]
     prose = ["<p>A paragraph that defines nothing at all.</p>"] * 4
     assert extract("".join([*prose, *lines])) == extract("".join(lines))
@@ -84,7 +84,7 @@ def test_plain_lines_between_prose_are_no_glossary_and_those_in_a_row_are() -> N
 
 
 @pytest.mark.parametrize("bold", ["{}", "<b>{}</b>"])
-def test_lines_about_the_page_are_no_terms(bold: str) -> None:
+def test_lines_about_the_page_are_not_terms(bold: str) -> None:
     heads = ["Author", "Published", "Last updated", "Opening hours", "작성자", "发布时间"]
     lines = [f"<p>{bold.format(head)}: somebody who wrote this in the year 1999</p>" for head in heads]
     home = f"<p>{bold.format('Home')} - the page on which everything begins</p>"
@@ -122,7 +122,7 @@ def test_table_whose_rows_have_headings_needs_no_heading_of_its_own() -> None:
     assert extract(f"<table><tr><th>Year<th>Winner{''.join(rows)}</table>") == []
 
 
-def test_inner_list_is_no_part_of_the_outer_definition() -> None:
+def test_inner_list_is_not_part_of_the_outer_definition() -> None:
     inner = "<dl><dt>series circuit<dd>One part comes behind the other.</dl>"
     assert extract(f"<dl><dt>circuit<dd>A closed path of a current.{inner}</dl>") == [
         ("circuit", "A closed path of a current."),

@@ -224,7 +224,7 @@ def test_no_negative_is_an_answer_and_near_ones_come_first(tmp_path: Path) -> No
     assert found["pump 3"]["neg"][0].startswith("moves water")
 
 
-def test_definition_of_a_synonym_is_no_negative(tmp_path: Path) -> None:
+def test_definition_of_a_synonym_is_not_a_negative(tmp_path: Path) -> None:
     rows = [
         ("LED", "전류를 흘리면 빛을 내는 반도체 소자"),
         ("발광 다이오드(LED)", "전류를 흘리면, 빛을 내는 반도체 소자이다."),

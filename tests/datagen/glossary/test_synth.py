@@ -545,7 +545,7 @@ def test_lists_of_models_are_read_with_patience(answer: str, expected: list[str]
     assert parse_list(answer) == [text.strip() for text in expected]
 
 
-def test_short_queries_with_the_words_of_the_definition_are_no_copies() -> None:
+def test_short_queries_with_the_words_of_the_definition_are_not_copies() -> None:
     definition = "전류의 흐름을 방해하는 정도를 나타내는 양이며, 단위는 옴이다. 길이가 길수록 커진다."
     assert useful(["전류의 흐름을 방해하는 양은?", definition.rstrip("."), "123?", "  "], definition) == [
         "전류의 흐름을 방해하는 양은?"
