@@ -1,6 +1,9 @@
-"""What a model does on a retrieval set.
+"""How a model ranks the passages of a retrieval set for each query.
 
-The search is exact. Passages are searched as they are encoded, so their texts are held and their vectors are not.
+The search is exact unless FAISS is asked for. Passages are searched block by block while they are encoded, so memory
+holds their texts but not their vectors.
+
+Letters: q queries, m passages of a block, D dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -9,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.evaluation.metrics import METRICS
@@ -17,25 +19,27 @@ from embedrag.models.embedding_format import EmbeddingFormat
 from embedrag.models.encoder import TEXTS_PER_BLOCK, TextEncoder
 from embedrag.retrieval.topk import TopK, search_faiss
 from embedrag.retrieval.vector_cache import unit
+from embedrag.runtime.console import console
 from embedrag.runtime.distributed import ProcessGroup
 
-MAPPED = 150  # queries on the 2-D map
-SEED = 0
+MAPPED = 150  # queries on the 2-D map, at most
+SEED = 0  # of the draws of wrong passages and of queries for the map
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model does on a retrieval set of q queries.
+    """How a model ranks the passages for each query.
 
     Attributes:
-        metrics: `ndcg@10` and so on -> [q].
-        first: [q] the passage that came first.
+        metrics: name of each metric, such as `ndcg@10` -> [q].
+        first: [q] number of the passage that is ranked first.
         positive: cosines of queries with their relevant passages.
-        negative: cosines with wrong ones: those that were labelled, else one at random for each relevant passage.
-        triplets: share of (query, relevant, wrong) in which the relevant passage scores higher.
-        places: (query, one of its relevant passages) of the map.
-        vectors: [2 * places, D], queries first.
-        forms: the means of the metrics of vectors in other forms.
+        negative: cosines of queries with wrong passages: the labelled ones, or else as many random ones as there are
+            relevant passages.
+        triplets: share of all (query, relevant, wrong) in which the relevant passage has the higher cosine.
+        places: (query, one of its relevant passages) for the map.
+        vectors: [2 * places, D] of these, queries first.
+        forms: embedding formats, and the mean of each metric for vectors in this format.
     """
 
     metrics: dict[str, np.ndarray]
@@ -48,7 +52,7 @@ class Scores:
     forms: list[tuple[EmbeddingFormat, dict[str, float]]] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Mean of every metric, and the figures of the cosines."""
+        """Mean of each metric, and of the cosines; what needs wrong passages is left out where there are none."""
         positive = float(self.positive.mean())
         means = {name: float(values.mean()) for name, values in self.metrics.items()}
         means["mean_positive_score"] = positive
@@ -71,25 +75,23 @@ def score(
     processes: ProcessGroup = ProcessGroup(),  # noqa: B008 - immutable
     forms: Sequence[EmbeddingFormat] = (),
 ) -> Scores:
-    """Rank the passages for every query, and compare with what is relevant.
+    """Rank the passages for each query, and compare the ranking with what is relevant.
 
     Args:
         encoder: the model.
         data: q queries and their passages.
         cutoffs: the k of the metrics.
         title: of the progress bar.
-        faiss_index: search by FAISS, as its index factory names it, and not exactly.
-        processes: that share the encoding; all get the same scores.
-        forms: other forms of the vectors to be scored too; always exactly.
+        faiss_index: search with FAISS, by an index that its index factory makes; None: search exactly.
+        processes: they share the encoding, and all get the same scores.
+        forms: embedding formats that are scored too; their search is always exact.
+
+    Raises:
+        RunError: when the model gives a vector that is not finite.
+        UserError: when FAISS is missing or does not know the index.
     """
-    bar = tqdm(
-        total=len(data.queries) + len(data.passages),
-        unit="text",
-        desc=title,
-        dynamic_ncols=True,
-        leave=False,
-        disable=not processes.main,
-    )
+    texts = len(data.queries) + len(data.passages)
+    bar = console.progress(texts, "text", desc=title, leave=False, disable=not processes.main)
     queries = unit(np.concatenate(list(_vectors(encoder, data.queries, "query", bar.update, processes))))
     pairs = _Pairs(data, queries)
     place = "cuda" if encoder.device.type == "cuda" else "cpu"
@@ -119,7 +121,7 @@ def score(
 
 
 def _metrics(found: np.ndarray, data: RetrievalDataset, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
-    """`ndcg@10` and so on -> [q], of the passages found [q, k]."""
+    """Name of each metric -> [q], of the passages that were found, [q, k]."""
     gains = [[rel.get(int(doc), 0.0) for doc in docs] for docs, rel in zip(found, data.relevant, strict=True)]
     judged = list(zip(gains, [list(rel.values()) for rel in data.relevant], strict=True))
     return {
@@ -132,8 +134,8 @@ def _metrics(found: np.ndarray, data: RetrievalDataset, cutoffs: Sequence[int]) 
 def _vectors(
     encoder: TextEncoder, texts: Sequence[str], role: str, progress: Callable[[int], object], processes: ProcessGroup
 ) -> Iterator[np.ndarray]:
-    """Vectors of all texts in blocks, in order; several processes encode a part of each block."""
-    size = 1 if encoder.sharded else processes.size  # with weights in parts all compute the same, hand in hand
+    """Vectors of all texts in blocks, in order; of several processes, each encodes its share of each block."""
+    size = 1 if encoder.sharded else processes.size  # with sharded weights all compute the same texts, in lockstep
     if size == 1:
         yield from encoder.blocks(texts, role, progress)
         return
@@ -146,7 +148,7 @@ def _vectors(
 
 
 class _Pairs:
-    """Cosines of labelled pairs, and vectors for the map, picked out of the passages as they pass by."""
+    """Cosines of labelled pairs, and vectors for the map, collected while the passages are encoded block by block."""
 
     def __init__(self, data: RetrievalDataset, queries: np.ndarray) -> None:
         draw = np.random.default_rng(SEED)
@@ -167,7 +169,7 @@ class _Pairs:
 
     @staticmethod
     def _drawn(passages: int, relevant: dict[int, float], draw: np.random.Generator) -> list[int]:
-        """As many wrong passages as there are relevant ones, or as there are at all."""
+        """As many random wrong passages as there are relevant ones, or all that there are."""
         if 2 * len(relevant) >= passages:
             return [number for number in range(passages) if number not in relevant]
         found: dict[int, None] = {}
@@ -178,7 +180,7 @@ class _Pairs:
         return list(found)
 
     def see(self, block: np.ndarray) -> None:
-        """The next passages [m, D]."""
+        """Take the vectors of the next passages, [m, D]."""
         start, stop = np.searchsorted(self._passage, [self._seen, self._seen + len(block)])
         rows = slice(start, stop)
         self._cosines[rows] = np.einsum(
@@ -188,7 +190,7 @@ class _Pairs:
         self._seen += len(block)
 
     def result(self) -> tuple[np.ndarray, np.ndarray, float, list[tuple[int, int]], np.ndarray]:
-        """The fields of `Scores` from `positive` on."""
+        """The fields of `Scores` from `positive` to `vectors`."""
         positive, negative = self._cosines[self._is_positive], self._cosines[~self._is_positive]
         right = total = 0
         by_query = np.argsort(self._query, kind="stable")

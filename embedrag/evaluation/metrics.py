@@ -1,18 +1,19 @@
-"""Retrieval metrics, as pure functions of a ranking.
+"""Retrieval metrics as pure functions of a ranking.
 
-A ranking is the list of gains of the retrieved documents, best first, and the gains of all relevant documents.
-Definitions are those of trec_eval: DCG with linear gain and log2 discount, recall over all relevant documents.
+A ranking is given as the gains of the retrieved documents, best first. The gains of all relevant documents are given
+too. The definitions are those of trec_eval: DCG has a linear gain and a log2 discount, and recall counts all relevant
+documents. A further metric is one entry in `METRICS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 
 def ndcg(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
-    """nDCG@k: discounted gain over that of the best possible order.
+    """nDCG@k: the discounted gain, divided by that of the best possible order.
 
     >>> ndcg([0, 1], [1], k=10)
     0.6309297535714575
@@ -30,7 +31,7 @@ def recall(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
 
 
 def mrr(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
-    """MRR@k: one over the place of the first relevant document, 0 when there is none among the first k.
+    """MRR@k: 1 / place of the first relevant document; 0 when there is none among the first k.
 
     >>> mrr([0, 1, 1], [1, 1], k=3)
     0.5
@@ -39,7 +40,7 @@ def mrr(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
 
 
 def average_precision(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
-    """AP@k: mean over all relevant documents of the precision at their place, 0 for those not among the first k.
+    """AP@k: the precision at the place of each relevant document, 0 for one that is not among the first k; the mean.
 
     >>> average_precision([1, 0, 1], [1, 1], k=3)
     0.8333333333333333
@@ -49,7 +50,7 @@ def average_precision(gains: Sequence[float], relevant: Sequence[float], k: int)
 
 
 def precision(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
-    """Precision@k: share of the first k places that hold a relevant document.
+    """Precision@k: share of relevant documents among the first k places.
 
     >>> precision([1, 0], [1, 1], k=4)
     0.25
@@ -68,3 +69,12 @@ METRICS: dict[str, Callable[[Sequence[float], Sequence[float], int], float]] = {
     "map": average_precision,
     "precision": precision,
 }
+
+
+def metric_names(cutoffs: Iterable[int]) -> list[str]:
+    """The names of all metrics at some cut-offs.
+
+    >>> metric_names([10])
+    ['ndcg@10', 'recall@10', 'mrr@10', 'map@10', 'precision@10']
+    """
+    return [f"{name}@{k}" for name in METRICS for k in cutoffs]

@@ -1,9 +1,14 @@
-"""What is to be said of a model and its base, as a dictionary, as text and as a page."""
+"""How good a model is on a retrieval set and, with a baseline, whether it is better.
+
+`evaluate` encodes and ranks. `Evaluation` is the result. It can be shown as text for a terminal, as JSON, and as a page
+(`embedrag.evaluation.report`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -13,96 +18,301 @@ import numpy as np
 from tabulate import tabulate
 
 from embedrag import __version__
-from embedrag.data.retrieval_dataset import RetrievalDataset
-from embedrag.evaluation.evaluator import Scores
+from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset, sample_queries
+from embedrag.errors import UserError, check_choice
+from embedrag.evaluation.evaluator import Scores, score
+from embedrag.evaluation.metrics import metric_names
 from embedrag.evaluation.report.html import write_html
-from embedrag.evaluation.significance import comparison, table
+from embedrag.evaluation.report.plots import drawings
+from embedrag.evaluation.significance import comparison, sentence, table
+from embedrag.models.embedding_format import DTYPES, EmbeddingFormat
+from embedrag.models.encoder import TextEncoder
+from embedrag.models.load import check_model_path, load_model, model_settings
+from embedrag.runtime.console import say
 from embedrag.runtime.files import write_atomic
 
-SHOWN = 10  # queries that won most, and that lost most
-EDGES = np.linspace(-1, 1, 81)
-LONGEST = 2000  # letters of a text in a result
+SHOWN = 10  # queries that gained most, and as many that lost most
+EDGES = np.linspace(-1, 1, 81)  # of the bins of the histograms
+LONGEST = 2000  # characters of a text in a result
 
 
-def leave(result: dict[str, Any], folder: Path) -> None:
-    """Write evaluation.json and evaluation.html, the page, into the folder of a run."""
-    write_atomic(folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False))
-    write_html(result, folder / "evaluation.html")
+@dataclass(frozen=True)
+class Forgetting:
+    """What a tuned model has lost, or gained, on general data.
+
+    Attributes:
+        data: name of the general retrieval set.
+        queries: number of its queries.
+        comparison: see `Evaluation.comparison`.
+        verdict: see `Evaluation.verdict`.
+    """
+
+    data: str
+    queries: int
+    comparison: list[dict[str, Any]]
+    verdict: str
+
+    @classmethod
+    def of(cls, data: str, metric: str, scores: Scores, baseline_scores: Scores) -> Forgetting:
+        """Compare a model with its baseline on general data.
+
+        Args:
+            data: name of the data.
+            metric: the metric of the verdict.
+            scores: of the model.
+            baseline_scores: of the baseline, on the same queries.
+        """
+        rows = comparison(baseline_scores.metrics, scores.metrics)
+        return cls(data, len(scores.first), rows, _row(rows, metric)["verdict"])
 
 
-def outcome(data: RetrievalDataset, tuned: Scores, base: Scores | None, metric: str) -> dict[str, Any]:
-    """What is to be said of a model, and of what became of its base.
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is on a retrieval set and, with a baseline, whether it is better.
+
+    Attributes:
+        model: name of the model.
+        data: name of the retrieval set.
+        queries: number of its queries.
+        passages: number of its passages.
+        metric: the metric of the verdict, such as `ndcg@10`.
+        metrics: name of each metric -> its mean over the queries; also figures of the cosines.
+        scores: the same query by query: `scores.metrics["ndcg@10"]` is [q].
+        forms: one row for each embedding format: dimensions, precision, bytes of a vector, and the metrics.
+        baseline: name of the model that it is compared with; None: it is not compared.
+        baseline_metrics: see `metrics`; empty without a baseline.
+        baseline_scores: see `scores`; None without a baseline.
+        comparison: one row for each metric: both means, the difference with its 95 % interval, p-value and verdict.
+        verdict: `better`, `worse` or `no clear difference`; None without a baseline.
+        forgetting: the comparison on general data; None without such data.
+        details: what the page shows besides: histograms, map, training curve, single queries, date and versions.
+    """
+
+    model: str
+    data: str
+    queries: int
+    passages: int
+    metric: str
+    metrics: dict[str, float]
+    scores: Scores
+    forms: list[dict[str, Any]] = field(default_factory=list)
+    baseline: str | None = None
+    baseline_metrics: dict[str, float] = field(default_factory=dict)
+    baseline_scores: Scores | None = None
+    comparison: list[dict[str, Any]] = field(default_factory=list)
+    verdict: str | None = None
+    forgetting: Forgetting | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        retrieval: RetrievalDataset,
+        metric: str,
+        scores: Scores,
+        baseline_scores: Scores | None = None,
+        *,
+        model: str,
+        data: str,
+        baseline: str | None = None,
+        forgetting: Forgetting | None = None,
+    ) -> Evaluation:
+        """Put together what is to be said of scores.
+
+        Args:
+            retrieval: the queries and passages that the scores were measured on.
+            metric: the metric of the verdict.
+            scores: of the model.
+            baseline_scores: of the model that it is compared with.
+            model: name of the model; where it is a folder of a run, the run's training curve is read.
+            data: name of the retrieval set.
+            baseline: name of the model that it is compared with.
+            forgetting: the comparison on general data.
+        """
+        size = scores.vectors.shape[1]
+        details: dict[str, Any] = {
+            "curve": training_curve(Path(model), metric),
+            "histograms": {"edges": EDGES.tolist(), "model": _histograms(scores)},
+            "map": {"points": _map(scores, retrieval)},
+            "date": date.today().isoformat(),
+            "versions": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
+        }
+        compared: dict[str, Any] = {}
+        if baseline_scores:
+            rows = comparison(baseline_scores.metrics, scores.metrics)
+            compared = {
+                "baseline_metrics": baseline_scores.summary(),
+                "baseline_scores": baseline_scores,
+                "comparison": rows,
+                "verdict": _row(rows, metric)["verdict"],
+            }
+            details["histograms"]["baseline"] = _histograms(baseline_scores)
+            details |= gains_and_losses(baseline_scores, scores, retrieval, metric)
+        return cls(
+            model=model,
+            data=data,
+            queries=len(retrieval.queries),
+            passages=len(retrieval.passages),
+            metric=metric,
+            metrics=scores.summary(),
+            scores=scores,
+            forms=[
+                {"dim": form.dim or size, "precision": form.precision, "bytes": form.bytes(size), **means}
+                for form, means in scores.forms
+            ],
+            baseline=baseline,
+            forgetting=forgetting,
+            details=details,
+            **compared,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the scores of single queries, as JSON has it (`embedrag evaluate --output`)."""
+        shown = dict(self.details)
+        result: dict[str, Any] = {"model": self.model, "data": self.data, "curve": shown.pop("curve")}
+        if self.baseline is not None:
+            result["baseline"] = self.baseline
+        examples: dict[str, Any] = {name: shown.pop(name) for name in ("won", "lost") if name in shown}
+        result |= {"queries": self.queries, "passages": self.passages, "metric": self.metric, **self.metrics, **shown}
+        if self.forms:
+            result["forms"] = self.forms
+        if self.comparison:
+            result |= {"baseline_metrics": self.baseline_metrics, "comparison": self.comparison}
+            result |= {"verdict": self.verdict, **examples}
+        if self.forgetting:
+            result["general"] = vars(self.forgetting)
+        return result
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def write(self, folder: Path) -> None:
+        """Write evaluation.json, and evaluation.html for people, into a folder.
+
+        Raises:
+            RunError: when the disk refuses.
+        """
+        write_atomic(folder / "evaluation.json", self.to_json())
+        write_html(self.to_dict(), folder / "evaluation.html")
+
+    def plots(self) -> dict[str, Any]:
+        """The plots of the page as Plotly figures, by name, for a notebook (`evaluation.plots()["bars"].show()`)."""
+        return drawings(self.to_dict())
+
+    def lines(self) -> Iterator[str]:
+        """The result as text for a terminal; the last line is the verdict, where there is a baseline."""
+        if not self.comparison:
+            yield tabulate([[name, f"{value:.4f}"] for name, value in self.metrics.items()], disable_numparse=True)
+        if self.forms:
+            rows = [[form["dim"], form["precision"], form["bytes"], f"{form[self.metric]:.4f}"] for form in self.forms]
+            headers = ["dimensions", "precision", "bytes a vector", self.metric]
+            yield tabulate(rows, headers, "github", disable_numparse=True)
+        if not self.comparison:
+            return
+        yield table(self.comparison)
+        if self.forgetting:
+            row = _row(self.forgetting.comparison, self.metric)
+            yield f"general data ({self.forgetting.data}): {sentence(row, self.forgetting.queries)}"
+        yield f"verdict: {sentence(_row(self.comparison, self.metric), self.queries)}"
+
+
+def evaluate(
+    model: TextEncoder | str | Path,
+    data: RetrievalDataset | str | Path,
+    *,
+    baseline: TextEncoder | str | Path | None = None,
+    general_data: RetrievalDataset | str | Path | None = None,
+    k: int | Sequence[int] = (1, 5, 10, 100),
+    metric: str | None = None,
+    sample_size: int | None = None,
+    faiss_index: str | None = None,
+    dims: Sequence[int] | None = None,
+    precisions: Sequence[str] | None = None,
+    base_model_path: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """Measure how well a model finds relevant passages, and whether it does so better than another one.
 
     Args:
-        data: what both were scored on.
-        tuned: scores of the model.
-        base: of the one that it is compared with.
-        metric: that the verdict is about.
+        model: the model, or its folder or hub id.
+        data: the retrieval set, or what `load_retrieval_dataset` reads.
+        baseline: a model to compare with, usually the one that `model` was trained from.
+        general_data: a second retrieval set, to see what a tuned model has forgotten; it needs `baseline`.
+        k: cut-offs of the metrics.
+        metric: the metric of the verdict; None: `ndcg@10`, or nDCG at the first of `k` when 10 is not among them.
+        sample_size: draw this many queries at random, always the same; the passages stay all. None: all queries.
+        faiss_index: search with FAISS, by an index that its index factory makes (`HNSW32`); None: exact search.
+        dims: also score vectors cut to these numbers of dimensions; None: those that the model was trained for.
+        precisions: also score vectors in these precisions; None: those that the model was trained for.
+        base_model_path: base of an adapter, when it has moved.
+        device: where to compute: `auto`, `cuda`, `mps` or `cpu`.
+        dtype: of the computation: `auto`, `float32`, `float16` or `bfloat16`.
+        trust_remote_code: run Python code that comes with the models.
+
+    Returns:
+        Metrics, scores of each query and, with a baseline, the verdict.
+
+    Raises:
+        UserError: naming the argument that is wrong, or file and line of the data.
+        RunError: when a model gives vectors that are not finite.
+
+    Example:
+        ```python
+        evaluation = embedrag.evaluate("merged", "rows.jsonl", baseline="base", k=[10])
+        evaluation.metrics["ndcg@10"], evaluation.verdict
+        ```
     """
-    result: dict[str, Any] = {
-        "queries": len(data.queries),
-        "passages": len(data.passages),
-        "metric": metric,
-        **tuned.summary(),
-        "histograms": {"edges": EDGES.tolist(), "model": _histograms(tuned)},
-        "map": {"points": _map(tuned, data)},
-        "date": date.today().isoformat(),
-        "versions": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
-    }
-    if tuned.forms:
-        size = tuned.vectors.shape[1]
-        result["forms"] = [
-            {"dim": form.dim or size, "precision": form.precision, "bytes": form.bytes(size), **means}
-            for form, means in tuned.forms
-        ]
-    if base:
-        result |= {"baseline_metrics": base.summary(), "comparison": comparison(base.metrics, tuned.metrics)}
-        result["verdict"] = _row(result["comparison"], metric)["verdict"]
-        result["histograms"]["baseline"] = _histograms(base)
-        result |= winners(base, tuned, data, metric)
-    return result
+    cutoffs = [k] if isinstance(k, int) else list(k)
+    if min(cutoffs, default=0) < 1:
+        raise UserError("must be one or several cut-offs, of 1 or more", "k", cutoffs or None)
+    metric = metric or f"ndcg@{10 if 10 in cutoffs else cutoffs[0]}"
+    check_choice("metric", metric, metric_names(cutoffs))
+    if general_data is not None and baseline is None:
+        raise UserError("what was forgotten is seen beside a `baseline`; name one", "general_data", _name(general_data))
+    for precision in precisions or ():
+        check_choice("precisions", precision, DTYPES)
+    for argument, one in (("model", model), ("baseline", baseline)):
+        if isinstance(one, (str, Path)):
+            check_model_path(one, argument)
+    retrieval = _opened(data, "data", sample_size)
+    general = None if general_data is None else _opened(general_data, "general_data")
+    left_out = f"; {retrieval.skipped:,} queries are left out: no passage answers them" if retrieval.skipped else ""
+    counts = f"{len(retrieval.queries):,} queries, {len(retrieval.passages):,} passages"
+    say(f"data: {counts} from {_name(data)}{left_out}")
 
+    def measured(one: TextEncoder | str | Path, argument: str) -> tuple[Scores, Scores | None]:
+        encoder = one
+        if isinstance(encoder, (str, Path)):
+            base = base_model_path if argument == "model" else None
+            encoder = load_model(encoder, device, dtype, base, trust_remote_code, argument=argument)
+        forms = _forms(_name(one), dims, precisions, encoder.dimension) if argument == "model" else []
+        scores = score(encoder, retrieval, cutoffs, argument, faiss_index, forms=forms)
+        return scores, score(encoder, general, cutoffs, f"{argument}, general") if general else None
 
-def lines(result: dict[str, Any]) -> Iterator[str]:
-    """A result as text."""
-    metric = result["metric"]
-    if "comparison" not in result:
-        figures = [[name, f"{value:.4f}"] for name, value in result.items() if isinstance(value, float)]
-        yield tabulate(figures, disable_numparse=True)
-    if "forms" in result:
-        rows = [[form["dim"], form["precision"], form["bytes"], f"{form[metric]:.4f}"] for form in result["forms"]]
-        yield tabulate(rows, ["components", "precision", "bytes a vector", metric], "github", disable_numparse=True)
-    if "comparison" not in result:
-        return
-    yield table(result["comparison"])
-    if "general" in result:
-        general = result["general"]
-        row = _row(general["comparison"], metric)
-        yield f"general data ({general['data']}): {sentence(row, general['queries'])}"
-    yield f"verdict: {sentence(_row(result['comparison'], metric), result['queries'])}"
-
-
-def _row(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    return next(row for row in rows if row["metric"] == metric)
-
-
-def sentence(row: dict[str, Any], queries: int) -> str:
-    """A row of a comparison in words."""
-    p = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.3f}"
-    return (
-        f"{row['verdict']}: {row['metric']} {row['base']:.4f} -> {row['tuned']:.4f}, {row['difference']:+.4f} "
-        f"(95 % interval {row['low']:+.4f} … {row['high']:+.4f}, {p}, {queries:,} queries)"
+    tuned, tuned_general = measured(model, "model")  # a model that was opened is closed before the next one is
+    base, base_general = (None, None) if baseline is None else measured(baseline, "baseline")
+    forgetting = None
+    if general_data is not None and tuned_general and base_general:
+        forgetting = Forgetting.of(_name(general_data), metric, tuned_general, base_general)
+    return Evaluation.of(
+        retrieval,
+        metric,
+        tuned,
+        base,
+        model=_name(model),
+        data=_name(data),
+        baseline=None if baseline is None else _name(baseline),
+        forgetting=forgetting,
     )
 
 
-def forgetting(base: Scores, tuned: Scores, metric: str) -> dict[str, Any]:
-    """What became of a set that the model was not trained for."""
-    rows = comparison(base.metrics, tuned.metrics)
-    return {"queries": len(tuned.first), "comparison": rows, "verdict": _row(rows, metric)["verdict"]}
-
-
-def winners(base: Scores, tuned: Scores, data: RetrievalDataset, metric: str) -> dict[str, list[dict[str, Any]]]:
-    """The queries that won most and that lost most, with what each model put first."""
+def gains_and_losses(
+    base: Scores, tuned: Scores, data: RetrievalDataset, metric: str
+) -> dict[str, list[dict[str, Any]]]:
+    """The queries that gained most (`won`) and that lost most (`lost`), with the passage that each model put first."""
     gain = tuned.metrics[metric] - base.metrics[metric]
     order = np.argsort(-gain, kind="stable")
 
@@ -124,7 +334,7 @@ def winners(base: Scores, tuned: Scores, data: RetrievalDataset, metric: str) ->
 
 
 def training_curve(model: Path, metric: str) -> list[dict[str, Any]]:
-    """Losses, and the metric where it was measured, of the run that made a model; empty where no log is beside it."""
+    """Losses, and the metric where it was measured, of the run that made a model; empty without the run's log."""
     try:
         folder = model.expanduser().resolve(strict=True).parent
         log = json.loads((folder / "detailed_training_logs.json").read_text(encoding="utf-8"))
@@ -135,6 +345,42 @@ def training_curve(model: Path, metric: str) -> list[dict[str, Any]]:
         return []
 
 
+def _row(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    return next(row for row in rows if row["metric"] == metric)
+
+
+def _name(source: TextEncoder | RetrievalDataset | str | Path) -> str:
+    if isinstance(source, RetrievalDataset):
+        return f"{len(source.queries):,} queries in memory"
+    return source.name if isinstance(source, TextEncoder) else str(source)
+
+
+def _opened(data: RetrievalDataset | str | Path, argument: str, sample_size: int | None = None) -> RetrievalDataset:
+    if isinstance(data, RetrievalDataset):
+        return data if sample_size is None else sample_queries(data, sample_size)
+    return load_retrieval_dataset(data, sample_size, argument)
+
+
+def _forms(
+    name: str, dims: Sequence[int] | None, precisions: Sequence[str] | None, dimension: int
+) -> list[EmbeddingFormat]:
+    """The formats that are asked for, else those that the model was trained for: each size in each precision.
+
+    Raises:
+        UserError: when a size is larger than the model's vectors.
+    """
+    path = Path(name).expanduser()
+    trained = model_settings(path.parent if path.is_file() else path)
+    sizes = dims or trained.get("matryoshka_dims") or []
+    further = precisions or trained.get("embedding_precisions") or []
+    if not sizes and not further:
+        return []
+    if sizes and not 1 <= min(sizes) <= max(sizes) <= dimension:
+        raise UserError(f"must be from 1 to {dimension}, the dimensions of the model's vectors", "dims", sizes)
+    names = dict.fromkeys(["float32", *further])
+    return [EmbeddingFormat(dim, name) for dim in sorted({dimension, *sizes}, reverse=True) for name in names]
+
+
 def _histograms(scores: Scores) -> dict[str, list[int]]:
     return {
         name: np.histogram(np.clip(values, -1, 1), EDGES)[0].tolist()
@@ -143,7 +389,7 @@ def _histograms(scores: Scores) -> dict[str, list[int]]:
 
 
 def _map(scores: Scores, data: RetrievalDataset) -> list[dict[str, Any]]:
-    """Queries and their passages in the plane of largest variance."""
+    """Queries and their passages in the plane of largest variance (PCA)."""
     centred = scores.vectors - scores.vectors.mean(0)
     plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
     plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))

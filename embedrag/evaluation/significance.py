@@ -1,4 +1,4 @@
-"""Is one model better than another: paired by query, with an interval and a p-value."""
+"""Whether one model is better than another on the same queries: paired differences, an interval, and a p-value."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from tabulate import tabulate
 
 RESAMPLES = 10_000
 SIGNIFICANT = 0.05
-BATCH = 500  # resamples that are held at once
+BATCH = 500  # resamples that are in memory at once
 
 
 def difference(base: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of tuned - base over the queries, and its 95 % bootstrap interval (paired, percentile).
+    """Mean of tuned - base over the queries, with its 95 % bootstrap interval (paired, percentile).
 
     Args:
-        base: [q] of one model.
-        tuned: [q] of the other, same queries.
+        base: [q] a metric of one model.
+        tuned: [q] the same metric of the other model, for the same queries.
         seed: of the resampling.
+
+    Returns:
+        The mean, and the two ends of the interval.
     """
     from scipy.stats import bootstrap
 
@@ -32,7 +35,10 @@ def difference(base: np.ndarray, tuned: np.ndarray, seed: int = 0) -> tuple[floa
 
 
 def p_value(base: np.ndarray, tuned: np.ndarray, seed: int = 0) -> float:
-    """Chance of a mean difference this large if neither model were better (paired permutation test, two-sided)."""
+    """Chance of a mean difference at least this large if neither model were better.
+
+    It is a paired permutation test, two-sided: the sign of each query's difference is drawn at random.
+    """
     from scipy.stats import permutation_test
 
     if len(base) < 2 or np.array_equal(base, tuned):
@@ -51,9 +57,10 @@ def p_value(base: np.ndarray, tuned: np.ndarray, seed: int = 0) -> float:
 
 
 def verdict(low: float, high: float, p: float) -> str:
-    """In words: better when the whole interval is above 0 and p below 0.05, worse when it is below 0.
+    """The verdict in words. `better`: the whole interval is above 0, and p is below 0.05; `worse`: it is below 0.
 
-    Of five queries the interval alone is wrong more often than it should be, and no p-value of theirs is below 0.05.
+    The interval alone is wrong too often when there are only a few queries. So p decides too: with five queries it is
+    never below 0.05.
     """
     if p >= SIGNIFICANT:
         return "no clear difference"
@@ -61,7 +68,12 @@ def verdict(low: float, high: float, p: float) -> str:
 
 
 def comparison(base: dict[str, np.ndarray], tuned: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One row a metric: both means, the difference with its interval and p-value, and the verdict."""
+    """One row for each metric: both means, the difference with its interval and p-value, and the verdict.
+
+    Args:
+        base: name of each metric -> [q] values of one model.
+        tuned: the same of the other model, for the same queries.
+    """
     rows = []
     for name in tuned:
         gain, low, high = difference(base[name], tuned[name])
@@ -82,7 +94,7 @@ def comparison(base: dict[str, np.ndarray], tuned: dict[str, np.ndarray]) -> lis
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A comparison as text."""
+    """A comparison as text, one line for each metric."""
     cells = [
         [
             row["metric"],
@@ -97,3 +109,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     headers = ["metric", "base", "tuned", "difference", "95 % interval", "p", "tuned is"]
     return tabulate(cells, headers, disable_numparse=True)
+
+
+def sentence(row: dict[str, Any], queries: int) -> str:
+    """A row of a comparison as one sentence.
+
+    Args:
+        row: from `comparison`.
+        queries: number of queries.
+    """
+    p = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.3f}"
+    return (
+        f"{row['verdict']}: {row['metric']} {row['base']:.4f} -> {row['tuned']:.4f}, {row['difference']:+.4f} "
+        f"(95 % interval {row['low']:+.4f} … {row['high']:+.4f}, {p}, {queries:,} queries)"
+    )

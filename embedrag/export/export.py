@@ -21,8 +21,7 @@ from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dat
 from embedrag.data.token_batch import TokenBatch
 from embedrag.errors import RunError, UserError, need
 from embedrag.evaluation.evaluator import score
-from embedrag.evaluation.result import sentence
-from embedrag.evaluation.significance import comparison
+from embedrag.evaluation.significance import comparison, sentence
 from embedrag.export.onnx_encoder import LENGTHS, OnnxEncoder
 from embedrag.export.onnx_graph import write_graph, write_int8
 from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES

@@ -37,9 +37,11 @@ class TextEncoder(ABC):
     Attributes:
         tokenizer: (role, texts) -> token ids.
         sharded: whether each of several processes holds only a shard of the weights.
+        name: folder, adapter file or hub id that it was loaded from.
     """
 
     tokenizer: TextTokenizer
+    name: str = "(in memory)"
     sharded: bool = False
 
     @property

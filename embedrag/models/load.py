@@ -27,10 +27,10 @@ from embedrag.weights.safetensors_io import TensorFile
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     device: str = "auto",
     dtype: str = "float32",
-    base_model_path: str | None = None,
+    base_model_path: str | Path | None = None,
     trust_remote_code: bool = False,
     quantization: QuantizationConfig | None = None,
     lora_alpha: int | None = None,
@@ -53,14 +53,14 @@ def load_model(
     """
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    path = Path(name).expanduser()
+    name, path = str(name), Path(name).expanduser()
     file = adapter_file(path)
     if file is None:
         base = describe_base(name, trust_remote_code, argument=argument)
         embedding_config = saved_embedding_config(path, base, argument)
         tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument=argument)
         backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code, argument=argument)
-        return pack_if_possible(Encoder(backbone, tokenizer, embedding_config, precision)).eval()
+        return _ready(Encoder(backbone, tokenizer, embedding_config, precision), name)
     folder = file.parent
     base = describe_adapter_base(folder, base_model_path, trust_remote_code, argument)
     embedding_config = saved_embedding_config(folder, base, argument)
@@ -77,7 +77,12 @@ def load_model(
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(precision)
     backbone = _with_adapter(file, backbone, lora_alpha, argument)
-    return pack_if_possible(Encoder(backbone, tokenizer, embedding_config, precision)).eval()
+    return _ready(Encoder(backbone, tokenizer, embedding_config, precision), name)
+
+
+def _ready(encoder: Encoder, name: str) -> Encoder:
+    encoder.name = name
+    return pack_if_possible(encoder).eval()
 
 
 def pack_if_possible(encoder: Encoder) -> Encoder:
@@ -94,7 +99,7 @@ def adapter_file(path: Path) -> Path | None:
     return path / WEIGHTS if (path / CONFIG).is_file() and not (path / "config.json").is_file() else None
 
 
-def check_model_path(name: str, argument: str = "model") -> None:
+def check_model_path(name: str | Path, argument: str = "model") -> None:
     """Reject a path that holds neither a model nor an adapter, before anything is loaded.
 
     Args:
@@ -105,7 +110,7 @@ def check_model_path(name: str, argument: str = "model") -> None:
         UserError: with the remedy.
     """
     if not adapter_file(Path(name).expanduser()):
-        check_local_path(name, argument)
+        check_local_path(str(name), argument)
 
 
 def find_model(folder: Path) -> Path:
@@ -129,7 +134,7 @@ def model_settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / TRAINING_CONFIG) if (folder / TRAINING_CONFIG).is_file() else {}
 
 
-def trained_from(name: str, argument: str = "model") -> str:
+def trained_from(name: str | Path, argument: str = "model") -> str:
     """The base of a merged, trained or adapter folder, as its files name it.
 
     Args:
@@ -173,7 +178,7 @@ def saved_embedding_config(folder: Path, base: Base, argument: str = "model") ->
 
 
 def describe_adapter_base(
-    folder: Path, base_model_path: str | None = None, trust_remote_code: bool = False, argument: str = "model"
+    folder: Path, base_model_path: str | Path | None = None, trust_remote_code: bool = False, argument: str = "model"
 ) -> Base:
     """The base of an adapter.
 
@@ -187,7 +192,7 @@ def describe_adapter_base(
         UserError: the base is not named, or can't be read.
     """
     if base_model_path:
-        return describe_base(base_model_path, trust_remote_code, argument="base_model_path")
+        return describe_base(str(base_model_path), trust_remote_code, argument="base_model_path")
     config = folder / CONFIG
     name = read_json(config).get("base_model_name_or_path") if config.is_file() else None
     if not name:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.evaluation.evaluator import Scores, score
-from embedrag.evaluation.result import leave, lines, outcome, training_curve
+from embedrag.evaluation.result import Evaluation
 from embedrag.models.encoder import Encoder
 from embedrag.runtime.console import now, say
 from embedrag.runtime.distributed import ProcessGroup
@@ -86,12 +86,12 @@ class Validation:
         """
         if not self.best:
             return
-        result: dict[str, Any] = {"model": str(folder / "final"), "baseline": base, "data": data}
-        result |= outcome(self.data, self.best, self.base, self.metric)
-        result["curve"] = training_curve(folder / "final", self.metric)
-        leave(result, folder)
+        evaluation = Evaluation.of(
+            self.data, self.metric, self.best, self.base, model=str(folder / "final"), data=data, baseline=base
+        )
+        evaluation.write(folder)
         say(f"evaluation: final/ is the model after step {self.best_step}")
-        for line in lines(result):
+        for line in evaluation.lines():
             say(line)
 
     def value(self, scores: Scores) -> float:
