@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from embedrag.errors import check_choice
 from embedrag.models.backbone import trainable_backbone
@@ -20,7 +21,7 @@ FINETUNE_TYPES = ("full", "lora", "qlora")
 
 
 def build_model(
-    model_name_or_path: str,
+    model_name_or_path: str | Path,
     finetune_type: str = "lora",
     *,
     quantization_bits: int = 4,
@@ -95,7 +96,7 @@ def build_model(
     check_choice("pooling", pooling, (None, *POOLING))
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    base = describe_base(model_name_or_path, trust_remote_code, local_files_only)
+    base = describe_base(str(model_name_or_path), trust_remote_code, local_files_only)
     embedding_config, notices = resolve_embedding_config(
         base,
         pooling=pooling,

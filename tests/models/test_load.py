@@ -23,7 +23,7 @@ def test_weights_in_a_subfolder_are_found(tiny_bert: str, tmp_path: Path) -> Non
     (target / "modules.json").write_text(json.dumps(modules))
     (target / "sentence_bert_config.json").rename(target / "0_Transformer" / "sentence_bert_config.json")
     assert describe_base(str(target)).subfolder == "0_Transformer"
-    assert load_model(str(target), "cpu").encode(["x"], "query").shape == (1, 64)
+    assert load_model(target, "cpu").encode(["x"], "query").shape == (1, 64)
 
 
 def test_base_that_an_adapter_names_and_that_is_gone_can_be_given(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_base_that_an_adapter_names_and_that_is_gone_can_be_given(tmp_path: Path
     with pytest.raises(UserError, match=r"^`model=/.*`: its base /gone/base: no such folder.*give `base_model_path`"):
         load_model(str(tmp_path), "cpu")
     with pytest.raises(UserError, match=r"^`base_model_path=\./none`: no such folder"):
-        load_model(str(tmp_path), "cpu", base_model_path="./none")
+        load_model(tmp_path, "cpu", base_model_path="./none")
 
 
 def test_path_of_an_adapter_or_of_a_model_passes_the_first_look_and_another_does_not(
