@@ -337,3 +337,27 @@ def test_scores_of_a_teacher_go_with_their_passages(make_store) -> None:
             None if score != score else score for score in batch.teacher.tolist()
         ]
     assert make_batch(make_store(SCORED[1:]), [(0, 0)], SamplingSettings(neg_nums=1, seed=7)).teacher is None
+
+
+# Prompts of data sets
+
+
+def test_prompt_of_a_data_set_stands_before_its_texts_alone(write_jsonl, cache_folder) -> None:
+    rows = [{"query": f"q{i}", "pos": [f"p{i}"], "neg": [f"n{i}"]} for i in range(4)]
+    paths = [str(write_jsonl(rows[:2], "one.jsonl")), str(write_jsonl(rows[2:], "two.jsonl"))]
+    store, _ = open_store(paths, letters, "letters", cache_folder, [("find: ", ""), ("", "doc: ")])
+    queries, passages = read_batch(
+        make_batch(store, [(0, row) for row in range(4)], SamplingSettings(neg_nums=1, seed=7))
+    )
+    assert queries == ["find: q0", "find: q1", "q2", "q3"]
+    assert passages == ["p0", "n0", "p1", "n1", "doc: p2", "doc: n2", "doc: p3", "doc: n3"]
+
+
+def test_texts_that_differ_by_their_prompt_alone_are_never_each_others_negative(write_jsonl, cache_folder) -> None:
+    rows = [{"query": "q", "pos": "a"}, {"query": "r", "pos": "b"}]
+    paths = [str(write_jsonl(rows, name)) for name in ("one.jsonl", "two.jsonl")]
+    for prompts, texts in (([("", ""), ("1 ", "2 ")], 8), ([("", ""), ("", "")], 4)):
+        store, _ = open_store(paths, letters, "letters", cache_folder, prompts)
+        batch = make_batch(store, [(0, row) for row in range(4)], SamplingSettings(neg_nums=0, seed=7))
+        assert len(batch.tokens) == texts
+        assert sorted(map(tuple, batch.excluded.tolist())) == [(0, 2), (1, 3), (2, 0), (3, 1)]

@@ -116,3 +116,14 @@ def test_data_that_is_not_there_is_named_by_the_argument_of_the_caller(name: str
     assert caught.value.argument == "eval_dataset"
     with pytest.raises(UserError, match="^`data=.*"):
         load_retrieval_dataset(str(tmp_path / name))
+
+
+def test_grades_are_gains_and_the_best_one_of_several_rows_counts(write_jsonl: Callable[..., Path]) -> None:
+    rows = [
+        {"query": "a", "pos": ["b", "c", "d"], "neg": ["e"], "grades": [1, 3, 1]},
+        {"query": "a", "pos": ["m", "b"], "neg": ["j"]},
+    ]
+    data = load_retrieval_dataset(write_jsonl(rows))
+    assert {data.passages[number]: gain for number, gain in data.relevant[0].items()} == {
+        "b": 1.0, "c": 3.0, "d": 1.0, "m": 1.0,
+    }  # fmt: skip

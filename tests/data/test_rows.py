@@ -181,3 +181,27 @@ def test_bad_row_before_a_line_that_is_not_utf8_is_told_too(write) -> None:
 def test_row_error_carries_no_place_of_its_own() -> None:
     with pytest.raises(RowError, match="^query is blank$"):
         parse_row({"query": "", "pos": "p"})
+
+
+# Grades
+
+
+@pytest.mark.parametrize(
+    ("grades", "message"),
+    [
+        ([1], "grades must be a list of 2 numbers, one for each positive"),
+        ([1, "2"], "grades must be a list of 2 numbers"),
+        ([1, float("nan")], "grades must be a list of 2 numbers"),
+        ([1, 0], "grades must be above 0; a text of grade 0 is a negative"),
+    ],
+)
+def test_wrong_grades_are_named(grades: list, message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        parse_row({"query": "q", "pos": ["a", "b"], "grades": grades})
+
+
+@given(grades=st.lists(st.floats(0.5, 9, width=16), min_size=1, max_size=6))
+def test_grades_stay_with_their_texts(grades: list[float]) -> None:
+    texts = [f"t{i % 4}" for i in range(len(grades))]
+    row = parse_row({"query": "q", "positive": texts, "neg": ["t0", "n"], "grades": grades})
+    assert dict(zip(row.pos, row.grades, strict=True)) == dict(zip(texts[:4], grades, strict=False))

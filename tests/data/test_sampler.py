@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag.data.sampler import ShuffledSampler, WeightedSampler
-from embedrag.data.streaming import quotas
 
 SETS = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.2, 0.5, 1, 1.7, 2, 3])), min_size=1, max_size=4)
 
@@ -80,10 +79,3 @@ def test_visits_count_how_often_the_data_set_was_gone_through() -> None:
 def test_one_data_set_is_what_it_always_was() -> None:
     expected = np.random.Generator(np.random.Philox(np.random.SeedSequence([42, 3]))).permutation(9)
     assert [row for _, row in ShuffledSampler(9, 42).between(27, 36)] == expected.tolist()
-
-
-@given(weights=st.lists(st.sampled_from([0.3, 1, 2, 2.5]), min_size=1, max_size=5), rows=st.integers(5, 200))
-def test_shares_of_a_stream_add_up_and_follow_the_weights(weights, rows) -> None:
-    shares = quotas(weights, rows)
-    assert sum(shares) == rows
-    assert all(abs(share - rows * weight / sum(weights)) < 1 for share, weight in zip(shares, weights, strict=True))

@@ -9,14 +9,9 @@ from typing import Any
 
 import pytest
 
-import embedrag.training.setup
 from embedrag.cli import main
 from embedrag.data.rows import endless_rows
-from embedrag.data.streaming import EpochStream
-from embedrag.data.token_store import TokenStore
-from embedrag.data.tokenization import open_store
 from embedrag.errors import UserError
-from tests.data.test_collator import SamplingSettings, letters, make_batch, read_batch
 from tests.training.state.test_resume import cut, losses, weights
 
 Rows = list[dict[str, Any]]
@@ -45,11 +40,6 @@ def run(tiny_bert: str, tmp_path: Path) -> Callable[..., int]:
     return start
 
 
-def queries_of(store: TokenStore) -> list[str]:
-    picked = [(0, row) for row in range(len(store))]
-    return read_batch(make_batch(store, picked, SamplingSettings(neg_nums=0, seed=7)))[0]
-
-
 def steps(folder: Path) -> int:
     return len(json.loads((folder / "detailed_training_logs.json").read_text())["step_logs"])
 
@@ -61,8 +51,8 @@ def test_weight_makes_rows_come_more_often(two, run, tmp_path, capsys) -> None:
     fruit, metal = two
     assert run("out", "--train_dataset", f"{fruit}:2", str(metal)) == 0
     said = capsys.readouterr().out
-    assert f"{fruit}: 6 rows, 12 of the 21 that an epoch shows" in said
-    assert f"{metal}: 9 rows, 9 of the 21 that an epoch shows" in said
+    assert f"{fruit}: 6 rows; 12 of the 21 rows of an epoch" in said
+    assert f"{metal}: 9 rows; 9 of the 21 rows of an epoch" in said
     assert steps(tmp_path / "out") == 2 * 7
     saved = json.loads((tmp_path / "out" / "final" / "training_config.json").read_text())
     assert saved["train_dataset"] == [f"{fruit}:2", str(metal)]
@@ -79,27 +69,6 @@ def test_weight_of_one_is_none(two, run, tmp_path) -> None:
     assert run("plain", "--train_dataset", str(fruit), str(metal)) == 0
     assert run("weighted", "--train_dataset", f"{fruit}:1", f"{metal}:1.0") == 0
     assert losses(tmp_path / "plain") == losses(tmp_path / "weighted")
-
-
-def test_prompt_of_a_data_set_stands_before_its_texts_alone(two, cache_folder) -> None:
-    prompts = [("find: ", ""), ("", "doc: ")]
-    store, _ = open_store(list(map(str, two)), letters, "letters", cache_folder, prompts)
-    picked = [(0, row) for row in range(len(store))]
-    queries, passages = read_batch(make_batch(store, picked, SamplingSettings(neg_nums=1, seed=7)))
-    assert queries == [f"find: fruit {i}" for i in range(6)] + [f"metal {i}" for i in range(9)]
-    assert passages[:2] == ["apple 0", "stone 0"] and passages[12:14] == ["doc: iron 0", "doc: wool 0"]
-
-
-def test_texts_that_differ_by_their_prompt_alone_are_never_each_others_negative(tmp_path, cache_folder) -> None:
-    rows = [{"query": "q", "pos": "a"}, {"query": "r", "pos": "b"}]
-    paths = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
-    for path in paths:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for prompts, texts in (([("", ""), ("1 ", "2 ")], 8), ([("", ""), ("", "")], 4)):
-        store, _ = open_store(list(map(str, paths)), letters, "letters", cache_folder, prompts)
-        batch = make_batch(store, [(0, row) for row in range(4)], SamplingSettings(neg_nums=0, seed=7))
-        assert len(batch.tokens) == texts
-        assert sorted(map(tuple, batch.excluded.tolist())) == [(0, 2), (1, 3), (2, 0), (3, 1)]
 
 
 def test_prompt_of_a_data_set_changes_what_is_learnt(two, run, tmp_path) -> None:
@@ -147,33 +116,10 @@ def test_run_does_not_go_on_with_other_weights(two, run, tmp_path, capsys) -> No
 def test_data_set_that_fills_no_batch_is_refused(two, run, capsys) -> None:
     fruit, metal = map(str, two)
     assert run("out", "--train_dataset", fruit, metal, "--one_source_per_batch", "--batch_size", "8") == 2
-    assert "fruit.jsonl has 6 rows, fewer than the 8 of a batch; lower --batch_size" in capsys.readouterr().err
+    assert "fruit.jsonl has 6 rows, fewer than the 8 rows of a batch; lower --batch_size" in capsys.readouterr().err
 
 
 # Streams
-
-
-def stream(paths, quotas, cache_folder) -> EpochStream:
-    return EpochStream(list(map(str, paths)), quotas, letters, [("", "")] * len(paths), cache_folder)
-
-
-def test_each_epoch_takes_the_next_rows_and_a_source_that_ends_begins_again(two, cache_folder) -> None:
-    slices = stream(two, [4, 2], cache_folder)
-    assert queries_of(slices.store(0)) == [*(f"fruit {i}" for i in range(4)), "metal 0", "metal 1"]
-    assert queries_of(slices.store(1)) == [*(f"fruit {i}" for i in (4, 5, 0, 1)), "metal 2", "metal 3"]
-    later = stream(two, [4, 2], cache_folder).store(3)
-    for epoch in (2, 3):
-        last = slices.store(epoch)
-    assert queries_of(later) == queries_of(last) and later.checksum == last.checksum
-
-
-def test_nothing_of_a_stream_stays_on_the_disk(two, tmp_path) -> None:
-    slices = stream(two, [4, 2], tmp_path / "cache")
-    slices.store(0)
-    slices.store(1)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-    del slices
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_source_without_an_end_is_trained_on(two, run, tmp_path, monkeypatch) -> None:
@@ -221,7 +167,7 @@ def test_bad_row_of_a_stream_stops_at_its_place(two, tmp_path, run, capsys, monk
     assert run("out", *words) == 2  # the first rows are read at the start, as probes of a merge
     assert "fruit.jsonl:7" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(embedrag.training.setup, "PROBED_ROWS", 5)
+    monkeypatch.setattr("embedrag.training.data.PROBED_ROWS", 5)
     assert run("out", *words) == 2
     assert "fruit.jsonl:7" in capsys.readouterr().err
     assert (tmp_path / "out" / "checkpoint-epoch-1").is_dir()  # what was learnt before is there

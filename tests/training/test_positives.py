@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from embedrag.cli import main
 from embedrag.data.collator import Batch, SamplingSettings, make_batch
-from embedrag.data.retrieval_dataset import load_retrieval_dataset
-from embedrag.data.rows import parse_row
-from embedrag.data.sources import RowError
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import open_store
 from embedrag.losses.contrastive import LossSettings, contrastive
@@ -157,39 +152,7 @@ def test_gradient_in_chunks_is_that_of_the_whole_batch(store: TokenStore, tiny_b
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
-# Rows
-
-
-@pytest.mark.parametrize(
-    ("grades", "message"),
-    [
-        ([1], "grades must be a list of 2 numbers, one for each positive"),
-        ([1, "2"], "grades must be a list of 2 numbers"),
-        ([1, float("nan")], "grades must be a list of 2 numbers"),
-        ([1, 0], "grades must be above 0; a text of grade 0 is a negative"),
-    ],
-)
-def test_wrong_grades_are_named(grades: list, message: str) -> None:
-    with pytest.raises(RowError, match=message):
-        parse_row({"query": "q", "pos": ["a", "b"], "grades": grades})
-
-
-@given(grades=st.lists(st.floats(0.5, 9, width=16), min_size=1, max_size=6))
-def test_grades_stay_with_their_texts(grades: list[float]) -> None:
-    texts = [f"t{i % 4}" for i in range(len(grades))]
-    record = parse_row({"query": "q", "positive": texts, "neg": ["t0", "n"], "grades": grades})
-    assert dict(zip(record.pos, record.grades, strict=True)) == dict(zip(texts[:4], grades, strict=False))
-
-
-def test_grades_are_gains_when_rows_are_evaluated(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    data = load_retrieval_dataset(str(path))
-    gains = {data.passages[n]: gain for n, gain in data.relevant[data.queries.index("a")].items()}
-    assert gains == {"b": 1.0, "c": 3.0, "d": 1.0, "m": 1.0}
-
-
-def test_grades_survive_mining_and_mending(tmp_path: Path) -> None:
+def test_grades_survive_fixing_and_mining(tmp_path: Path) -> None:
     path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows = [{"query": f"q{i}", "pos": ["same text", f"p{i}"], "neg": [""], "grades": [2, 1]} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
