@@ -1,10 +1,11 @@
 """The picture of the README: base against tuned model, as an SVG file that is drawn from the result of a run.
 
-python -m benchmarks.picture demo_output/run/evaluation.json docs/images/base_against_tuned.svg
+python -m benchmarks.picture demo_output/run/evaluation.json docs/images/base_against_tuned.svg README*.md
 
 The left half has a pair of bars for each metric. The right half has the difference with its 95 % interval. Every figure
 comes from the file that `embedrag demo`, `embedrag evaluate --output` or a training with an evaluation set wrote. The
-picture has a background and colours of its own for light and for dark pages.
+picture has a background and colours of its own for light and for dark pages. In the pages that are named, the table of
+the result is written anew, so that table and picture are of one run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from embedrag.evaluation.report.formatting import Row, comparison_rows, kind_of, label
 from embedrag.evaluation.report.html import headline
+from embedrag.evaluation.significance import table
 from embedrag.runtime.files import write_atomic
 
 BARS = (130.0, 360.0)  # left and right end of the bars; the value stands to the right of its bar
@@ -28,6 +31,7 @@ INTERVALS = (448.0, 692.0)
 TOP = 108.0
 ROW = 48.0
 DIGITS = 4
+TABLE = re.compile(r"^    metric  +base  .*?^    [\d,]+ queries [^\n]*$", re.MULTILINE | re.DOTALL)
 
 
 def draw(result: dict[str, Any]) -> str:
@@ -82,6 +86,20 @@ def shapes(row: Row, top: float, bar: Callable[[float], float], place: Callable[
     }
 
 
+def with_table(page: str, result: dict[str, Any]) -> str:
+    """A page with the table of this result in the place of the one that it has.
+
+    Raises:
+        ValueError: when the page does not have exactly one.
+    """
+    counts = f"{result['queries']:,} queries of modules that were not trained on, {result['passages']:,} passages"
+    lines = [*table(comparison_rows(result["comparison"])).splitlines(), "", counts]
+    written, number = TABLE.subn("\n".join(f"    {line}".rstrip() for line in lines), page)
+    if number != 1:
+        raise ValueError(f"{number} tables of a result, not 1")
+    return written
+
+
 def scale(low: float, high: float, ends: tuple[float, float]) -> Callable[[float], float]:
     """A function from values between `low` and `high` to places between the two ends, in pixels."""
     left, right = ends
@@ -115,17 +133,23 @@ def number_text(value: float, form: str) -> str:
 
 
 def main() -> None:
-    """Read the result, draw it, write the file."""
+    """Read the result, draw it, write the files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.picture", description=__doc__.split("\n")[0])
     parser.add_argument("evaluation", type=Path, help="evaluation.json of a run that was compared with its base")
     parser.add_argument("picture", type=Path, help="the SVG file; it is replaced")
+    parser.add_argument("pages", type=Path, nargs="*", help="Markdown pages that have the table of such a result")
     arguments = parser.parse_args()
+    path = arguments.evaluation
     try:
-        picture = draw(json.loads(arguments.evaluation.read_text(encoding="utf-8")))
+        result = json.loads(path.read_text(encoding="utf-8"))
+        written = {arguments.picture: draw(result)}
+        for path in arguments.pages:
+            written[path] = with_table(path.read_text(encoding="utf-8"), result).removesuffix("\n")
     except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"{arguments.evaluation}: {error}")
-    write_atomic(arguments.picture, picture)
-    print(arguments.picture)
+        sys.exit(f"{path}: {error}")
+    for path, text in written.items():
+        write_atomic(path, text)
+        print(path)
 
 
 if __name__ == "__main__":

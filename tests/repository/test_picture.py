@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 from benchmarks.picture import draw, main
 
+ROOT = Path(__file__).parents[2]
+READMES = sorted(ROOT.glob("README*.md"))
 RESULT: dict[str, Any] = {
     "metric": "ndcg@10",
     "verdict": "better",
@@ -82,14 +85,25 @@ def test_picture_can_be_read_on_a_dark_page_and_loads_nothing() -> None:
     assert re.findall(r"https?://[^\"]+", picture) == ["http://www.w3.org/2000/svg"]
 
 
-def test_script_writes_the_picture(
+def test_script_writes_the_picture_and_the_table_of_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = tmp_path / "evaluation.json", tmp_path / "picture.svg"
-    monkeypatch.setattr(sys, "argv", ["picture", str(source), str(target)])
+    pages = [Path(shutil.copy(path, tmp_path)) for path in READMES]
+    monkeypatch.setattr(sys, "argv", ["picture", str(source), str(target), *map(str, pages)])
     source.write_text(json.dumps(RESULT), encoding="utf-8")
     main()
     assert target.read_text(encoding="utf-8") == draw(RESULT) + "\n"
+    for page, old in zip(pages, READMES, strict=True):
+        lines, others = page.read_text(encoding="utf-8").splitlines(), old.read_text(encoding="utf-8").splitlines()
+        new = [line.split()[0] for line in lines if line not in others]
+        assert [word for word in new if word.strip("-")] == [
+            "metric",
+            "ndcg@10",
+            "recall@10",
+            "mean_difference",
+            "1,360",
+        ]
     target.unlink()
     for fault in ('{"comparison": []}', "not json"):
         source.write_text(fault, encoding="utf-8")
