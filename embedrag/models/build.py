@@ -83,13 +83,12 @@ def build_model(
         UserError: an argument is wrong, or the base can't be read.
 
     Example:
-        >>> import torch
-        >>> from embedrag.data.token_batch import TokenBatch
-        >>> model = build_model("intfloat/e5-small-v2", "lora")  # doctest: +SKIP
-        >>> optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)  # doctest: +SKIP
-        >>> texts = TokenBatch.from_lists(model.tokenizer("query", ["a question"]))  # doctest: +SKIP
-        >>> model(texts).shape  # doctest: +SKIP
-        torch.Size([1, 384])
+        ```python
+        model = embedrag.build_model("base", "lora")
+        dataset = embedrag.TripletDataset("rows.jsonl", model.tokenizer, neg_nums=2)
+        batch = dataset.collate([dataset[0], dataset[1]])
+        vectors = model(batch.tokens)  # [n, D], with a graph
+        ```
     """
     check_choice("finetune_type", finetune_type, FINETUNE_TYPES)
     check_choice("quantization_bits", quantization_bits, QUANTIZERS)

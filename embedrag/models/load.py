@@ -48,8 +48,17 @@ def load_model(
         lora_alpha: scale of an adapter without adapter_config.json.
         argument: what the caller calls `name`, for messages.
 
+    Returns:
+        The encoder; `encode(texts, role)` gives [n, D] float32 vectors.
+
     Raises:
         UserError: the model or its base can't be read, or they do not belong together.
+
+    Example:
+        ```python
+        model = embedrag.load_model("merged")
+        vectors = model.encode(["What does a relay do?"], role="query")
+        ```
     """
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
