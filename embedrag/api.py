@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedrag.options.parsing import build
+from embedrag.options.field import renamed
 from embedrag.training.config.options import TrainOptions
 
 NOT_CUT = 1 << 30  # tokens
@@ -50,7 +50,7 @@ def train(options: TrainOptions | None = None, **settings: Any) -> RunResult:
     from embedrag.training.run import train as run
 
     given = options.model_dump(exclude_unset=True) if options else {}
-    return run(build(TrainOptions, given | settings))
+    return run(TrainOptions(**given | renamed(TrainOptions, settings)))
 
 
 def check(

@@ -112,6 +112,7 @@ def spelling(options: type[Options]) -> Spelling:
     ('--output_path merged', '`epochs`')
     """
     flags = {flag for name, field in options.model_fields.items() for flag in (name, *extra(field)["aliases"])}
+    flags.add("config")  # understood beside the options
 
     def spell(name: str, value: str | None) -> str:
         if name not in flags:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -26,6 +26,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+
+from embedrag.errors import UserError, raise_all
+from embedrag.options.problems import problems
 
 # Whether a run that goes on from a checkpoint may have another value than it had.
 # fixed: no, it would be another run; reported: yes, and the change is said; free: yes, nothing that is learnt changes.
@@ -167,9 +170,26 @@ SourceList = Annotated[list[Source], BeforeValidator(as_list)]
 
 
 class Options(BaseModel):
-    """Base of every command's options: unknown keys are errors, numbers are finite."""
+    """Base of every command's options: unknown names are errors, numbers are finite.
+
+    Raises:
+        UserError: by the constructor, with all problems of the values.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    if not TYPE_CHECKING:  # type checkers know the fields as arguments
+
+        def __init__(self, **values: Any) -> None:
+            """Check all values, given under any name of their option.
+
+            Raises:
+                UserError: with every problem; each names its argument.
+            """
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise_all(problems(type(self), values, error))
 
     @model_validator(mode="before")
     @classmethod
@@ -180,7 +200,7 @@ class Options(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("true/false is no value for this option")
+            raise ValueError("must not be true or false")
         return value
 
 
@@ -206,17 +226,17 @@ def renamed(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
         values: by any of their names, for example as an earlier version saved them.
 
     Raises:
-        ValueError: when two names of one option have different values.
+        UserError: when two names of one option have different values.
     """
-    names = flat_names(cls)
+    names, given = flat_names(cls), dict[str, str]()
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = names.get(key, key)
         if name in names:
             value = as_today(cls.model_fields[name], key, value)
         if name in found and found[name] != value:
-            raise ValueError(f"`{key}` is another name of `{name}`, and their values differ; give one of them")
-        found[name] = value
+            raise UserError(f"`{given[name]}` and `{key}` are the same option, and their values differ; give one")
+        found[name], given[name] = value, key
     return found
 
 

@@ -1,7 +1,7 @@
-"""From an options model to a command line and a config file, and back.
+"""From a command line and a config file to options.
 
-The idea: flags, flat JSON keys and nested JSON keys all end as one dict of raw values, validated once by pydantic,
-so every problem is found in one pass and reported with the place it came from. argparse only splits the words.
+Flags, flat JSON keys and nested JSON keys all become one dict of raw values, which pydantic checks once. So all
+problems are found in one pass, and each is reported with the place that it came from. argparse only splits the words.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from embedrag.errors import UserError, near_miss, raise_all
 from embedrag.options.field import Options, as_today, extra, flat_names
+from embedrag.options.problems import REQUIRED, choices
 
 Model = TypeVar("Model", bound=Options)
 
@@ -80,52 +79,18 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
     if free and rest and not any(word.startswith("-") for word in rest):
         values[free] = [*values.get(free, []), *rest]
         rest = []
-    problems = list(_unknown_flags(cls, rest))
-    places = {name: f"--{name}" for name in values}
+    found = list(_unknown_flags(cls, rest))
+    from_file: dict[str, tuple[str, Any]] = {}
     if path is not None:
         from_file, file_problems = read_config(cls, path)
-        problems += file_problems
-        places = {name: f"{path}: {key}" for name, (key, _) in from_file.items()} | places
-        values = {name: value for name, (_, value) in from_file.items()} | values
+        found += file_problems
     try:
-        options = cls.model_validate(values)
-    except ValidationError as error:
-        problems += [_describe(cls, dict(detail), places) for detail in error.errors()]
-        problems += _contradictions(cls, values, error)
-    if problems:
-        raise UserError("\n".join(problems))
+        options = cls(**{name: value for name, (_, value) in from_file.items()} | values)
+    except UserError as error:
+        keys = {name: key for name, (key, _) in from_file.items() if name not in values}
+        found += [_at_its_place(cls, problem, path, keys, config_file) for problem in error.problems]
+    raise_all(found)
     return options
-
-
-def build(cls: type[Model], values: Mapping[str, Any]) -> Model:
-    """Options from keyword arguments; old names of an option are understood.
-
-    Args:
-        cls: the options model.
-        values: option name -> value.
-
-    Raises:
-        UserError: with all problems together; each names its argument.
-    """
-    names = config_keys(cls)
-    problems = [
-        UserError(f"unknown argument{near_miss(key, cls.model_fields)}", key) for key in values if key not in names
-    ]
-    raise_all(problems)
-    try:
-        return cls.model_validate(dict(values))
-    except ValidationError as error:
-        found = []
-        for detail in error.errors():
-            if not detail["loc"]:
-                found.append(UserError(str(detail["msg"]).removeprefix("Value error, ")))
-            elif detail["type"] == "missing":
-                found.append(UserError("is required", str(detail["loc"][0])))
-            else:
-                reason = str(detail["msg"]).replace("Input should", "must").removeprefix("Value error, ")
-                found.append(UserError(reason, str(detail["loc"][0]), detail["input"]))
-        raise_all(found)
-        raise
 
 
 def build_parser(cls: type[Options], prog: str, description: str, config_file: bool) -> argparse.ArgumentParser:
@@ -143,20 +108,20 @@ def build_parser(cls: type[Options], prog: str, description: str, config_file: b
     for name, field in cls.model_fields.items():
         meta = extra(field)
         group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]))
-        arguments: dict[str, Any] = {"dest": name, "action": _Value, "field": field}
+        arguments: dict[str, Any] = {"dest": name, "action": _Value, "field": field, "metavar": _metavar(field)}
         if _holds(field, list):
-            arguments["nargs"] = "+"
+            arguments |= {"nargs": "+", "metavar": (_metavar(field), "more")}
         elif field.annotation is bool:
             arguments |= _SWITCH
         flags = [f"--{flag}" for flag in (name, *meta["aliases"])]
-        group.add_argument(*flags, **arguments, metavar=_metavar(field), help=_help(field).replace("%", "%%"))
+        group.add_argument(*flags, **arguments, help=_help(field).replace("%", "%%"))
         for former in meta["former_names"]:
             alone = _SWITCH if meta["former_values"] and "nargs" not in arguments else {}
             group.add_argument(f"--{former}", **arguments, **alone, help=argparse.SUPPRESS)
     return parser
 
 
-def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any]], list[str]]:
+def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any]], list[UserError]]:
     """Read a flat or nested config file.
 
     Args:
@@ -164,7 +129,7 @@ def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any
         path: JSON file.
 
     Returns:
-        Option name -> (key as the file spells it, value), and the problems found (unknown or doubled keys).
+        Option name -> (key as the file spells it, value), and what is wrong with keys (unknown, or given twice).
 
     Raises:
         UserError: when the file can't be read as a JSON object.
@@ -172,27 +137,29 @@ def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror or error}; give the path of a JSON file") from None
+        raise UserError(f"{error.strerror or error}; give the path of a JSON file", "config", path) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"--config {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"not UTF-8 (byte {error.start}); save it as UTF-8", "config", path) from None
     except json.JSONDecodeError as error:
-        raise UserError(f"--config {path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+        reason = f"not JSON ({error.msg}, column {error.colno})"
+        raise UserError(reason, "config", f"{path}:{error.lineno}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"--config {path}: nested too deeply, or a number too long, to be read") from None
+        raise UserError("nested too deeply, or a number too long, to be read", "config", path) from None
     if not isinstance(data, dict):
-        raise UserError(f"--config {path}: must hold one JSON object {{…}}, not a {type(data).__name__}")
+        raise UserError(f"must hold one JSON object {{…}}, not a {type(data).__name__}", "config", path)
     keys = config_keys(cls)
     shown = [key for key in keys if key not in _former(cls)]
     found: dict[str, tuple[str, Any]] = {}
     problems = []
     for key, value in _leaves(data, keys):
         if key not in keys:
-            problems.append(f"{path}: unknown key {key}{near_miss(key, shown)}")
+            problems.append(UserError(f"{path}: unknown key {key}{near_miss(key, shown)}"))
         elif value is not None:
             name = keys[key]
             value = as_today(cls.model_fields[name], key, value)
             if name in found and found[name][1] != value:
-                problems.append(f"{path}: {key} and {found[name][0]} are the same option with different values")
+                text = f"{path}: {key} and {found[name][0]} are the same option with different values"
+                problems.append(UserError(text))
             found[name] = (key, value)
     return found, problems
 
@@ -226,77 +193,56 @@ def _underscored(word: str, parser: argparse.ArgumentParser) -> str:
     return f"{known}{equals}{value}" if flag.startswith("--") and known in parser._option_string_actions else word
 
 
-def _unknown_flags(cls: type[Options], rest: list[str]) -> Iterator[str]:
+def _unknown_flags(cls: type[Options], rest: list[str]) -> Iterator[UserError]:
     flags = [flag for name, field in cls.model_fields.items() for flag in (name, *extra(field)["aliases"])]
     previous_unknown = False
     for word in rest:
         if word.startswith("--"):
             flag = word.split("=")[0]
             hint = near_miss(flag.lstrip("-"), ["config", *flags]).replace("mean ", "mean --")
-            yield f"unknown flag {flag}{hint}"
+            yield UserError(f"unknown flag {flag}{hint}")
             previous_unknown = True
         elif not previous_unknown:
-            yield f"unexpected word {word!r}; every value follows its flag"
+            yield UserError(f"unexpected word {word!r}; every value follows its flag")
 
 
-def _describe(cls: type[Options], detail: dict[str, Any], places: dict[str, str]) -> str:
-    """One line for one pydantic error: place, value, what is accepted, near miss."""
-    if not detail["loc"]:
-        return str(detail["msg"]).removeprefix("Value error, ")
-    name = str(detail["loc"][0])
-    field = cls.model_fields[name]
-    if detail["type"] == "missing":
-        nested = extra(field)["nested"]
-        return f"--{name} is required" + (f" (or {nested} in the config file)" if nested else "")
-    choices = [str(choice) for choice in _choices(field)]
-    message = f"must be one of {', '.join(choices)}" if choices else str(detail["msg"]).replace("Input should", "must")
-    value = detail["input"]
-    return f"{places.get(name, name)} {value!r}: {message}{near_miss(str(value), choices)}"
-
-
-def _contradictions(cls: type[Options], values: dict[str, Any], error: ValidationError) -> list[str]:
-    """Checks between options run only when every option is right by itself; run them without the wrong ones."""
-    bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
-    required = {name for name, field in cls.model_fields.items() if field.is_required()}
-    try:
-        cls.model_validate({**dict.fromkeys(required, "1"), **{k: v for k, v in values.items() if k not in bad}})
-    except ValidationError as second:
-        return [_describe(cls, dict(detail), {}) for detail in second.errors() if not detail["loc"] and bad]
-    return []
+def _at_its_place(
+    cls: type[Options], problem: UserError, path: str | None, keys: Mapping[str, str], config_file: bool
+) -> UserError:
+    """The problem, where the user finds it: a value of the file under the key that the file has."""
+    name = problem.argument or ""
+    if name in keys:
+        value = "" if problem.value is None else f" {problem.value!r}"
+        return UserError(f"{path}: {keys[name]}{value}: {problem.reason}")
+    if problem.reason == REQUIRED and config_file and extra(cls.model_fields[name])["nested"]:
+        return UserError(f"{REQUIRED} (or {extra(cls.model_fields[name])['nested']} in the config file)", name)
+    return problem
 
 
 def _holds(field: FieldInfo, kind: type) -> bool:
     """Whether the field's type is `kind[...]`, possibly optional."""
-    annotation = field.annotation
-    parts = (
-        typing.get_args(annotation)
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
-        else [annotation]
-    )
-    return any(typing.get_origin(_bare(part)) is kind for part in parts)
+    return any(typing.get_origin(part) is kind for part in _parts(field.annotation))
 
 
-def _bare(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
-
-
-def _choices(field: FieldInfo) -> tuple[Any, ...]:
-    return typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type and all types inside it: of `list[int] | None` also `list[int]`, `int` and `None`."""
+    yield annotation
+    if typing.get_origin(annotation) is not typing.Literal:
+        for inner in typing.get_args(annotation):
+            yield from _parts(inner)
 
 
 def _metavar(field: FieldInfo) -> str:
-    choices = _choices(field)
-    if choices:
-        return "{" + ",".join(str(choice) for choice in choices) + "}"
+    if accepted := choices(field):
+        return "{" + ",".join(str(choice) for choice in accepted) + "}"
     if field.annotation is bool:
         return "true|false"
     names = {int: "N", float: "X"}
-    return next(
-        (text for kind, text in names.items() if kind in (field.annotation, *typing.get_args(field.annotation))), "TEXT"
-    )
+    return next((names[part] for part in _parts(field.annotation) if part in (int, float)), "TEXT")
 
 
-def _default(field: FieldInfo) -> str:
+def shown_default(field: FieldInfo) -> str:
+    """The default as `--help` and the README show it."""
     if field.default is PydanticUndefined:
         return "required"
     if field.default is None:
@@ -309,5 +255,5 @@ def _default(field: FieldInfo) -> str:
 
 
 def _help(field: FieldInfo) -> str:
-    default = _default(field)
+    default = shown_default(field)
     return f"{field.description}" + (f" [{default}]" if default else "")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from embedrag.options.field import Options, extra
-from embedrag.options.parsing import _choices, _default
+from embedrag.options.parsing import shown_default
+from embedrag.options.problems import choices
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ def markdown_table(cls: type[Options], meanings: Mapping[str, str] | None = None
     for name, field in cls.model_fields.items():
         meta = extra(field)
         flags = ", ".join(f"`--{flag}`" for flag in (name, *meta["aliases"]))
-        default = words.required if field.is_required() else _default(field)
+        default = words.required if field.is_required() else shown_default(field)
         text = (meanings or {}).get(name, str(field.description))
         if meta["nested"]:
             text += words.nested.format(f"`{meta['nested']}`")
-        if choices := _choices(field):
-            text += words.choices.format(words.comma.join(f"`{choice}`" for choice in choices))
+        if accepted := choices(field):
+            text += words.choices.format(words.comma.join(f"`{choice}`" for choice in accepted))
         rows.append(f"| {flags} | {default} | {text} |")
     return "\n".join(rows)

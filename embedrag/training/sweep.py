@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from embedrag.errors import RunError, StoppedError, UserError, near_miss, need, raise_all
 from embedrag.options.parsing import read_config
 from embedrag.runtime.console import say
@@ -117,9 +115,8 @@ def read_base(path: str) -> Json:
         UserError: for a file that is no config.
     """
     found, problems = read_config(TrainOptions, path)
-    problems += [f"{path}: {name} is given by the sweep; leave it out" for name in OWN if name in found]
-    if problems:
-        raise UserError("\n".join(problems))
+    problems += [UserError(f"{path}: {name} is given by the sweep; leave it out") for name in OWN if name in found]
+    raise_all(problems)
     return {name: value for name, (_, value) in found.items()}
 
 
@@ -168,8 +165,8 @@ def check(base: Json, space: Json) -> str:
         for choice in choices:
             try:
                 options = TrainOptions(**{**base, **first, name: choice, "output_dir": "trial"})
-            except ValidationError as error:
-                reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+            except UserError as error:
+                reasons = "; ".join(map(str, error.problems))
                 text = f"{name} {choice!r}: {reasons}"
                 problems[text] = UserError(text, "space")
     raise_all(problems.values())

@@ -1,14 +1,16 @@
-"""THE list of training options: every flag, JSON key, default, help text and check, each defined once.
+"""THE list of training options: every flag, JSON key, default, help text, check and resume rule, each defined once.
 
 Adding an option: one field below, and one line where it takes effect.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, PositiveInt, model_validator
 
+from embedrag.errors import raise_all
 from embedrag.options.field import (
     Device,
     Dtype,
@@ -28,333 +30,495 @@ DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
 
 
+def _metric(value: str) -> str:
+    if not re.fullmatch(r"(ndcg|recall|mrr|map|precision)@[1-9]\d*", value):
+        raise ValueError("must be ndcg, recall, mrr, map or precision with a cut-off, such as ndcg@10")
+    return value
+
+
+def _folder_name(value: str) -> str:
+    if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", value):
+        raise ValueError("must be the name of one folder, without a slash")
+    return value
+
+
+SmallLetters = BeforeValidator(lower)
+OneOrMore = BeforeValidator(as_list)
+
+
 class TrainOptions(Options):
     """Options of `train.py` / `embedrag train`."""
 
-    recipe: Annotated[Literal["mnrl", "bge", "e5", "gist", "gte", "qwen3"] | None, BeforeValidator(lower)] = option(
+    recipe: Annotated[Literal["mnrl", "bge", "e5", "gist", "gte", "qwen3"] | None, SmallLetters] = option(
         None,
-        "settings of a published recipe where none are named (docs/losses.md); file and flags win over them",
+        "settings of a published recipe (docs/losses.md); a config file and flags win over them",
         group="model",
+        resume="free",  # what it sets is compared option by option
     )
 
     # Model
     model_name_or_path: str = option(
         DEFAULT_MODEL,
-        "base model: hub id or folder; of a sentence-transformers folder pooling, prompts and lengths are kept",
+        "base model: hub id or folder; a sentence-transformers folder keeps its pooling, prompts and lengths",
         group="model",
         nested="model_id",
+        resume="fixed",
         min_length=1,
     )
     tokenizer_id: str | None = option(
-        None, "tokenizer, when it is not the base model's own", group="model", nested="tokenizer_id"
+        None,
+        "tokenizer (hub id or folder), if it is not the base model's own",
+        group="model",
+        nested="tokenizer_id",
+        resume="fixed",
     )
-    finetune_type: Annotated[Literal["qlora", "lora", "full"], BeforeValidator(lower)] = option(
-        "qlora", "what is trained: all weights, LoRA adapters, or LoRA adapters on a quantised base", group="model"
+    finetune_type: Annotated[Literal["qlora", "lora", "full"], SmallLetters] = option(
+        "qlora",
+        "what is trained: LoRA adapters on a quantised base (qlora), LoRA adapters (lora), or all weights (full)",
+        group="model",
+        resume="fixed",
     )
     quantization_bits: Annotated[Literal[4, 8], BeforeValidator(whole_number)] = option(
-        4, "bits of the quantised base (qlora); 4 is nf4", group="model"
+        4, "bits per weight of the quantised base (qlora); 4 is nf4", group="model", resume="fixed"
     )
-    double_quantization: bool = option(False, "quantise the 4-bit scales once more (qlora)", group="model")
-    pooling: Annotated[Literal["auto", "last_token", "mean", "cls"], BeforeValidator(lower)] = option(
-        "auto", "how token vectors become one; auto follows the model (decoders: last_token)", group="model"
+    double_quantization: bool = option(
+        False,
+        "quantise the scales of the 4-bit weights too (qlora): a little less memory",
+        group="model",
+        resume="fixed",
+    )
+    pooling: Annotated[Literal["auto", "last_token", "mean", "cls"], SmallLetters] = option(
+        "auto",
+        "how token vectors become one vector; auto follows the model (decoders: last_token)",
+        group="model",
+        resume="fixed",
     )
     query_prompt: str | None = option(
-        None, "text put before every query; left out: the base model's own prompt", group="model"
+        None, "text put before every query; left out: the base model's own prompt", group="model", resume="fixed"
     )
     passage_prompt: str | None = option(
-        None, "text put before every passage; left out: the base model's own prompt", group="model"
+        None, "text put before every passage; left out: the base model's own prompt", group="model", resume="fixed"
     )
     trust_remote_code: bool = option(
-        False, "run Python code that comes with the base model", group="model", nested="hf.trust_remote_code"
+        False,
+        "run Python code that comes with the base model",
+        group="model",
+        nested="hf.trust_remote_code",
+        resume="free",
     )
     local_files_only: bool = option(
-        False, "never ask a hub, use what is on this disk", group="model", nested="hf.local_files_only"
+        False,
+        "never ask a hub; use only what is on this disk",
+        group="model",
+        nested="hf.local_files_only",
+        resume="free",
     )
 
     # LoRA
-    lora_r: int = option(8, "rank of the adapters", group="LoRA", ge=1)
-    lora_alpha: int = option(32, "scale of the adapters (alpha / r)", group="LoRA", ge=1)
-    lora_dropout: float = option(0.1, "dropout before the adapters", group="LoRA", ge=0, lt=1)
-    lora_target_modules: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
-        None, "names of the layers that get adapters; left out: all linear layers of the backbone", group="LoRA"
+    lora_r: int = option(
+        8,
+        "rank of the adapters: a higher one can learn more, and takes more memory",
+        group="LoRA",
+        resume="fixed",
+        ge=1,
+    )
+    lora_alpha: int = option(
+        32, "scale of the adapters: their output is multiplied by alpha / r", group="LoRA", resume="fixed", ge=1
+    )
+    lora_dropout: float = option(
+        0.1, "dropout on the input of the adapters", group="LoRA", resume="reported", ge=0, lt=1
+    )
+    lora_target_modules: Annotated[list[str] | None, OneOrMore] = option(
+        None,
+        "names of the layers that get adapters; left out: all linear layers of the backbone",
+        group="LoRA",
+        resume="fixed",
     )
     lora_top_layers: int | None = option(
         None,
-        "adapters in the last so many layers only; those below run without a graph; left out: in all",
+        "put adapters into the last N layers only, which is faster; left out: into all layers",
         group="LoRA",
+        resume="fixed",
         ge=1,
     )
     lora_plus_ratio: float = option(
-        1.0, "rate of the adapters' B beside that of their A (LoRA+ advises 16)", group="LoRA", ge=1
-    )
-    use_rslora: bool = option(False, "scale by alpha / sqrt(r), for high ranks (rsLoRA)", group="LoRA")
-    use_dora: bool = option(False, "train length and direction of the weights apart (DoRA); slower", group="LoRA")
-    lora_init: Annotated[Literal["default", "pissa", "loftq"], BeforeValidator(lower)] = option(
-        "default",
-        "how adapters begin: as nothing, as the base's largest directions (pissa, for lora), or as what 4-bit "
-        "quantisation took away (loftq, for qlora)",
+        1.0,
+        "learning rate of the adapters' matrix B, as a multiple of that of A (LoRA+ advises 16)",
         group="LoRA",
+        resume="fixed",
+        ge=1,
+    )
+    use_rslora: bool = option(
+        False, "scale the adapters by alpha / sqrt(r), for high ranks (rsLoRA)", group="LoRA", resume="fixed"
+    )
+    use_dora: bool = option(
+        False, "train length and direction of the weights separately (DoRA); slower", group="LoRA", resume="fixed"
+    )
+    lora_init: Annotated[Literal["default", "pissa", "loftq"], SmallLetters] = option(
+        "default",
+        "start of the adapters: no change of the base (default), the largest directions of its weights (pissa, for "
+        "lora), or what 4-bit quantisation took away (loftq, for qlora)",
+        group="LoRA",
+        resume="fixed",
     )
 
     # Data
     train_dataset: SourceList | None = option(
         None,
-        "JSONL, CSV, TSV, Parquet files or hub ids, each perhaps with a weight (`a.jsonl:2` comes twice an epoch); "
-        "left out: data/pairs.jsonl, tools/data/pairs.jsonl, a demo set",
+        "JSONL, CSV, TSV or Parquet files, or hub ids; each may have a weight (`a.jsonl:2` comes twice an epoch); "
+        "left out: data/pairs.jsonl, tools/data/pairs.jsonl, or a demo set",
         group="data",
         nested="data.pairs_path",
+        resume="free",  # compared by content, see `embedrag.training.state.resume.check_data`
     )
     one_source_per_batch: bool = option(
-        False, "with several data sets: all rows of a batch come from the same one", group="data"
+        False, "with several data sets: all rows of a batch come from the same one", group="data", resume="fixed"
     )
     stream: bool = option(
         False,
-        "read rows as they come, an epoch (steps_per_epoch) at a time: for data that has no end or is not to be "
-        "downloaded whole",
+        "read rows during the training, steps_per_epoch at a time; for data without an end, or too large to store",
         group="data",
         nested="data.stream",
+        resume="fixed",
     )
     cache_dir: str | None = option(
-        None, "where tokenised data is kept; left out: $EMBEDRAG_CACHE or ~/.cache/embedrag", group="data"
+        None,
+        "where tokenised data is kept; left out: $EMBEDRAG_CACHE or ~/.cache/embedrag",
+        group="data",
+        resume="free",
     )
-    query_max_len: int = option(256, "longest query, in tokens", group="data", ge=2)
-    passage_max_len: int = option(1024, "longest passage, in tokens", group="data", ge=2)
+    query_max_len: int = option(
+        256, "longest query, in tokens; longer ones are cut", group="data", resume="fixed", ge=2
+    )
+    passage_max_len: int = option(
+        1024, "longest passage, in tokens; longer ones are cut", group="data", resume="fixed", ge=2
+    )
     max_seq_length: int | None = option(
         None,
-        "longest query and passage, in tokens (both at once)",
+        "longest query and passage, in tokens: sets query_max_len and passage_max_len",
         group="data",
         nested="train.max_length",
         aliases=("max_length",),
+        resume="free",  # the two that it sets are compared
         ge=2,
     )
-    neg_nums: int = option(2, "own negatives of a row used in one epoch, drawn anew each epoch", group="data", ge=0)
+    neg_nums: int = option(
+        2, "hard negatives of a row that one epoch uses, drawn anew each epoch", group="data", resume="fixed", ge=0
+    )
     pos_nums: int = option(
         1,
-        "positives of a row that are scored in one step, each against the negatives and those of a lower grade; "
-        "the others take turns",
+        "positives of a row in one step; the others take turns. Each is scored against the negatives and against "
+        "positives of a lower grade",
         group="data",
+        resume="fixed",
         ge=1,
     )
-    candidates: Annotated[Literal["all", "hard"], BeforeValidator(lower)] = option(
+    candidates: Annotated[Literal["all", "hard"], SmallLetters] = option(
         "all",
         "what a query is scored against: all passages of the batch, or its positive and the batch's hard negatives",
         group="data",
+        resume="reported",
     )
 
     # Training
-    output_dir: str = option(..., "folder of this run", group="training", nested="output.save_dir", min_length=1)
-    run_name: str | None = option(
-        None,
-        "subfolder of output_dir for this run",
-        group="training",
-        nested="output.save_name",
-        pattern=r"^[^/\\]*[^/\\.][^/\\]*$",
+    output_dir: str = option(
+        ..., "folder of this run", group="training", nested="output.save_dir", resume="free", min_length=1
     )
-    overwrite: bool = option(False, "replace the run that output_dir holds", group="training")
-    batch_size: int = option(..., "rows in one step of one device", group="training", nested="train.batch_size", ge=1)
-    epochs: int = option(2, "passes over the data", group="training", nested="train.epochs", ge=1)
+    run_name: Annotated[str, AfterValidator(_folder_name)] | None = option(
+        None, "subfolder of output_dir for this run", group="training", nested="output.save_name", resume="free"
+    )
+    overwrite: bool = option(False, "replace the run that output_dir holds", group="training", resume="free")
+    batch_size: int = option(
+        ..., "rows per step on each device", group="training", nested="train.batch_size", resume="fixed", ge=1
+    )
+    epochs: int = option(2, "passes over the data", group="training", nested="train.epochs", resume="reported", ge=1)
     steps_per_epoch: int | None = option(
         None,
-        "optimizer steps that make one epoch; left out: as many as the data has",
+        "optimizer steps in one epoch; left out: as many as the data needs",
         group="training",
         nested="train.steps_per_epoch",
+        resume="fixed",
         ge=1,
     )
     gradient_accumulation_steps: int = option(
         1,
-        "batches added up before one optimizer step",
+        "batches per optimizer step; their gradients are added up",
         group="training",
         nested="train.grad_accum_steps",
         aliases=("grad_accum_steps",),
+        resume="fixed",
         ge=1,
     )
-    temperature: float = option(0.02, "the cosine is divided by it", group="training", gt=0)
+    temperature: float = option(
+        0.02,
+        "cosines are divided by it; the lower it is, the more the hardest negatives count",
+        group="training",
+        resume="reported",
+        gt=0,
+    )
     temperature_end: float | None = option(
-        None, "temperature of the last step, reached by equal factors; left out: it stays", group="training", gt=0
+        None,
+        "temperature of the last step, reached by equal factors; left out: it stays the same",
+        group="training",
+        resume="reported",
+        gt=0,
     )
     lr: float | None = option(
         None,
-        "peak learning rate; left out: 1e-5 full, 1e-4 lora and qlora",
+        "peak learning rate; left out: 1e-5 for full, 1e-4 for lora and qlora",
         group="training",
         nested="optim.lr",
         aliases=("learning_rate",),
+        resume="reported",
         gt=0,
     )
     optimizer: Annotated[
         Literal[
-            "adamw",
-            "adam",
-            "nadam",
-            "radam",
-            "adafactor",
-            "sgd",
-            "rmsprop",
-            "adamw8bit",
-            "paged_adamw8bit",
-            "lion8bit",
+            "adamw", "adam", "nadam", "radam", "adafactor", "sgd", "rmsprop", "adamw8bit", "paged_adamw8bit", "lion8bit"
         ],
-        BeforeValidator(lower),
-    ] = option("adamw", "optimizer", group="training", nested="optim.name")
+        SmallLetters,
+    ] = option(
+        "adamw",
+        "optimizer; those with 8bit in the name take less memory and need bitsandbytes",
+        group="training",
+        nested="optim.name",
+        resume="fixed",
+    )
     weight_decay: float = option(
-        0.01, "weight decay (not on biases and norms)", group="training", nested="optim.weight_decay", ge=0
+        0.01,
+        "weight decay (not on biases and norms)",
+        group="training",
+        nested="optim.weight_decay",
+        resume="reported",
+        ge=0,
     )
     warmup_proportion: float = option(
         0.05,
-        "share of the optimizer steps in which the rate rises; then it falls as a cosine to 0",
+        "share of the optimizer steps in which the learning rate rises; then it falls to 0 along a cosine",
         group="training",
         nested="optim.warmup_ratio",
         aliases=("warmup_ratio",),
+        resume="reported",
         ge=0,
         lt=1,
     )
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 = never", group="training", ge=0)
+    max_grad_norm: float = option(
+        1.0, "a longer gradient is scaled down to this norm; 0: never", group="training", resume="reported", ge=0
+    )
     gradient_checkpointing: bool = option(
         False,
         "recompute layers in the backward pass: less memory, more time",
         group="training",
         nested="train.grad_checkpointing",
+        resume="reported",
     )
     save_on_epoch_end: int = option(
-        1, "write checkpoint-epoch-N every so many epochs; 0 = only final/", group="training", ge=0
+        1, "epochs between two checkpoints (checkpoint-epoch-N); 0: only final/", group="training", resume="free", ge=0
     )
     save_steps: int | None = option(
         None,
-        "write checkpoint-step-N, from which the run can go on, every so many optimizer steps; "
-        "left out: only at the end of epochs and when the run is stopped",
+        "optimizer steps between two checkpoints (checkpoint-step-N); left out: only at the end of epochs, and when "
+        "the run is stopped",
         group="training",
+        resume="free",
         ge=1,
     )
     save_total_limit: int = option(
         2,
-        "newest checkpoints that a run can go on from; older ones are removed (models of epochs stay)",
+        "number of newest checkpoints that a run can resume from; older ones are removed (models of epochs stay)",
         group="training",
+        resume="free",
         ge=1,
     )
     resume: str | None = option(
         None,
-        "go on from a checkpoint: its folder, or auto for the newest whole one in output_dir (none: start)",
+        "continue from a checkpoint: its folder, or auto for the newest whole one in output_dir (if there is none, the "
+        "run starts)",
         group="training",
+        resume="free",
         min_length=1,
     )
-    on_nonfinite: Annotated[Literal["stop", "skip"], BeforeValidator(lower)] = option(
-        "stop", "what to do when a loss or gradient is not finite: stop, or skip the step and count", group="training"
+    on_nonfinite: Annotated[Literal["stop", "skip"], SmallLetters] = option(
+        "stop",
+        "when a loss or gradient is not finite: stop, or skip the step and count it",
+        group="training",
+        resume="reported",
     )
     merge: bool = option(
-        False, "write merged/ at the end: the adapter merged into the base, and proved", group="training"
+        False,
+        "at the end, merge the adapter into the base, check the result and write it to merged/",
+        group="training",
+        resume="free",
     )
-    seed: int = option(42, "seed of order, draws and dropout", group="training", ge=0, le=2**32 - 1)
+    seed: int = option(
+        42,
+        "seed of the order of rows, of random draws and of dropout",
+        group="training",
+        resume="fixed",
+        ge=0,
+        le=2**32 - 1,
+    )
     dry_run: bool = option(
         False,
         "do everything up to the first step (data, model, checks), and write nothing but the cache",
         group="training",
+        resume="free",
     )
 
     # Loss
     directions: Annotated[
-        list[Literal["query_passage", "passage_query", "query_query", "passage_passage"]], BeforeValidator(as_list)
+        list[Literal["query_passage", "passage_query", "query_query", "passage_passage"]], OneOrMore
     ] = option(
         ["query_passage"],
-        "what is scored against what: the query against all passages (always), the positive against all queries, the "
-        "query against the other queries, the positive against the passages of other queries",
+        "what is scored against what: queries against passages (always), positives against queries, queries against "
+        "queries, positives against passages of other rows",
         group="loss",
         former_names=("further_directions",),
         former_values=lambda value: ["query_passage", *as_list(value)],
+        resume="reported",
     )
-    partition_mode: Annotated[Literal["joint", "separate"], BeforeValidator(lower)] = option(
+    partition_mode: Annotated[Literal["joint", "separate"], SmallLetters] = option(
         "joint",
-        "joint: one softmax over all directions; separate: a softmax for each of query_passage and passage_query, and "
-        "the mean of their losses",
+        "joint: one softmax over all directions; separate: one softmax for query_passage and one for passage_query, "
+        "and the mean of the two losses",
         group="loss",
         former_names=("separate",),
         former_values=former_switch("joint", "separate"),
+        resume="reported",
     )
     hardness_strength: float = option(
         0.0,
-        "this times its cosine is added to the logit of a negative, so that hard negatives count more; 0: off",
+        "makes hard negatives count more: this number times its cosine is added to the logit of a negative; 0: off",
         group="loss",
-        ge=0,
         former_names=("hardness",),
+        resume="reported",
+        ge=0,
     )
-    hardness_mode: Annotated[Literal["all", "own", "in_batch"], BeforeValidator(lower)] = option(
+    hardness_mode: Annotated[Literal["all", "own", "in_batch"], SmallLetters] = option(
         "all",
-        "negatives that hardness_strength counts for: all, the row's own, or those of other rows",
+        "negatives that hardness_strength counts for: all, the row's own, or those of other rows (in_batch)",
         group="loss",
         former_names=("hardness_of",),
+        resume="reported",
     )
     false_negative_margin: float | None = option(
-        None, "a passage whose cosine is above the positive's by more than this is no negative", group="loss"
+        None,
+        "a passage with a cosine above the positive's by more than this is not a negative; left out: every passage is",
+        group="loss",
+        resume="reported",
     )
-    false_negative_guide: Annotated[Literal["self", "base"], BeforeValidator(lower)] = option(
-        "self", "whose cosines tell that: the model's own, or its base's (LoRA and QLoRA: adapters off)", group="loss"
+    false_negative_guide: Annotated[Literal["self", "base"], SmallLetters] = option(
+        "self",
+        "whose cosines false_negative_margin compares: the model's own, or its base's (LoRA and QLoRA: adapters off)",
+        group="loss",
+        resume="reported",
     )
-    distillation: Annotated[Literal["kl", "margin_mse"] | None, BeforeValidator(lower)] = option(
-        None, "learn the scores of a teacher too (teacher_scores in the rows, from embedrag mine)", group="loss"
+    distillation: Annotated[Literal["kl", "margin_mse"] | None, SmallLetters] = option(
+        None,
+        "learn the scores of a teacher too (teacher_scores in the rows, from embedrag mine)",
+        group="loss",
+        resume="reported",
     )
     distillation_weight: float = option(
-        0.5, "share of distillation in the loss; 1 = nothing else", group="loss", gt=0, le=1
+        0.5, "share of distillation in the loss; 1: nothing else", group="loss", resume="reported", gt=0, le=1
     )
-    teacher_temperature: float = option(1.0, "the teacher's scores are divided by it", group="loss", gt=0)
+    teacher_temperature: float = option(
+        1.0, "the teacher's scores are divided by it", group="loss", resume="reported", gt=0
+    )
     embedding_teacher: str | None = option(
-        None, "learn the vectors of this (larger) model too; it embeds every text once, before", group="loss"
+        None,
+        "learn the vectors of this (larger) model too; it embeds every text once, before the training",
+        group="loss",
+        resume="reported",
     )
-    embedding_teacher_weight: float = option(1.0, "weight of that beside the contrastive loss", group="loss", gt=0)
-    matryoshka_dims: Annotated[list[PositiveInt] | None, BeforeValidator(as_list)] = option(
-        None, "the first so many components of a vector are a good vector too, for each number named", group="loss"
+    embedding_teacher_weight: float = option(
+        1.0,
+        "weight of the loss of embedding_teacher; that of the contrastive loss is 1",
+        group="loss",
+        resume="reported",
+        gt=0,
     )
-    matryoshka_weights: Annotated[list[float] | None, BeforeValidator(as_list)] = option(
-        None, "weight of the loss of each of matryoshka_dims; left out: 1", group="loss"
+    matryoshka_dims: Annotated[list[PositiveInt] | None, OneOrMore] = option(
+        None,
+        "for each N of these, the first N dimensions of a vector are trained to be a good vector too",
+        group="loss",
+        resume="reported",
     )
-    embedding_precisions: Annotated[list[Literal["int8", "binary"]] | None, BeforeValidator(as_list)] = option(
-        None, "train the vectors for these precisions too (straight through)", group="loss"
+    matryoshka_weights: Annotated[list[float] | None, OneOrMore] = option(
+        None, "weight of the loss of each of matryoshka_dims; left out: 1", group="loss", resume="reported"
+    )
+    embedding_precisions: Annotated[list[Literal["int8", "binary"]] | None, OneOrMore] = option(
+        None, "train the vectors for storage in these precisions too", group="loss", resume="reported"
     )
 
     # Machine
-    device: Device = option("auto", "where to compute", group="machine", nested="device")
-    use_cpu: bool = option(False, "the same as --device cpu", group="machine")
+    device: Device = option(
+        "auto", "where to compute; auto: on a GPU if there is one", group="machine", nested="device", resume="reported"
+    )
+    use_cpu: bool = option(False, "the same as device cpu", group="machine", resume="free")
     dtype: Dtype = option(
         "auto",
-        "precision of the computation; auto: bfloat16 where the GPU has it, or the CPU is faster with it",
+        "precision of the computation; auto: bfloat16 if the GPU has it, or if the CPU is faster with it",
         group="machine",
         nested="dtype",
+        resume="reported",
     )
-    attention: Annotated[Literal["auto", "packed", "padded"], BeforeValidator(lower)] = option(
+    attention: Annotated[Literal["auto", "packed", "padded"], SmallLetters] = option(
         "auto",
         "packed: texts lie one after the other without padding; padded: sorted by length and padded; "
-        "auto: packed where a check on the model passes",
+        "auto: packed if the model passes a check",
         group="machine",
+        resume="reported",
     )
     num_processes: int | None = option(
         None,
-        "processes that train together on this machine; left out: one for each visible GPU, else one",
+        "processes that train together on this machine; left out: one for each visible GPU, or one",
         group="machine",
+        resume="free",  # the trainer compares and reports the processes that are really there
         ge=1,
     )
     gather_negatives: bool = option(
         True,
-        "with several processes: score a query against the passages of all of them; false: of its own alone",
+        "with several processes: score a query against the passages of all of them; false: of its own process only",
         group="machine",
+        resume="reported",
     )
     shard_weights: bool = option(
         False,
-        "with several processes: each keeps a part of weights, gradients and optimizer state (FSDP2), for full "
-        "fine-tunes that do not fit one device",
+        "with several processes: each keeps a part of the weights, gradients and optimizer state (FSDP2); for full "
+        "fine-tunes that do not fit on one device",
         group="machine",
+        resume="free",
     )
     token_budget: int | None = option(
         None,
-        "tokens whose activations are held at once; the others of a batch are recomputed, with the same gradient; "
-        "left out: what fits in memory",
+        "tokens for which activations are kept at once; the rest of a batch is computed twice, with the same gradient; "
+        "left out: as many as fit in memory",
         group="machine",
+        resume="reported",
         ge=1,
     )
     no_self_test: bool = option(
-        False, "skip the checks at the start (batch = single vectors, padding side, end token)", group="machine"
+        False,
+        "skip the checks at the start (same vectors alone and in a batch, side of the padding, end token)",
+        group="machine",
+        resume="free",
     )
     num_workers: int = option(
-        0, "processes that prepare batches beside the training", group="machine", nested="train.num_workers", ge=0
+        0,
+        "processes that prepare batches during the training",
+        group="machine",
+        nested="train.num_workers",
+        resume="free",
+        ge=0,
     )
     pad_to_multiple_of: int = option(
-        1, "padded widths are rounded up to it", group="machine", nested="train.pad_to_multiple_of", ge=1
+        1,
+        "padded lengths are rounded up to a multiple of it",
+        group="machine",
+        nested="train.pad_to_multiple_of",
+        resume="reported",
+        ge=1,
     )
 
     # Evaluation
@@ -362,31 +526,50 @@ class TrainOptions(Options):
         None,
         "scored before, during and after the training: a folder in the BEIR layout, or rows in any accepted shape",
         group="evaluation",
+        resume="fixed",
         min_length=1,
     )
     eval_split: float | None = option(
-        None, "hold out this share of the rows (whole queries) and score on them", group="evaluation", gt=0, lt=1
-    )
-    eval_steps: int | None = option(None, "score every so many optimizer steps", group="evaluation", ge=1)
-    eval_epochs: int = option(
-        1, "score at the end of every so many epochs, where eval_steps is left out", group="evaluation", ge=1
-    )
-    metric_for_best: str = option(
-        "ndcg@10",
-        "what decides which state becomes final/: ndcg, recall, mrr, map or precision at a cut-off",
+        None,
+        "share of the rows (whole queries) that is held out of the training and scored",
         group="evaluation",
-        pattern=r"^(ndcg|recall|mrr|map|precision)@[1-9]\d*$",
+        resume="fixed",
+        gt=0,
+        lt=1,
+    )
+    eval_steps: int | None = option(
+        None, "optimizer steps between two evaluations", group="evaluation", resume="reported", ge=1
+    )
+    eval_epochs: int = option(
+        1, "epochs between two evaluations, if eval_steps is left out", group="evaluation", resume="reported", ge=1
+    )
+    metric_for_best: Annotated[str, AfterValidator(_metric)] = option(
+        "ndcg@10",
+        "metric that decides which state becomes final/: ndcg, recall, mrr, map or precision at a cut-off",
+        group="evaluation",
+        resume="fixed",
     )
     early_stopping_patience: int | None = option(
-        None, "end the training after so many evaluations without a better one", group="evaluation", ge=1
+        None,
+        "end the training after this number of evaluations without a better one",
+        group="evaluation",
+        resume="reported",
+        ge=1,
     )
 
     # Logs
-    log_with: Annotated[Literal["tensorboard", "wandb", "all"], BeforeValidator(lower)] = option(
-        "tensorboard", "tracker of the curves (runs/)", group="logs"
+    log_with: Annotated[Literal["tensorboard", "wandb", "all"], SmallLetters] = option(
+        "tensorboard",
+        "where the curves are written: tensorboard (runs/), wandb, or both (all)",
+        group="logs",
+        resume="free",
     )
     save_metrics: bool = option(
-        True, "write metrics.json, the figures of the end of the run", group="logs", nested="output.save_metrics"
+        True,
+        "write metrics.json with the figures of the end of the run",
+        group="logs",
+        nested="output.save_metrics",
+        resume="free",
     )
 
     @model_validator(mode="before")
@@ -398,13 +581,11 @@ class TrainOptions(Options):
 
     @model_validator(mode="after")
     def _agree(self) -> TrainOptions:
-        problems = list(contradictions(self))
-        if problems:
-            raise ValueError("; ".join(problems))
+        raise_all(contradictions(self))
         return self
 
     def resolved(self) -> TrainOptions:
-        """The options with everything filled in that follows from other options (rate, lengths, device, folder)."""
+        """The options with everything filled in that follows from others: learning rate, lengths, device."""
         changes: dict[str, Any] = {"lr": self.lr or LEARNING_RATES[self.finetune_type]}
         if self.max_seq_length:
             changes |= {"query_max_len": self.max_seq_length, "passage_max_len": self.max_seq_length}

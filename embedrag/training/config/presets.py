@@ -1,11 +1,11 @@
-"""Settings of published recipes, by name (`--recipe`)."""
+"""Settings of published recipes, by name (the option `recipe`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# What the papers (docs/losses.md) say of loss, negatives and schedule; rates follow --finetune_type, for theirs are of
-# full fine-tunes with batches of hundreds.
+# What the papers (docs/losses.md) say of loss, negatives and schedule. Learning rates are not among them: they follow
+# `finetune_type`, because those of the papers are for full fine-tunes with batches of hundreds.
 RECIPES: dict[str, dict[str, Any]] = {
     "mnrl": {"temperature": 0.05, "neg_nums": 1, "warmup_proportion": 0.1},
     "bge": {"temperature": 0.02, "neg_nums": 7, "warmup_proportion": 0.1},

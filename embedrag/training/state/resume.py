@@ -1,7 +1,7 @@
-"""Going on with a run: which settings may differ, and what of the engine must not.
+"""Resume a run: which settings may differ from those of the checkpoint, and what is taken from it.
 
-A continued run repeats the unbroken one (bit for bit where sums have a fixed order: on a CPU), so what was measured at
-the first start (precision, packing, token budget) is taken from the checkpoint and not measured again.
+A resumed run repeats the unbroken one: bit for bit on a CPU, where sums have a fixed order. So what was measured at the
+first start (precision, packing, token budget) is taken from the checkpoint and not measured again.
 """
 
 from __future__ import annotations
@@ -11,66 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
+from embedrag.options.field import extra, renamed
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.memory import TokenBudget
 from embedrag.training.objective import ContrastiveObjective
 from embedrag.training.state.checkpoint import Checkpoint
-
-# A run that goes on with another one of these would be another run from its first step on.
-FIXED = (
-    "model_name_or_path",
-    "tokenizer_id",
-    "finetune_type",
-    "quantization_bits",
-    "double_quantization",
-    "pooling",
-    "query_prompt",
-    "passage_prompt",
-    "query_max_len",
-    "passage_max_len",
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
-    "lora_top_layers",
-    "use_rslora",
-    "use_dora",
-    "lora_init",
-    "lora_plus_ratio",
-    "neg_nums",
-    "pos_nums",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "steps_per_epoch",
-    "one_source_per_batch",
-    "stream",
-    "optimizer",
-    "seed",
-    "eval_dataset",
-    "eval_split",
-    "metric_for_best",
-)
-# These do not touch what is learnt.
-FREE = (
-    "train_dataset",  # by content, see `check_data`
-    "output_dir",
-    "run_name",
-    "overwrite",
-    "resume",
-    "save_steps",
-    "save_total_limit",
-    "save_on_epoch_end",
-    "save_metrics",
-    "merge",
-    "log_with",
-    "cache_dir",
-    "num_workers",
-    "local_files_only",
-    "trust_remote_code",
-    "use_cpu",
-    "num_processes",
-    "shard_weights",
-    "dry_run",
-)
 
 
 def is_complete(options: TrainOptions) -> bool:
@@ -90,49 +35,58 @@ def is_complete(options: TrainOptions) -> bool:
 
 
 def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]:
-    """Lines about settings that differ from those of the checkpoint.
+    """Compare the options with those of the checkpoint, each by its own rule (`option(..., resume=…)`).
 
     Args:
-        checkpoint: what is gone on from.
+        checkpoint: what the run goes on from.
         asked: the options of this run.
 
+    Returns:
+        A line for each `reported` option that has another value now.
+
     Raises:
-        UserError: for settings with which it would not be the same run.
+        UserError: for `fixed` options with another value.
     """
-    before = checkpoint.state["options"]
-    # What `auto` and the base settled is what was asked for, where --config is given the run's own settings.
-    settled = json.loads((checkpoint.folder / "training_config.json").read_text(encoding="utf-8"))
-    same = [
-        name for name in asked if asked[name] in (before.get(name, asked[name]), settled.get(name, before.get(name)))
+    before = renamed(TrainOptions, checkpoint.state["options"])
+    # The run's own settings file, given to `config`, has what `auto` and the base model came to: that is no change.
+    text = (checkpoint.folder / "training_config.json").read_text(encoding="utf-8")
+    settled = renamed(TrainOptions, json.loads(text))
+    changed = [
+        name
+        for name, value in asked.items()
+        if value not in (before.get(name, value), settled.get(name, before.get(name)))
     ]
-    changed = [name for name in asked if name not in same and name not in FREE]
-    refused = [name for name in changed if name in FIXED]
+    rules = {name: extra(field)["resume"] for name, field in TrainOptions.model_fields.items()}
+    refused = [name for name in changed if rules[name] == "fixed"]
     if refused:
-        what = ", ".join(f"--{name} is {asked[name]!r} and was {before[name]!r}" for name in refused)
-        raise UserError(
-            f"--resume {checkpoint.folder}: {what}; go on with the settings of the checkpoint, or start a new run in "
-            "another --output_dir"
-        )
-    return [f"resume: --{name} is {asked[name]!r} from here on, and was {before[name]!r}" for name in changed]
+        what = ", ".join(f"`{name}` is {asked[name]!r} and was {before[name]!r}" for name in refused)
+        remedy = "go on with the settings of the checkpoint, or start a new run in another `output_dir`"
+        raise UserError(f"{what}; {remedy}", "resume", checkpoint.folder)
+    reported = [name for name in changed if rules[name] == "reported"]
+    return [f"resume: `{name}` is {asked[name]!r} from here on, and was {before[name]!r}" for name in reported]
 
 
 def check_data(checkpoint: Checkpoint, checksum: str) -> None:
     """Raise UserError when the data is not that of the checkpoint."""
     if checkpoint.state["data"] != checksum:
         raise UserError(
-            f"--resume {checkpoint.folder}: --train_dataset has other rows, tokens or weights than the run had; "
-            "go on with the same data, or start a new run in another --output_dir"
+            "`train_dataset` has other rows, tokens or weights than the run had; go on with the same data, or start a "
+            "new run in another `output_dir`",
+            "resume",
+            checkpoint.folder,
         )
 
 
 def check_processes(checkpoint: Checkpoint, size: int, options: TrainOptions) -> None:
-    """Raise UserError where another number of processes would have no place to go on at."""
+    """Raise UserError when the number of processes has changed, and the run can't go on in the middle of an epoch."""
     before = checkpoint.state["processes"]
-    flag = "steps_per_epoch" if options.steps_per_epoch else "one_source_per_batch"
-    if getattr(options, flag) and before != size:
+    divided = "steps_per_epoch" if options.steps_per_epoch else "one_source_per_batch"
+    if getattr(options, divided) and before != size:
         raise UserError(
-            f"--resume {checkpoint.folder}: {before} processes wrote it and {size} are here; with --{flag} "
-            f"the rows of an epoch would be others, so go on with --num_processes {before}"
+            f"{before} processes wrote it and {size} are here; with `{divided}` the rows of an epoch would be others, "
+            f"so go on with `num_processes={before}`",
+            "resume",
+            checkpoint.folder,
         )
 
 
@@ -148,7 +102,7 @@ def engine_state(objective: ContrastiveObjective) -> dict[str, Any]:
 
 
 def engine_options(checkpoint: Checkpoint, options: TrainOptions) -> TrainOptions:
-    """The options with what the run had settled in the place of `auto`."""
+    """The options, with what the run had found out instead of `auto`."""
     engine = checkpoint.state["engine"]
     return options.model_copy(
         update={

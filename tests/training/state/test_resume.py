@@ -16,7 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from embedrag.cli import main
-from embedrag.training.state.checkpoint import checkpoints, damage
+from embedrag.errors import UserError
+from embedrag.options.field import extra
+from embedrag.training.config.options import TrainOptions
+from embedrag.training.state.checkpoint import Checkpoint, checkpoints, damage
+from embedrag.training.state.resume import compare_settings
 from embedrag.training.trainer import Trainer
 from tests.conftest import sample_rows
 from tests.processes import Process, start, wait_until
@@ -228,6 +232,34 @@ def test_settings_that_make_another_run_are_refused_by_flag(
 ) -> None:
     assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", "auto", *more) == 2
     assert named in capsys.readouterr().err
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "fixed": ({"lora_r": 4}, "`lora_r` is 4 and was 8"),
+    "reported": ({"lr": 0.5, "hardness_strength": 1.0}, "`lr` is 0.5 from here on, and was 0.0001"),
+    "free": ({"save_steps": 7, "num_workers": 1, "max_seq_length": 99, "recipe": "bge"}, ""),
+}
+
+
+@pytest.mark.parametrize("rule", CHANGES)
+def test_changed_option_is_refused_reported_or_free_by_its_own_rule(rule: str, tmp_path: Path) -> None:
+    """The checkpoint has the former names of options."""
+    before = TrainOptions(output_dir="o", batch_size=3, finetune_type="lora").resolved().model_dump()
+    former = before | {"hardness": 0.0, "hardness_of": "all", "separate": False, "further_directions": []}
+    for name in ("hardness_strength", "hardness_mode", "partition_mode", "directions"):
+        del former[name]
+    (tmp_path / "training_config.json").write_text(json.dumps(former), encoding="utf-8")
+    checkpoint = Checkpoint(tmp_path, {"options": former})
+    assert compare_settings(checkpoint, before) == []
+    changes, message = CHANGES[rule]
+    assert {extra(TrainOptions.model_fields[name])["resume"] for name in changes} == {rule}
+    if rule == "fixed":
+        with pytest.raises(UserError, match=message):
+            compare_settings(checkpoint, before | changes)
+    else:
+        lines = compare_settings(checkpoint, before | changes)
+        assert len(lines) == (len(changes) if rule == "reported" else 0)
+        assert all(message in line or "hardness_strength" in line for line in lines)
 
 
 def test_other_data_is_refused(
