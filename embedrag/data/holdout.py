@@ -12,7 +12,7 @@ from embedrag.data.rows import read_rows
 from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
 
-DISTRACTORS = 10_000  # passages of so many training rows are searched too
+DISTRACTORS = 10_000  # training rows, at most; their passages are searched too
 
 
 def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np.ndarray]:

@@ -68,7 +68,7 @@ class WeightedSampler(ShuffledSampler):
             sets: row numbers of each data set.
             weights: how often the rows of each data set come in a pass.
             seed: of the order.
-            batch_size: 1, or the size of batches of one data set: so many positions in a row have the same data set.
+            batch_size: for batches of one data set, their number of rows; otherwise 1.
         """
         super().__init__(sum(map(len, sets)), seed)
         self.sets, self.batch_size = sets, batch_size

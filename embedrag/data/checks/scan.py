@@ -27,7 +27,7 @@ from embedrag.runtime.console import console
 
 SIDES = ("query", "positive", "negative")
 SCRIPT_CHARACTERS = 200  # only the first ones of each text are looked at
-MIXED_SHARE = 0.2  # of the letters; with so many of a second script, a row is of several scripts
+MIXED_SHARE = 0.2  # a row with this share of its letters in a second script is of several scripts
 KEYS_KEPT = 1000  # different further keys are counted
 SAMPLED_TEXTS = 10_000  # of each side
 
