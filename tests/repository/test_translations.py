@@ -47,7 +47,7 @@ class Section(NamedTuple):
     level: str
     blocks: list[tuple[str, str]]  # code blocks: language and content, in order
     shape: list[str]  # tags of paragraphs, lists, tables, bold words, in order
-    links: list[str]
+    links: list[str]  # and pictures
     code: list[str]  # flags, file names and values in backticks
     figures: list[str]
 
@@ -64,6 +64,8 @@ def sections(text: str) -> list[Section]:
         for child in token.children or []:
             if child.type == "link_open":  # to the page of the same language, from its folder
                 found[-1].links.append(OF_A_LANGUAGE.sub("", child.attrs["href"]))
+            elif child.type == "image":
+                found[-1].links.append(child.attrs["src"])
             elif child.type == "strong_open":
                 found[-1].shape.append(child.tag)
             elif child.type == "code_inline":
@@ -122,11 +124,12 @@ def test_translation_has_the_structure_code_links_and_figures_of_the_english_tex
         ("```bash", "```sh", "blocks"),
         ("--neg_nums 4", "--neg_nums 5", "blocks"),
         ("mean loss of each epoch", "每個 epoch 的平均損失", "blocks"),
-        ("\n- **QLoRA**", " **QLoRA**", "shape"),
-        ("**QLoRA**", "** QLoRA**", "shape"),
+        ("\n- ", " ", "shape"),
+        ("**", "** ", "shape"),
         ("(docs/speed.md)", "(docs/sped.md)", "links"),
         ("[datasets/](datasets/README.md)", "datasets/", "links"),
-        ("`merge_config.json`", "`merge.json`", "code"),
+        ("docs/images/base_against_tuned.svg", "docs/images/base.svg", "links"),
+        ("`evaluation.ipynb`", "`evaluation.py`", "code"),
         ("24 GB", "32 GB", "figures"),
     ],
 )
