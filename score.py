@@ -1,9 +1,9 @@
-"""Scoring script of an Azure ML online endpoint: `init` once, `run` for every request.
+"""Scoring script of an Azure ML online endpoint: Azure calls `init` once and `run` for every request.
 
-The model is the folder that AZUREML_MODEL_DIR names, or lies below it. Requests are `{"texts": ["…"]}` or
-`{"inputs": {"data": ["…"]}}`, each perhaps with `prompt_name` (query, document), `dimensions` and `normalize`; the
-answer is `{"embeddings": [[…]]}`. What is wrong with a request comes back as `{"error": "…"}` with status 400
-(a managed endpoint makes 424 of it, and puts the 400 into a header).
+The model lies in the folder that AZUREML_MODEL_DIR names, or below it. A request is `{"texts": ["…"]}` or
+`{"inputs": {"data": ["…"]}}`; both may have the fields `prompt_name` (`query` or `document`), `dimensions` and
+`normalize`. The answer is `{"embeddings": [[…]]}`. A wrong request is answered with `{"error": "…"}` and status 400. A
+managed endpoint turns that into status 424 and puts the 400 into a header.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ encoder: Any = None
 
 
 def init() -> None:
-    """Load the model; a server that has none ends here, with the reason."""
+    """Load the model. Without one the server ends here and shows the reason."""
     global encoder
     encoder = load_model(str(find_model(Path(os.environ.get("AZUREML_MODEL_DIR", ".")))))
 
 
 def run(raw_data: Any) -> Any:
-    """Answer one request, an object or JSON of one."""
+    """Answer one request, which is an object or JSON of one."""
     try:
         return {"embeddings": embed(encoder, read_request(raw_data)).tolist()}
     except UserError as error:
@@ -34,7 +34,7 @@ def run(raw_data: Any) -> Any:
 
 
 def _refusal(message: str) -> Any:
-    """Status 400 where Azure's server is there to send it, else the body alone."""
+    """An answer with status 400 under Azure's server; elsewhere its body alone."""
     try:
         from azureml_inference_server_http.api.aml_response import AMLResponse
     except ImportError:

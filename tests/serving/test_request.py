@@ -20,13 +20,15 @@ from embedrag.serving.request import MAX_CHARACTERS, MAX_TEXTS, EmbedRequest, ch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def score(tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def score(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The script's namespace, its model two levels below AZUREML_MODEL_DIR."""
-    shutil.copytree(tiny_bert, tmp_path / "models" / "1" / "merged")
-    monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path / "models"))
+    folder = tmp_path_factory.mktemp("azure")
+    shutil.copytree(tiny_bert, folder / "models" / "1" / "merged")
     script = runpy.run_path(str(ROOT / "score.py"))
-    script["init"]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZUREML_MODEL_DIR", str(folder / "models"))
+        script["init"]()
     return script
 
 
@@ -106,6 +108,13 @@ def test_request_with_very_many_faults_is_refused_at_the_first_few(wrong: str, k
     tracemalloc.stop()
     assert len(str(error.value)) < 1000
     assert peak < 2**20
+
+
+def test_init_without_a_model_ends_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure's server ends when `init` raises, and shows the error."""
+    monkeypatch.setenv("AZUREML_MODEL_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=f"{tmp_path}: no model in it"):
+        runpy.run_path(str(ROOT / "score.py"))["init"]()
 
 
 def test_huge_text_is_cut_to_the_models_length(score) -> None:
