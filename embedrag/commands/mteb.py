@@ -6,8 +6,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from embedrag.errors import raise_all
 from embedrag.options.command import Command
 from embedrag.options.field import HALF, Device, Dtype, Options, TextList, as_list, option
+from embedrag.runtime.console import say
 
 
 class MtebOptions(Options):
@@ -18,10 +20,10 @@ class MtebOptions(Options):
     baseline: str | None = option(None, "model to compare with, usually the base", group="mteb")
     tasks: TextList = option(..., "names of tasks, as mteb spells them (SciFact NFCorpus)", group="mteb", min_length=1)
     languages: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
-        None, "only subsets in these languages, ISO 639-3 codes (deu); left out: all of a task's", group="mteb"
+        None, "only subsets in these languages, ISO 639-3 codes (deu); default: all subsets of a task", group="mteb"
     )
     output_dir: str | None = option(
-        None, "folder for mteb's JSON; tasks that it holds of this very model are not run again", group="mteb"
+        None, "folder for mteb's JSON; tasks that it holds for the very same model are not run again", group="mteb"
     )
     device: Device = option("auto", "where to compute", group="mteb")
     dtype: Dtype = option("float32", HALF, group="mteb")
@@ -29,10 +31,14 @@ class MtebOptions(Options):
 
 
 def run(options: MtebOptions) -> int:
-    """Do what the options say."""
-    from embedrag.evaluation.mteb_adapter import run
+    """`embedrag mteb`: a table on the screen and, with `--output_dir`, mteb's own JSON files."""
+    from embedrag.evaluation.mteb_adapter import evaluate_on_mteb
 
-    return run(options)
+    result = evaluate_on_mteb(**options.model_dump())
+    for line in result.lines():
+        say(line)
+    raise_all(result.problems.values())
+    return 0
 
 
 COMMAND = Command(MtebOptions, run, "score a model on tasks of MTEB (needs mteb)")

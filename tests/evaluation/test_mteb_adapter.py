@@ -170,7 +170,7 @@ def by_hand(folder: str) -> float:
 
 @cache
 def by_mteb(folder: str, name: str = "PondRetrieval") -> float:
-    return score(MtebModel(encoder_of(folder), folder), find_tasks([name]))[0][name]
+    return score(MtebModel(encoder_of(folder)), find_tasks([name]))[0][name]
 
 
 @pytest.mark.usefixtures("known")
@@ -197,7 +197,7 @@ def test_query_prompt_is_left_out_of_tasks_without_queries(tiny_bert: str, promp
 def test_roles_and_texts_reach_the_encoder(tasks: dict[str, Any], tiny_bert: str, monkeypatch) -> None:
     from mteb.models import CrossEncoderProtocol, EncoderProtocol, SearchProtocol
 
-    model = MtebModel(encoder_of(tiny_bert), tiny_bert)
+    model = MtebModel(encoder_of(tiny_bert))
     assert isinstance(model, EncoderProtocol)
     assert not isinstance(model, SearchProtocol | CrossEncoderProtocol)
     seen: dict[str, list[str]] = {}
@@ -213,7 +213,7 @@ def test_roles_and_texts_reach_the_encoder(tasks: dict[str, Any], tiny_bert: str
 
 
 def test_vectors_without_unit_length_are_compared_by_cosine(tasks: dict[str, Any], tiny_bert: str) -> None:
-    model = MtebModel(encoder_of(tiny_bert), tiny_bert)
+    model = MtebModel(encoder_of(tiny_bert))
     a, b = np.array([[3.0, 0.0], [1.0, 1.0]]), np.array([[0.0, 2.0], [5.0, 5.0]])
     half = 0.5**0.5
     assert np.allclose(model.similarity(a, b), [[0, half], [half, 1]], atol=1e-6)
@@ -286,7 +286,7 @@ def test_data_that_cannot_be_had_is_one_line_and_stops_no_other_task(tiny_bert: 
     assert main(words) == 2
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "LostRetrieval: its data (nobody/nothing) can't be had: " in errors[0]
+    assert len(errors) == 1 and "LostRetrieval: its data (nobody/nothing) can't be read: " in errors[0]
     assert "Traceback" not in captured.err
     assert f"{by_hand(tiny_bert):.4f}" in captured.out and "+0.0000" in captured.out
 
@@ -297,7 +297,7 @@ def test_all_unknown_names_and_languages_are_told_with_near_misses() -> None:
         find_tasks(["SciFcat", "PondRetrieval", "Nfcorpus", "CIFAR10"], ["english"])
     lines = str(error.value).splitlines()
     assert len(lines) == 4
-    assert "--languages english" in lines[0] and "deu" in lines[0]
+    assert "`languages=english`" in lines[0] and "deu" in lines[0]
     assert lines[1].endswith("did you mean SciFact?") and lines[2].endswith("did you mean NFCorpus?")
     assert "image" in lines[3]
 
@@ -324,4 +324,4 @@ def test_missing_package_is_told_with_the_pip_command(monkeypatch: pytest.Monkey
 def test_options_need_model_and_tasks() -> None:
     with pytest.raises(UserError) as error:
         parse(MtebOptions, [], "mteb", "")
-    assert "--model is required" in str(error.value) and "--tasks is required" in str(error.value)
+    assert "`model`: is required" in str(error.value) and "`tasks`: is required" in str(error.value)

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as people read them."""
+"""Numbers and names of an evaluation in the form in which people read them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Row = dict[str, Any]
 
 
 def cut(text: Any, columns: int) -> str:
-    """Text on one line, ended with an ellipsis when it is wider; a CJK sign takes two columns.
+    """Text on one line of this width, cut with an ellipsis where it is longer; a CJK character takes two columns.
 
     >>> cut("a frog sits by the pond", 10), cut("青蛙在池塘边", 6)
     ('a frog sit…', '青蛙在…')
     """
     line = " ".join(str(text).split())
-    for index, sign in enumerate(line):
-        columns -= sign_width(sign)
+    for index, character in enumerate(line):
+        columns -= width(character)
         if columns < 0:
             return line[:index].rstrip() + "…"
     return line
 
 
 def label(name: str) -> str:
-    """Name of a metric as it is written in papers.
+    """Name of a metric as papers write it.
 
     >>> label("ndcg@10"), label("recall@5"), label("triplet_accuracy")
     ('nDCG@10', 'Recall@5', 'Triplet accuracy')
@@ -43,17 +43,17 @@ def label(name: str) -> str:
 
 
 def plain(value: float) -> str:
-    """A value with three digits, with a real minus."""
+    """A value with three decimals, and with a minus sign instead of a hyphen."""
     return f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float) -> str:
-    """A difference with its sign."""
+    """A difference with three decimals and its sign."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def chance(value: float) -> str:
-    """A p value; below a thousandth no more than that.
+    """A p-value with three decimals, or `< 0.001`.
 
     >>> chance(0.00001), chance(0.0421)
     ('< 0.001', '0.042')
@@ -62,13 +62,13 @@ def chance(value: float) -> str:
 
 
 def finite(value: Any) -> float | None:
-    """The value if it is a finite number."""
+    """The value if it is a finite number, otherwise None."""
     usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if usable else None
 
 
 def comparison_rows(comparison: Any) -> list[Row]:
-    """Rows of a comparison that have both values; the rest of a row is a number or None."""
+    """The rows of a comparison that have both values; everything else in a row is a number or None."""
     rows = []
     for row in comparison or []:
         numbers = {key: finite(row.get(key)) for key in ("base", "tuned", "difference", "low", "high", "p_value")}
@@ -83,19 +83,19 @@ def comparison_rows(comparison: Any) -> list[Row]:
 
 
 def untested(metric: str, base: float, tuned: float) -> Row:
-    """Two values that nobody has tested."""
+    """A row for two values whose difference was not tested."""
     return comparison_rows([{"metric": metric, "base": base, "tuned": tuned}])[0]
 
 
 def own_values(result: dict[str, Any]) -> dict[str, float]:
-    """Metrics of the model itself, in the order of the result."""
+    """The metrics of the model itself, in the order of the result."""
     named = {name: finite(value) for name, value in result.items() if "@" in name or name in NAMES}
     return {name: value for name, value in named.items() if value is not None}
 
 
-def sign_width(sign: str) -> int:
-    """Columns that a sign takes; one of CJK takes two."""
-    return 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+def width(character: str) -> int:
+    """Columns that a character takes; a CJK character takes two."""
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def kind_of(verdict: Any) -> str:

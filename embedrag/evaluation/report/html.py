@@ -1,10 +1,12 @@
-"""One page about an evaluation: is the tuned model better than the base, by how much, how sure.
+"""One page about an evaluation: whether the tuned model is better than the base, by how much, and how sure that is.
 
-The page is one file that loads nothing. Its plots are Plotly specifications, kept as JSON in the page; a small script
-draws them in the page's colours, and again when light and dark change. Texts of users get in on three ways, each with
-an escape of its own: HTML (jinja2 escapes), JSON in a script tag (no `<` in it), and hover labels, in which
-Plotly reads tags (entities). Should one fail, the page's content security policy names its two scripts by their hashes:
-no other script runs.
+The page is one file that loads nothing. Its plots are Plotly specifications, kept as JSON in the page. A small script
+draws them in the page's colours, and draws them again when the browser changes between light and dark.
+
+Texts of users enter the page in three ways, and each way has its own escape: HTML (jinja2 escapes it), JSON in a script
+tag (it has no `<`), and hover labels (Plotly reads tags there, so they are escaped once more). If an escape failed, the
+page's content security policy would still stop the text: it names the page's two scripts by their hashes, and no other
+script runs.
 """
 
 from __future__ import annotations
@@ -45,21 +47,20 @@ FORGOTTEN = {
 
 
 def write_html(result: dict[str, Any], path: Path) -> None:
-    """Write the page of an evaluation; what `result` does not hold is left out of the page.
+    """Write the page of an evaluation. Parts that `result` has no data for are left out.
 
     Args:
-        result: what `embedrag evaluate --output` writes as JSON.
+        result: `Evaluation.to_dict()`.
         path: the file.
 
     Raises:
-        RunError: when the disk refuses; what was there before is whole.
+        RunError: when the disk refuses; the earlier file is then as it was.
     """
-    page = render(result)
-    write_atomic(path, page)
+    write_atomic(path, render(result))
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page as text."""
+    """The page as HTML."""
     from jinja2 import Environment, FileSystemLoader
     from plotly.offline import get_plotlyjs
 
@@ -88,12 +89,12 @@ def render(result: dict[str, Any]) -> str:
         scripts=scripts,
         hashes=[base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts],
     )
-    # half an emoji, cut off by somebody before us, can't be written as UTF-8
+    # a text may end in half an emoji, which UTF-8 can't hold
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def headline(result: dict[str, Any]) -> tuple[str, str]:
-    """The verdict in words, and the figures behind it.
+    """The verdict in words, and its figures.
 
     >>> row = {"metric": "ndcg@10", "base": 0.5, "tuned": 0.6, "low": 0.05, "high": 0.15, "p_value": 0.0001}
     >>> headline({"verdict": "better", "queries": 450, "comparison": [row]})[1]
@@ -111,7 +112,7 @@ def headline(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def forgetting(general: dict[str, Any], metric: str) -> tuple[str, str, str] | None:
-    """The check on the general set: verdict, its words, and the figures behind it."""
+    """What the comparison on general data says: the verdict, the same in words, and its figures."""
     row = _main_row(comparison_rows(general.get("comparison")), metric)
     found = general.get("verdict", row.get("verdict") if row else None)
     if found not in FORGOTTEN:
@@ -120,12 +121,12 @@ def forgetting(general: dict[str, Any], metric: str) -> tuple[str, str, str] | N
 
 
 def _main_row(rows: list[Row], metric: str) -> Row | None:
-    """The row the verdict is about."""
+    """The row of the verdict's metric."""
     return next((row for row in rows if row["metric"] == metric), None)
 
 
 def _line(row: Row, data: dict[str, Any]) -> str:
-    """Both values of a metric, the difference, and how sure it is."""
+    """Both values of a metric, the difference, and how sure the difference is."""
     sure = []
     if row["low"] is not None:
         sure.append(f"95 % interval {signed(row['low'])} … {signed(row['high'])}")
@@ -146,7 +147,7 @@ def _in_brackets(parts: Iterable[str]) -> str:
 
 
 def _tables(result: dict[str, Any], rows: list[Row], general: dict[str, Any]) -> list[tuple[str, list[Row]]]:
-    """Title and rows of each table; metrics that nothing is compared with have only the tuned value."""
+    """Title and rows of each table. A metric that is not compared has only the model's value."""
     compared = {row["metric"] for row in rows}
     base = result.get("baseline_metrics") or {}
     own = [
@@ -159,7 +160,7 @@ def _tables(result: dict[str, Any], rows: list[Row], general: dict[str, Any]) ->
 
 
 def _examples(rows: Any) -> list[Row]:
-    """Queries with their texts as strings; an answer that is the relevant passage is marked."""
+    """Queries with their texts. An answer that is the relevant passage is marked."""
     examples = []
     for row in rows or []:
         texts = {key: str(row[key]) for key in ("query", "relevant", "base_first", "tuned_first") if row.get(key)}

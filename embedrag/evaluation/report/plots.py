@@ -1,6 +1,6 @@
 """The plots of an evaluation, as Plotly specifications in the colours of the page.
 
-Plotly reads tags in hover labels, so texts of users become entities there.
+Plotly reads HTML tags in hover labels, so the texts of users are escaped there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from embedrag.evaluation.report.formatting import (
     label,
     own_values,
     plain,
-    sign_width,
     signed,
+    width,
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,17 +33,17 @@ TITLES = {
     "histogram-baseline": "Scores of positives and negatives: base",
     "histogram-model": "Scores of positives and negatives: the model",
     "curve": "Training",
-    "map": "Map of queries and passages: near means similar to the model",
+    "map": "Map of queries and passages: the model finds near texts similar",
 }
 Figure = dict[str, Any]
 
 
 def figures(result: dict[str, Any], rows: list[Row]) -> dict[str, Figure]:
-    """The Plotly figures that the result has data for; colours are names of CSS variables.
+    """The Plotly figures that the result has data for. Their colours are names of CSS variables.
 
     Args:
-        result: of the evaluation.
-        rows: its comparison, as far as it is whole.
+        result: `Evaluation.to_dict()`.
+        rows: of its comparison, from `comparison_rows`.
     """
     metric = result.get("metric", "ndcg@10")
     made = {
@@ -57,7 +57,7 @@ def figures(result: dict[str, Any], rows: list[Row]) -> dict[str, Figure]:
 
 
 def drawings(result: dict[str, Any]) -> dict[str, Any]:
-    """The same figures for a notebook, as Plotly's own objects: with titles, in the page's light colours."""
+    """The same figures as Plotly's own objects, for a notebook: they have titles, and the page's light colours."""
     from plotly.graph_objects import Figure as Drawing
 
     light = (TEMPLATES / "report.html").read_text(encoding="utf-8").partition("@media")[0]
@@ -76,7 +76,7 @@ def drawings(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _coloured(value: Any, colours: dict[str, str], key: str = "") -> Any:
-    """CSS variables under a key that ends in "color" -> their colours, as the page's script does it."""
+    """The figure with colours in place of CSS variables, under keys that end in "color"; so does the page's script."""
     if isinstance(value, dict):
         return {name: _coloured(item, colours, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -86,7 +86,7 @@ def _coloured(value: Any, colours: dict[str, str], key: str = "") -> Any:
 
 
 def _bar_rows(result: dict[str, Any], rows: list[Row]) -> list[Row]:
-    """Metrics between 0 and 1; mean scores are cosines, so they stand in the table only."""
+    """The metrics between 0 and 1. Mean scores are cosines, so only the table shows them."""
     found = rows or [{"metric": name, "tuned": value} for name, value in own_values(result).items()]
     return [row for row in found if not row["metric"].startswith("mean_")]
 
@@ -113,14 +113,14 @@ def _bars(rows: list[Row], metric: str, compared: bool) -> Figure | None:
     ]
     highest = max(row[side] for row in rows for side, _ in sides)
     layout = _layout(80 + (38 if compared else 26) * len(rows), showlegend=compared, bargap=0.3, bargroupgap=0.08)
-    # room for the number behind the longest bar
+    # room for the number after the longest bar
     layout["xaxis"] |= {"range": [0, max(highest, 0.01) * 1.18]}
     layout["yaxis"] |= {"range": [len(rows) - 0.5, -0.5], "showgrid": False}
     return {"data": data, "layout": layout}
 
 
 def _differences(rows: list[Row], metric: str) -> Figure | None:
-    """Tuned - base with its interval, beside a line at 0."""
+    """Tuned - base with its interval, and a line at 0."""
     rows = [row for row in rows if not row["metric"].startswith("mean_")]
     if not rows:
         return None
@@ -162,7 +162,7 @@ def _differences(rows: list[Row], metric: str) -> Figure | None:
 
 
 def _histograms(histograms: dict[str, Any]) -> dict[str, Figure]:
-    """A histogram for each model, with the same axes, so that they can be compared."""
+    """One histogram for each model. Both have the same axes, so that they can be compared."""
     edges = histograms.get("edges") or []
     shares: dict[str, dict[str, list[float]]] = {}
     for side in ("baseline", "model"):
@@ -211,7 +211,7 @@ def _histogram(edges: list[float], signs: dict[str, list[float]], scores: list[f
 
 
 def _curve(rows: list[Row], metric: str) -> Figure | None:
-    """Loss below, the metric above, over the optimizer steps."""
+    """The loss (below) and the metric (above) over the optimizer steps."""
     data: list[dict[str, Any]] = []
     for key, name, colour, mode in (("loss", "loss", "base", "lines"), (metric, label(metric), "tuned", "")):
         points = [(finite(row.get("step")), finite(row.get(key))) for row in rows]
@@ -241,7 +241,7 @@ def _curve(rows: list[Row], metric: str) -> Figure | None:
 
 
 def _map(points: list[Row]) -> Figure | None:
-    """Queries and passages as dots, with a line between the two of a pair."""
+    """Queries and passages as dots; a line joins the two of a pair."""
     points = [point for point in points if finite(point.get("x")) is not None and finite(point.get("y")) is not None]
     if not points:
         return None
@@ -287,13 +287,13 @@ def _map(points: list[Row]) -> Figure | None:
 
 
 def _axis_name(metric: str, main: str) -> str:
-    """Name on an axis; that of the verdict's metric is bold."""
+    """Name of a metric on an axis; the verdict's metric is bold."""
     name = _safe(label(metric))
     return f"<b>{name}</b>" if metric == main else name
 
 
 def _layout(height: int, **more: Any) -> dict[str, Any]:
-    """What all figures share."""
+    """The layout that all figures share."""
     axis = {"gridcolor": "var(--line)", "zeroline": False, "automargin": True, "linecolor": "var(--line)"}
     return {
         "height": height,
@@ -316,10 +316,10 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
 
 
 def _hover(kind: str, text: Any) -> str:
-    """A hover label: cut, wrapped, and escaped, as Plotly reads tags in it."""
+    """A hover label: cut, wrapped, and escaped, because Plotly reads tags in it."""
     line = cut(text, HOVER_COLUMNS * HOVER_LINES)
-    width = HOVER_COLUMNS * len(line) // max(sum(map(sign_width, line)), 1)
-    return "<br>".join([f"<b>{kind}</b>", *map(_safe, textwrap.wrap(line, max(width, 1)))])
+    letters = HOVER_COLUMNS * len(line) // max(sum(map(width, line)), 1)
+    return "<br>".join([f"<b>{kind}</b>", *map(_safe, textwrap.wrap(line, max(letters, 1)))])
 
 
 def _safe(text: str) -> str:

@@ -3,7 +3,7 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const touch = matchMedia("(pointer: coarse)").matches;
 
-  // `var(--name)` under a key that ends in "color" -> the page's colour of now; texts are never looked at
+  // `var(--name)` under a key that ends in "color" -> the page's present colour; texts are never changed
   const resolve = (value, key, style) => {
     if (Array.isArray(value)) return value.map((item) => resolve(item, key, style));
     if (value && typeof value === "object")
@@ -30,7 +30,7 @@
     }
   };
 
-  // the texts of a dot and of those that belong to it, in full
+  // the whole text of a dot, and of the dots that belong to it
   const pick = (event) => {
     const chosen = event.points[0].customdata;
     if (!chosen) return;
