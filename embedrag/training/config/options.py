@@ -176,7 +176,8 @@ class TrainOptions(Options):
     )
     stream: bool = option(
         False,
-        "read rows during the training, steps_per_epoch at a time; for data without an end, or too large to store",
+        "read rows during the training, an epoch (steps_per_epoch) at a time; for data without an end, or too large to "
+        "store",
         group="data",
         nested="data.stream",
         resume="fixed",
