@@ -55,7 +55,7 @@ def launch(options: TrainOptions, count: int) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="embedrag-") as folder:
         config = Path(folder, "options.json")
-        config.write_text(json.dumps(options.model_dump(exclude_none=True, exclude={"num_processes"})))
+        config.write_text(json.dumps(child_options(options)))
         port = _free_port()
         errors = [Path(folder, f"errors-{rank}") for rank in range(count)]
         children: list[subprocess.Popen[bytes]] = []
@@ -78,6 +78,11 @@ def launch(options: TrainOptions, count: int) -> None:
                 child.wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def child_options(options: TrainOptions) -> dict[str, Any]:
+    """The options of each process: those that were given, so that the others still follow the base model."""
+    return options.model_dump(exclude_none=True, exclude_unset=True, exclude={"num_processes"})
 
 
 def _start(config: Path, rank: int, count: int, port: int, errors: Path) -> subprocess.Popen[bytes]:

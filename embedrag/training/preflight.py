@@ -54,7 +54,7 @@ def preflight(options: TrainOptions) -> Preflight:
     Raises:
         UserError: for everything the user can mend.
     """
-    options = _with_engine(options).resolved()
+    options = with_engine(options).resolved()
     asked, output_dir = options.model_dump(), Path(options.output_dir, options.run_name or "")
     checkpoint = _open_checkpoint(options, output_dir)
     _check_surroundings(options, output_dir, checkpoint)
@@ -103,7 +103,7 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
     all_problems(checks)
 
 
-def _with_engine(options: TrainOptions) -> TrainOptions:
+def with_engine(options: TrainOptions) -> TrainOptions:
     """What `accelerate launch` asks for, as our own option.
 
     Raises:
@@ -118,4 +118,4 @@ def _with_engine(options: TrainOptions) -> TrainOptions:
             "MULTI_GPU"
         )
     say(f"processes: accelerate asks for {engine}; torch's FSDP2 shards weights, gradients and optimizer state")
-    return TrainOptions.model_validate(options.model_dump() | {"shard_weights": True})
+    return TrainOptions.model_validate(options.model_dump(exclude_unset=True) | {"shard_weights": True})

@@ -337,6 +337,7 @@ class Trainer:
         encoder = run.objective.encoder
         # With sharded weights all processes help to gather them, and only the main process gets them.
         weights = gather_full(encoder.backbone.state_dict(), self.processes.main) if encoder.sharded else None
+        add_state = partial(write_state, model=encoder.backbone, state=state or {}, full_weights=weights)
         if self.processes.main:
             save_model(
                 encoder,
@@ -345,7 +346,7 @@ class Trainer:
                 probes=run.record.probes,
                 results=results,
                 weights=weights,
-                add_files=partial(write_state, model=encoder.backbone, state=state, full_weights=weights) if state else None,
+                add_files=add_state if state else None,
                 overwrite=True,
             )
             best = self.validation.best_step if self.validation and self.validation.best else None

@@ -22,7 +22,7 @@ from embedrag.models.lora_init import subtract_start
 from embedrag.models.quantization import QuantizationConfig
 from embedrag.options.parsing import parse
 from embedrag.training.config.options import TrainOptions
-from tests.merging.test_merge import cosine, distance, merge, train  # noqa: F401 - a fixture
+from tests.merging.test_merge import cosine, distance, run_merge, train, trained  # noqa: F401 - fixtures
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 3]])
@@ -62,7 +62,7 @@ def shaken(model: nn.Module) -> nn.Module:
 def test_dora_merges_exactly(base: str, kind: str, train, tmp_path: Path, request) -> None:  # noqa: F811
     adapter = train(request.getfixturevalue(base), "--use_dora", kind=kind)
     assert any("lora_magnitude_vector" in name for name in load_file(adapter / "adapter_model.safetensors"))
-    assert merge(adapter, tmp_path / "merged") == 0
+    assert run_merge(adapter, tmp_path / "merged") == 0
     if kind == "lora":
         assert distance(adapter, tmp_path / "merged") <= 1e-5
     assert cosine(adapter, tmp_path / "merged") >= 0.999
@@ -75,7 +75,7 @@ def test_dora_weights_equal_those_of_peft(tiny_qwen3: str, tmp_path: Path) -> No
     model = shaken(backbone(tiny_qwen3, use_dora=True))
     model.save_pretrained(tmp_path / "adapter")
     words = ["--no_verify", "--base_model_path", tiny_qwen3]
-    assert merge(tmp_path / "adapter", tmp_path / "merged", *words) == 0
+    assert run_merge(tmp_path / "adapter", tmp_path / "merged", *words) == 0
     theirs = PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(tiny_qwen3), tmp_path / "adapter")
     expected = theirs.merge_and_unload().state_dict()
     ours = load_file(tmp_path / "merged" / "model.safetensors")
@@ -87,7 +87,7 @@ def test_magnitude_left_out_is_refused(tiny_bert: str, train, tmp_path: Path, ca
     adapter = train(tiny_bert, "--use_dora")
     file = adapter / "adapter_model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if "magnitude" not in name}, file)
-    assert merge(adapter, tmp_path / "merged") == 2
+    assert run_merge(adapter, tmp_path / "merged") == 2
     assert "has no magnitude to be merged with" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
@@ -124,7 +124,7 @@ def test_pissa_is_saved_as_a_change_of_the_published_base(use_rslora: bool, tiny
 
 def test_pissa_trains_merges_and_goes_on(tiny_bert: str, train, tmp_path: Path) -> None:  # noqa: F811
     adapter = train(tiny_bert, "--lora_init", "pissa", "--lr", "1e-4", "--save_total_limit", "9")
-    assert merge(adapter, tmp_path / "merged") == 0
+    assert run_merge(adapter, tmp_path / "merged") == 0
     assert distance(adapter, tmp_path / "merged") <= 1e-5
     whole = load_file(adapter / "adapter_model.safetensors")
     run = adapter.parent
@@ -155,7 +155,7 @@ def test_loftq_begins_closer_to_the_base_than_plain_quantisation(tiny_qwen3: str
 
 def test_loftq_trains_and_merges_onto_what_it_was_trained_on(tiny_qwen3: str, train, tmp_path: Path) -> None:  # noqa: F811
     adapter = train(tiny_qwen3, "--lora_init", "loftq", kind="qlora")
-    assert merge(adapter, tmp_path / "merged") == 0
+    assert run_merge(adapter, tmp_path / "merged") == 0
     assert cosine(adapter, tmp_path / "merged") >= 0.999
 
 
@@ -183,16 +183,16 @@ def test_loftq_names_layers_that_the_files_do_not_have(tiny_bert: str, tmp_path:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--lora_init", "pissa", "--finetune_type", "qlora"], "use --lora_init loftq"),
-        (["--lora_init", "loftq", "--finetune_type", "lora"], "needs --finetune_type qlora --quantization_bits 4"),
-        (["--lora_init", "loftq", "--quantization_bits", "8"], "needs --finetune_type qlora --quantization_bits 4"),
-        (["--lora_init", "loftq", "--use_dora"], "leave --lora_init loftq out"),
-        (["--use_dora", "--finetune_type", "full"], "--use_dora is for adapters"),
-        (["--lora_init", "pissa", "--finetune_type", "full"], "--lora_init is for adapters"),
+        (["--lora_init", "pissa", "--finetune_type", "qlora"], "use `lora_init=loftq`"),
+        (["--lora_init", "loftq", "--finetune_type", "lora"], "set `finetune_type=qlora` and `quantization_bits=4`"),
+        (["--lora_init", "loftq", "--quantization_bits", "8"], "set `finetune_type=qlora` and `quantization_bits=4`"),
+        (["--lora_init", "loftq", "--use_dora"], "does not go together with `use_dora`"),
+        (["--use_dora", "--finetune_type", "full"], "`use_dora`: is for adapters"),
+        (["--lora_init", "pissa", "--finetune_type", "full"], "`lora_init=pissa`: is for adapters"),
         (
             ["--lora_init", "pissa", "--finetune_type", "lora", "--false_negative_guide", "base"]
             + ["--false_negative_margin", "0"],
-            "--false_negative_guide base needs the base as it was",
+            "`false_negative_guide=base` needs it unchanged",
         ),
     ],
 )

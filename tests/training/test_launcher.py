@@ -13,7 +13,7 @@ import pytest
 
 from embedrag.errors import UserError
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.launcher import wanted_processes
+from embedrag.training.launcher import child_options, wanted_processes
 from embedrag.training.preflight import with_engine
 
 SCRIPTS = Path(__file__).parents[2] / "configs" / "launch"
@@ -128,3 +128,11 @@ def test_script_of_two_nodes_trains_with_two_launchers_on_this_machine(
     assert [node.returncode for node in nodes] == [0, 0], results
     assert "done: " in results[0][0] and "done: " not in results[1][0]
     assert len(json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())["step_logs"]) == 3
+
+
+def test_children_get_the_options_that_were_given_and_no_others() -> None:
+    """Defaults that were passed on counted as asked for: two processes cut texts at other lengths than one."""
+    given = TrainOptions(output_dir="out", batch_size=2, train_dataset=["rows.jsonl"], num_processes=2).resolved()
+    passed = TrainOptions(**json.loads(json.dumps(child_options(given))))
+    assert not {"query_max_len", "passage_max_len"} & passed.model_fields_set
+    assert passed.model_dump() == given.model_copy(update={"num_processes": None}).model_dump()

@@ -142,7 +142,7 @@ def test_distillation_without_scores_and_dimensions_beyond_the_model_are_named(
     assert train(tiny_bert, plain, tmp_path / "out", "--distillation", "kl") == 2
     assert "--distillation kl: no row has teacher_scores" in capsys.readouterr().err
     assert train(tiny_bert, data, tmp_path / "out", "--matryoshka_dims", "65", "64") == 2
-    assert "--matryoshka_dims 65: the model's vectors have 64 components" in capsys.readouterr().err
+    assert "--matryoshka_dims 65: the model's vectors have 64 dimensions" in capsys.readouterr().err
     rows[3]["teacher_scores"] = [1.0, 2.0]
     plain.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert train(tiny_bert, plain, tmp_path / "out") == 2
@@ -202,7 +202,7 @@ def test_more_layers_than_there_are_and_adapters_of_a_full_fine_tune_are_refused
     assert train(tiny_bert, data, tmp_path / "out", "--lora_top_layers", "3") == 2
     assert "--lora_top_layers 3: the model has 2 layers" in capsys.readouterr().err
     assert train(tiny_bert, data, tmp_path / "out", "--finetune_type", "full", "--use_rslora") == 2
-    assert "--use_rslora is for adapters" in capsys.readouterr().err
+    assert "--use_rslora: is for adapters" in capsys.readouterr().err
 
 
 def test_temperature_goes_to_its_end_by_equal_factors(

@@ -288,7 +288,7 @@ def with_pooler(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A base whose pooler is loaded although the vectors do not use it."""
     from transformers import AutoModel, AutoTokenizer
 
-    monkeypatch.setattr("embedrag.models.base_model.takes_pooling_argument", lambda config: False)
+    monkeypatch.setattr("embedrag.models.backbone.takes_pooling_argument", lambda config: False)
     torch.manual_seed(0)
     AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "pooler")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "pooler")
@@ -309,7 +309,7 @@ def test_weights_that_the_vectors_do_not_use_are_frozen_and_named_in_a_full_fine
 ) -> None:
     base = with_pooler(tiny_bert, tmp_path, monkeypatch)
     assert train(base, data, tmp_path / "out", "--finetune_type", "full", "--epochs", "1") == 0
-    assert "2 weights that the vectors do not use are frozen: pooler.dense.weight" in capsys.readouterr().out
+    assert "2 weights are frozen because the vectors do not use them: pooler.dense.weight" in capsys.readouterr().out
 
 
 def test_hub_data_set_is_read_by_its_id(
@@ -348,4 +348,4 @@ def test_no_data_set_named_takes_the_well_known_path(
     (tmp_path / "tools" / "data" / "pairs.jsonl").write_text(lines, encoding="utf-8")
     words = ["--model_name_or_path", tiny_bert, "--output_dir", "out", "--batch_size", "6", "--epochs", "1"]
     assert main(["train", *words, "--finetune_type", "lora"]) == 0
-    assert "no --train_dataset named; tools/data/pairs.jsonl is used" in capsys.readouterr().out
+    assert "--train_dataset is not given; tools/data/pairs.jsonl is used" in capsys.readouterr().out

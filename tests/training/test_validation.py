@@ -74,7 +74,7 @@ def test_base_is_scored_first_and_final_is_the_best_state(
     assert {"step": best["global_step"], "loss": None, "ndcg@10": best["ndcg@10"]} in result["curve"]
     assert "<html" in (output / "evaluation.html").read_text(encoding="utf-8")
     said = capsys.readouterr().out
-    assert "8 rows are held out, 32 are trained on" in said and "verdict: better: ndcg@10" in said
+    assert "8 rows are held out, 32 are used for training" in said and "verdict: better: ndcg@10" in said
 
 
 def test_run_ends_early_without_patience_is_then_complete_and_goes_on_with_more(
@@ -89,7 +89,7 @@ def test_run_ends_early_without_patience_is_then_complete_and_goes_on_with_more(
     assert log(output)["training_summary"]["stopped_early"] is True
     assert [row["num_steps"] for row in log(output)["epoch_logs"]] == [3]
     assert json.loads((output / "evaluation.json").read_text())["verdict"] == "no clear difference"
-    assert "2 evaluations brought nothing better" in capsys.readouterr().out
+    assert "2 evaluations brought no improvement" in capsys.readouterr().out
     assert main([*early, "2", "--resume", "auto"]) == 0
     assert "is complete" in capsys.readouterr().out
     # The ninth and tenth step have the last two evaluations, so patience ends with the run and nothing was cut short.
@@ -135,7 +135,7 @@ def test_best_state_comes_along_into_another_folder(
     assert main(words(tiny_bert, data, second, *more, "--epochs", "2", "--resume", "auto")) == 0  # merges once more
     shutil.rmtree(first / f"{BEST_STEP}1")
     assert main(words(tiny_bert, data, tmp_path / "third", *more, "--resume", checkpoint)) == 2
-    assert "the best state so far, is missing" in capsys.readouterr().err
+    assert "the best model so far, is missing" in capsys.readouterr().err
 
 
 def test_what_is_left_after_the_split_must_teach_something(
@@ -189,9 +189,9 @@ def test_two_processes_share_the_evaluation(tiny_bert: str, data: Path, tmp_path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--eval_steps", "2"], "--eval_steps needs --eval_dataset or --eval_split"),
-        (["--early_stopping_patience", "2"], "--early_stopping_patience needs --eval_dataset or --eval_split"),
-        (["--eval_split", "0.1", "--eval_dataset", "x"], "--eval_split contradicts --eval_dataset"),
+        (["--eval_steps", "2"], "--eval_steps 2: needs --eval_dataset or --eval_split"),
+        (["--early_stopping_patience", "2"], "--early_stopping_patience 2: needs --eval_dataset or --eval_split"),
+        (["--eval_split", "0.1", "--eval_dataset", "x"], "--eval_split 0.1: contradicts --eval_dataset"),
         (["--eval_split", "1"], "--eval_split"),
         (["--eval_split", "0.1", "--metric_for_best", "accuracy"], "--metric_for_best"),
         (["--eval_dataset", "nowhere.jsonl"], "nowhere.jsonl"),

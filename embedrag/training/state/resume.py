@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
+from embedrag.models.artifacts import TRAINING_CONFIG
 from embedrag.options.field import extra, renamed
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.memory import TokenBudget
@@ -49,8 +50,7 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
     """
     before = renamed(TrainOptions, checkpoint.state["options"])
     # The run's own settings file, given to `config`, has what `auto` and the base model came to: that is no change.
-    text = (checkpoint.folder / "training_config.json").read_text(encoding="utf-8")
-    settled = renamed(TrainOptions, json.loads(text))
+    settled = _settled(checkpoint)
     changed = [
         name
         for name, value in asked.items()
@@ -64,6 +64,12 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
         raise UserError(f"{what}; {remedy}", "resume", checkpoint.folder)
     reported = [name for name in changed if rules[name] == "reported"]
     return [f"resume: `{name}` is {asked[name]!r} from here on, and was {before[name]!r}" for name in reported]
+
+
+def _settled(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings of the run with everything filled in, by today's names."""
+    text = (checkpoint.folder / TRAINING_CONFIG).read_text(encoding="utf-8")
+    return renamed(TrainOptions, json.loads(text))
 
 
 def check_data(checkpoint: Checkpoint, checksum: str) -> None:
@@ -102,12 +108,14 @@ def engine_state(objective: ContrastiveObjective) -> dict[str, Any]:
 
 
 def engine_options(checkpoint: Checkpoint, options: TrainOptions) -> TrainOptions:
-    """The options, with what the run had found out instead of `auto`."""
-    engine = checkpoint.state["engine"]
+    """The options, with what the run had settled in the place of `auto` and of lengths that are not given."""
+    engine, settled = checkpoint.state["engine"], _settled(checkpoint)
+    lengths = {"query_max_len", "passage_max_len"} - options.model_fields_set
     return options.model_copy(
         update={
             "dtype": engine["dtype"] if options.dtype == "auto" else options.dtype,
             "attention": engine["attention"] if options.attention == "auto" else options.attention,
+            **{name: settled[name] for name in lengths if name in settled},
         }
     )
 

@@ -20,7 +20,7 @@ from embedrag.errors import UserError
 from embedrag.options.field import extra
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.state.checkpoint import Checkpoint, checkpoints, damage
-from embedrag.training.state.resume import compare_settings
+from embedrag.training.state.resume import compare_settings, engine_options
 from embedrag.training.trainer import Trainer
 from tests.conftest import sample_rows
 from tests.processes import Process, start, wait_until
@@ -199,7 +199,7 @@ def test_damage_is_named_and_the_checkpoint_before_it_taken_or_offered(
     capsys.readouterr()
     assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", str(newest)) == 2
     message = capsys.readouterr().err
-    assert str(newest) in message and "checkpoint-step-2 (step 2) is whole" in message
+    assert str(newest) in message and "checkpoint-step-2 (step 2) is complete" in message
     assert name.split("/")[-1] in message and "Traceback" not in message
     assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", "auto") == 0
     said = capsys.readouterr().out
@@ -392,7 +392,7 @@ def train_with_a_disk_that_fills_up(settings: list[str]) -> int:
     save = Trainer._save
 
     def limited(self: Trainer, *rest: Any) -> None:
-        if self.global_step > 2:
+        if self.state.global_step > 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         save(self, *rest)
 
@@ -412,3 +412,15 @@ def test_full_disk_is_an_error_and_the_earlier_checkpoint_is_whole(tiny_bert: st
     assert damage(checkpoints(full)[0].folder) == [] and not list(full.glob(".*"))
     assert train(tiny_bert, data, full, *more, "--resume", "auto") == 0
     assert_same_run(full, output)
+
+
+def test_lengths_that_are_not_given_are_those_of_the_checkpoint(
+    killed: Path, tiny_bert: str, data: Path, tmp_path: Path
+) -> None:
+    """Earlier runs of several processes settled other lengths than one process would; they go on with theirs."""
+    checkpoint = checkpoints(killed)[0]
+    options = TrainOptions(output_dir=str(killed), batch_size=3)
+    settled = json.loads((checkpoint.folder / "training_config.json").read_text())
+    assert engine_options(checkpoint, options).passage_max_len == settled["passage_max_len"] != options.passage_max_len
+    asked = TrainOptions(output_dir=str(killed), batch_size=3, passage_max_len=20)
+    assert engine_options(checkpoint, asked).passage_max_len == 20
