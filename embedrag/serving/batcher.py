@@ -1,10 +1,10 @@
 """Dynamic batching: texts of many callers go through the model together, and each caller gets its own vectors.
 
-One thread has the model. Whenever it is free, it takes texts from the waiting jobs in turns, one of each, until a batch
-is full; so nothing waits for a batch to fill up, and a short job is done long before a large one that came earlier.
-When a batch fails, its halves are tried, down to the text that the model fails on: only that text's job fails.
+One thread runs the model. Whenever it is free, it takes one text of each waiting job in turns until a batch is full. So
+no text waits for a batch to fill up, and a short job is done long before a large one that came earlier. When a batch
+fails, its halves are tried, down to the single text that the model fails on. Only the job of that text fails.
 
-Dimensions: n texts of a job, D components.
+Letters: n texts of a job, D dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ class Job:
     """The texts of one caller.
 
     Attributes:
-        future: of the vectors, [n, D] float32 in the order of the texts; who cancels it takes the job back.
+        future: becomes the vectors, [n, D] float32 in the order of the texts. Cancelling it takes the job back.
     """
 
     def __init__(self, ids: Sequence[Sequence[int]]) -> None:
         self.future: Future[np.ndarray] = Future()
         self.ids = [array("i", text) for text in ids]
-        self.left = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # the longest is taken first
+        self.left = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # taken from its end: the longest first
         self.missing = len(ids)
         self.vectors: np.ndarray | None = None
 
     def put(self, index: int, vector: np.ndarray) -> None:
-        """Keep the vector of a text; with the last one the job is done."""
+        """Keep the vector of one text; the last one completes the job."""
         if self.vectors is None:
             self.vectors = np.empty((len(self.ids), len(vector)), np.float32)
         self.vectors[index] = vector
         self.missing -= 1
         if not self.missing:
-            with suppress(InvalidStateError):  # cancelled, or failed by another of its texts
+            with suppress(InvalidStateError):  # cancelled, or failed because of another text
                 self.future.set_result(self.vectors)
 
     def fail(self, error: Exception) -> None:
-        """Hand the error to the caller."""
+        """Give the error to the caller."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
 class Batcher:
-    """The queue, and the thread that empties it."""
+    """The queue of jobs, and the thread that works on them."""
 
     def __init__(self, vectors: Vectors, max_tokens: int, watch: Watch = lambda texts, tokens, seconds: None) -> None:
         """Start the thread.
 
         Args:
-            vectors: texts as token ids -> [n, D]; called in one thread only.
-            max_tokens: of a batch; a longer text is a batch of its own.
-            watch: called after each batch with its texts, its tokens and the seconds that it took.
+            vectors: texts as token ids -> [n, D]; it is called in one thread only.
+            max_tokens: tokens of a batch, at most; a text that is longer is a batch of its own.
+            watch: called after each batch with the number of its texts, of its tokens, and the seconds that it took.
         """
         self._vectors = vectors
         self._max_tokens = max_tokens
@@ -82,7 +82,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, ids: Sequence[Sequence[int]]) -> Future[np.ndarray]:
-        """Queue n > 0 texts, none of them without a token."""
+        """Queue n > 0 texts; each has at least one token."""
         job = Job(ids)
         with self._changed:
             self._jobs.append(job)
@@ -90,14 +90,14 @@ class Batcher:
         return job.future
 
     def seconds_to_wait(self) -> int:
-        """In about how many seconds the queue will be empty, at the speed so far: 1 or more."""
+        """About how many seconds the queue needs at the speed so far: from 1 to LONGEST_WAIT."""
         with self._changed:
             waiting = sum(len(job.ids[index]) for job in self._jobs for index in job.left)
             seconds = waiting * self._seconds_done / self._tokens_done if self._tokens_done else 0
         return min(LONGEST_WAIT, max(1, math.ceil(seconds)))
 
     def close(self) -> None:
-        """Finish what is queued, and end the thread."""
+        """Finish all jobs in the queue, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -113,10 +113,10 @@ class Batcher:
                 self._tokens_done += tokens
                 self._seconds_done += seconds
             self._watch(len(batch), tokens, seconds)
-            del batch  # it would be held until the next one
+            del batch  # otherwise its arrays stay in memory until the next batch
 
     def _take(self) -> list[tuple[Job, int]]:
-        """(job, number of its text) of the next batch, waiting for it; nothing when all is done."""
+        """Wait for the next batch: (job, number of a text in it). Empty when the queue is closed and done."""
         batch: list[tuple[Job, int]] = []
         tokens = 0
         with self._changed:
@@ -142,7 +142,7 @@ class Batcher:
         try:
             rows = self._vectors([job.ids[index] for job, index in batch])
             if not np.isfinite(rows).all():
-                raise RunError("the model gave a vector with a number that is not finite")
+                raise RunError("the model gave a vector with values that are not finite")
         except Exception as error:
             if len(batch) == 1:
                 log.exception("the model fails on a text")
@@ -152,8 +152,8 @@ class Batcher:
             for (job, index), row in zip(batch, rows, strict=True):
                 job.put(index, row)
             return
-        # Not before the error is forgotten: its traceback holds the tensors of the failed pass, and the halves need
-        # their memory.
+        # Outside the except block, because the traceback of the error holds the tensors of the failed pass, and the
+        # halves need their memory.
         half = len(batch) // 2
         self._embed(batch[:half])
         self._embed(batch[half:])

@@ -1,6 +1,6 @@
-"""OpenAI's protocol for embeddings: what a request says, and the bodies of answers and errors. Nothing here knows HTTP.
+"""OpenAI's protocol for embeddings: requests, and the bodies of answers and errors. Nothing here knows HTTP.
 
-Beside OpenAI's fields a request may have two of ours, `prompt_name` and `normalize` (see `embedrag.serving.request`).
+A request may have two more fields than OpenAI's, `prompt_name` and `normalize` (see `embedrag.serving.request`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SHOWN = 1000  # characters of a message
 
 
 class ApiError(Exception):
-    """A refusal, with what its answer says.
+    """A request is refused.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP status of the answer.
         code: a word for programs.
-        retry_after: seconds after which the same request may be taken; None: never.
+        retry_after: seconds after which the same request may succeed; None: it never will.
     """
 
     def __init__(self, status: int, message: str, code: str, retry_after: int | None = None) -> None:
@@ -35,7 +35,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> bytes:
-        """The answer's body, in ASCII: a message may repeat half a surrogate pair, which is no UTF-8."""
+        """The answer's body, in ASCII, because a message may quote half a surrogate pair, which is not valid UTF-8."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {"message": str(self)[:SHOWN], "type": kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
@@ -43,7 +43,7 @@ class ApiError(Exception):
 
 def _as_texts(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], (int, list)):
-        raise ValueError("token ids are not taken, for prompts and lengths are the server's part; send texts")
+        raise ValueError("token ids are not taken, because the server adds prompts and cuts texts; send texts")
     return [value] if isinstance(value, str) else value
 
 
@@ -51,11 +51,11 @@ class EmbeddingsRequest(EmbedRequest):
     """A request to /v1/embeddings.
 
     Attributes:
-        texts: `input`, one text or a list.
-        model: a name of the model that is served; None: whatever is served. `NAME:query` and `NAME:document` stand for
-            the name and `prompt_name`, for clients that can't send the latter.
-        encoding_format: numbers, or the bytes of little-endian float32 in base64.
-        user: taken and not looked at.
+        texts: the field `input`, one text or a list of texts.
+        model: a name of the model that is served; None: the one that is served. `NAME:query` and `NAME:document` also
+            set `prompt_name`, for clients that can't send that field.
+        encoding_format: `float`: numbers; `base64`: the bytes of little-endian float32.
+        user: ignored.
     """
 
     texts_key: ClassVar[str] = "input"
@@ -67,7 +67,7 @@ class EmbeddingsRequest(EmbedRequest):
 
 
 def read_embeddings_request(raw: bytes) -> EmbeddingsRequest:
-    """Read a request's body; the errors are those of `check_request`.
+    """Read the body of a request; the errors are those of `check_request`.
 
     >>> read_embeddings_request(b'{"input": "a frog", "model": "m"}').texts
     ['a frog']
@@ -83,26 +83,26 @@ def read_embeddings_request(raw: bytes) -> EmbeddingsRequest:
     return request.model_copy(update={"model": name, "prompt_name": role})
 
 
-def answer_bytes(texts: int, components: int, encoding_format: str) -> int:
-    """Bytes of an answer at most, but for the model's name.
+def answer_bytes(texts: int, dimensions: int, encoding_format: str) -> int:
+    """The most bytes that an answer can have, without the model's name.
 
     Args:
-        texts: vectors in it.
-        components: of a vector.
+        texts: number of vectors in it.
+        dimensions: of a vector.
         encoding_format: `float` or `base64`.
     """
     each = 6 if encoding_format == "base64" else 16  # -0.000012345678 and a comma
-    return 256 + texts * (64 + each * components)
+    return 256 + texts * (64 + each * dimensions)
 
 
 def embeddings_body(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int, model: str) -> bytes:
-    """The answer to a request.
+    """The body of the answer to a request.
 
     Args:
-        request: tells the form.
+        request: says which form the vectors get.
         vectors: [n, D] as the model gives them.
-        tokens: of all texts, prompts and special tokens included.
-        model: its name.
+        tokens: number of tokens of all texts, with prompts and special tokens.
+        model: name of the model.
     """
     import orjson
 
@@ -119,18 +119,23 @@ def embeddings_body(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int
 
 
 def models_of(name: str, created: int) -> list[dict[str, Any]]:
-    """What /v1/models lists of a model: its name, alone and with a role; `created` in seconds since 1970."""
+    """What /v1/models lists: the name of the model, alone and with each role.
+
+    Args:
+        name: of the model.
+        created: seconds since 1970.
+    """
     names = (name, f"{name}:query", f"{name}:document")
     return [{"id": each, "object": "model", "created": created, "owned_by": "embedrag"} for each in names]
 
 
 def models_body(models: list[dict[str, Any]]) -> bytes:
-    """The answer to /v1/models."""
+    """The body of the answer to /v1/models."""
     return json.dumps({"object": "list", "data": models}).encode()
 
 
 def model_body(models: list[dict[str, Any]], name: str) -> bytes:
-    """The answer to /v1/models/NAME; ApiError for one that is not there."""
+    """The body of the answer to /v1/models/NAME; ApiError when there is no such name."""
     for model in models:
         if model["id"] == name:
             return json.dumps(model).encode()
@@ -138,6 +143,6 @@ def model_body(models: list[dict[str, Any]], name: str) -> bytes:
 
 
 def no_such_model(name: str | None, models: list[dict[str, Any]]) -> ApiError:
-    """The refusal of a name."""
+    """The error for a name that is not served."""
     known = ", ".join(model["id"] for model in models)
     return ApiError(404, f"the model {name!r} is not here; there is {known}", "model_not_found")

@@ -1,4 +1,4 @@
-"""What a server says of itself, in the text format of Prometheus."""
+"""Figures of a running server, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
 class Telemetry:
-    """Counters and histograms; they may be changed from any thread.
+    """Counters and histograms. Any thread may change them.
 
     Attributes:
-        requests: answers, by route and status (499: the client went away).
-        seconds: from the first byte of a request to the last of its answer, /v1/embeddings only.
-        texts: texts whose vectors were sent.
-        tokens: tokens of those.
+        requests: answers, by route and status (499: the client had gone).
+        seconds: from the first byte of a request to the last byte of its answer, only for /v1/embeddings.
+        texts: texts that were answered.
+        tokens: tokens of those texts.
     """
 
     def __init__(self, waiting: Callable[[], float]) -> None:
         """Start at zero.
 
         Args:
-            waiting: texts that were taken and not answered yet.
+            waiting: number of texts that were accepted and are not answered yet.
         """
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("embedrag_requests", "Answers.", ["route", "status"], registry=registry)
@@ -48,5 +48,5 @@ class Telemetry:
         self._batch_seconds.observe(seconds)
 
     def page(self) -> bytes:
-        """All of it, as /metrics has it."""
+        """All figures, as /metrics sends them."""
         return generate_latest(self._registry)
