@@ -1,4 +1,4 @@
-"""What a person reads while something runs: lines and progress bars, all through one object that can be silenced."""
+"""What a person reads while something runs: lines and progress bars. All go through one object that can be silenced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def is_speaker() -> bool:
-    """Whether this process is the one that speaks to the user: the first of several."""
+    """Whether this process may speak to the user; of several processes, only the first may."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -35,11 +35,11 @@ class Console:
         self.spell: Spelling = as_python
 
     def say(self, line: str, verbatim: bool = False) -> None:
-        """Write a line on standard output; what the terminal can't show becomes a question mark.
+        """Write a line on standard output. A character that the terminal can't show becomes a question mark.
 
         Args:
-            line: for people.
-            verbatim: backticks in it are those of a user's text and not around arguments.
+            line: what to write, for people.
+            verbatim: the line holds a user's text, so its backticks are not around arguments.
         """
         if self.silent or not is_speaker():
             return
@@ -48,12 +48,12 @@ class Console:
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
     def progress(self, total: int | None, unit: str, **settings: Any) -> tqdm[Any]:
-        """A progress bar on standard error (tqdm), for the first of several processes.
+        """A progress bar on standard error (tqdm). Of several processes, only the first shows it.
 
         Args:
-            total: how many there are; None where nobody knows.
-            unit: of what, in the singular.
-            **settings: of tqdm.
+            total: how many units there are; None when it is not known.
+            unit: the name of what is counted, in the singular.
+            **settings: further arguments of tqdm.
         """
         from tqdm import tqdm
 
@@ -81,19 +81,19 @@ say = console.say
 
 
 def now() -> str:
-    """The time, ISO 8601, UTC."""
+    """The time in UTC, as ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar, and no remarks of the libraries about each other, while a model is read or written."""
+    """Hide the progress bars and warnings of the libraries while a model is read or written."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    getLogger("bitsandbytes").setLevel(ERROR)  # it asks for a package of optional kernels
+    getLogger("bitsandbytes").setLevel(ERROR)  # it suggests a package of optional kernels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

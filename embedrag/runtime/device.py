@@ -1,4 +1,4 @@
-"""Which device, which precision, and what memory was used."""
+"""The device and the precision of a run, and the memory that it used."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from embedrag.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one; of several, the one that a launcher gave this process.
+    """The device of a name; `auto` takes a GPU if there is one.
+
+    Of several GPUs, each process takes the one that its launcher gave to it.
 
     Raises:
-        UserError: when a device is asked for that this machine lacks.
+        UserError: when this machine does not have the device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         there = ", ".join(kind for kind, yes in available.items() if yes)
-        raise UserError(f"--device {name}: torch finds none on this machine; available: {there}")
+        raise UserError(f"torch finds none on this machine; available: {there}", "device", name)
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -35,7 +37,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 elsewhere (see `fastest` for CPUs)."""
+    """The precision of a name; `auto` is bfloat16 on GPUs that have it, float16 on older ones, and float32 elsewhere.
+
+    On a CPU, a training may then still choose bfloat16 with `fastest`.
+    """
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type != "cuda":
@@ -44,10 +49,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def fastest(tries: Mapping[torch.dtype, Callable[[], object]], repeats: int = 3) -> torch.dtype:
-    """The precision whose function takes the least time (best of some repeats, in turns)."""
+    """Measure the same work in several precisions, and return the fastest.
+
+    Args:
+        tries: precision -> function that does the work in it.
+        repeats: how often each function is measured, in turns; its shortest time counts.
+    """
     seconds = dict.fromkeys(tries, float("inf"))
     for function in tries.values():
-        function()  # warms up
+        function()  # the first call is slower
     for _ in range(repeats):
         for dtype, function in tries.items():
             start = time.perf_counter()
@@ -58,9 +68,11 @@ def fastest(tries: Mapping[torch.dtype, Callable[[], object]], repeats: int = 3)
 
 @lru_cache
 def bfloat16_multiplies_faster() -> bool:
-    """Whether this CPU is faster with bfloat16 at all (some are a hundred times slower, then this takes 0.3 s).
+    """Whether this CPU multiplies matrices faster in bfloat16.
 
-    Smaller products take less time than it takes to wake a thread, and would say nothing on a busy machine.
+    Some CPUs need a hundred times as long for that; the measurement then takes 0.3 seconds.
+
+    With smaller matrices, the time to wake the threads of a busy machine would decide.
     """
     a = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
     b = a.bfloat16()
@@ -68,17 +80,17 @@ def bfloat16_multiplies_faster() -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words."""
+    """The name of the device, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
 def peak_memory_bytes(device: torch.device | None = None) -> int:
-    """Most memory used so far: on the GPU by torch, elsewhere (resident) by the process."""
+    """The most memory that was used so far, in bytes: by torch on a GPU, else by the whole process (resident)."""
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")  # ru_maxrss would start at the size of the process that started this one
+    status = Path("/proc/self/status")  # ru_maxrss begins with the size of the process that started this one
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
@@ -87,10 +99,10 @@ def peak_memory_bytes(device: torch.device | None = None) -> int:
 
 
 def give_memory_back() -> None:
-    """Hand freed memory back to the system where glibc manages it.
+    """Give freed memory back to the system, where glibc manages it.
 
-    It keeps what lies between living tensors, and tensors of another size do not fit there, so a process that frees
-    all it allocates still grows.
+    glibc keeps the gaps between tensors that are in use. Tensors of another size do not fit into them, so a process
+    would grow although it frees everything.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:

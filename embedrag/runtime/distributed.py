@@ -1,7 +1,7 @@
-"""Several processes that train one model: what they say to each other.
+"""How several processes train one model together.
 
-Every process holds the whole model and knows the whole batch; texts are shared out, vectors and gradients are added up.
-One process is the case in which nothing has to be said, so there is one way through the code.
+Every process holds the whole model and knows the whole batch. Each one embeds a share of the texts; then vectors and
+gradients are added up over all processes. With one process there is nothing to exchange, so the code is the same.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from embedrag.errors import LostContactError
-from embedrag.runtime.fsdp import is_part
+from embedrag.runtime.fsdp import is_sharded_tensor
 
 T = TypeVar("T")
-BUCKET = 1 << 25  # elements that are reduced at once
-PATIENCE = timedelta(hours=2)  # others may tokenise, load or save for long
+BUCKET = 1 << 25  # elements of gradients that are added up at once
+PATIENCE = timedelta(hours=2)  # the other processes may tokenise, load or save for a long time
 
 
 class SharedOutOfMemoryError(MemoryError):
-    """Memory ran out in one of several processes, and all of them know it."""
+    """Memory ran out in one of several processes. All of them raise this."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ProcessGroup:
     """This process among all.
 
     Attributes:
-        rank: number of this process.
-        size: how many there are.
-        local_size: how many share this machine.
+        rank: number of this process, from 0.
+        size: number of processes.
+        local_size: number of processes on this machine.
     """
 
     rank: int = 0
@@ -46,54 +46,55 @@ class ProcessGroup:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this is the process that writes files and speaks to the user."""
         return self.rank == 0
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over all processes, in place."""
         if self.size > 1:
-            with _speaking():
+            with _contact():
                 dist.all_reduce(tensor)
         return tensor
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of parameters over all processes; one that has none counts as zero.
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of parameters over all processes; a missing gradient counts as zero.
 
-        Those of parameters in parts were added up when they arose.
+        Gradients of sharded parameters are left alone: they were added up when they were computed.
         """
         if self.size == 1:
             return
-        for group in _buckets([parameter for parameter in parameters if not is_part(parameter)]):
+        for group in _buckets([parameter for parameter in parameters if not is_sharded_tensor(parameter)]):
             for parameter in group:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            flat = self.sum_(torch.cat([parameter.grad.flatten() for parameter in group if parameter.grad is not None]))
+            gradients = [parameter.grad.flatten() for parameter in group if parameter.grad is not None]
+            flat = self.all_reduce(torch.cat(gradients))
             for parameter, part in zip(group, torch.split(flat, [p.numel() for p in group]), strict=True):
                 parameter.grad = part.view_as(parameter).clone()
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
+        """Whether `flag` is true in any process."""
         return flag if self.size == 1 else any(self.gather(flag))
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in all of them."""
+        """The values of all processes, by rank; every process gets all of them."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _speaking():
+        with _contact():
             dist.all_gather_object(values, value)
         return values
 
-    def together(self, function: Callable[[], T], ran_out: Callable[[BaseException], bool]) -> T:
-        """Run a function in every process; when memory runs out in one, it has run out in all.
+    def run_together(self, function: Callable[[], T], ran_out: Callable[[BaseException], bool]) -> T:
+        """Run a function in every process. When memory runs out in one process, the call fails in all of them.
 
         Args:
-            function: has no word with other processes.
+            function: it must not exchange anything with other processes.
             ran_out: whether an error means that memory ran out.
 
         Raises:
-            SharedOutOfMemoryError: in every process. It is a new error, for the first one holds the tensors of the
-                failed try.
+            SharedOutOfMemoryError: in every process. It is a new error, because the original one holds the tensors of
+                the failed try.
         """
         if self.size == 1:
             return function()
@@ -111,7 +112,7 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process goes through the block before the others do."""
+        """The main process runs the block first; then the others run it."""
         if not self.main:
             self.barrier()
         yield
@@ -119,13 +120,14 @@ class ProcessGroup:
             self.barrier()
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.size > 1:
             self.gather(None)
 
 
 @contextlib.contextmanager
-def _speaking() -> Iterator[None]:
+def _contact() -> Iterator[None]:
+    """Exchange something with the others; an error of the connection means that one of them has ended."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -136,14 +138,15 @@ def _speaking() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of processes that a launcher announced."""
+    """Number of processes that a launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def wants_sharding() -> str | None:
-    """The engine that `accelerate launch` asks for, FSDP or DeepSpeed, both of which mean weights in parts here.
+    """The engine that `accelerate launch` asks for, FSDP or DeepSpeed; None if it asks for none.
 
-    It is asked for once: accelerate itself would wrap the optimizer for an engine that is not its own.
+    Both mean sharded weights here. The request is removed from the environment, because accelerate itself would
+    otherwise wrap the optimizer for an engine that is not used.
     """
     engines = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
     asked = [engine for name, engine in engines.items() if os.environ.pop(name, "false").lower() in ("true", "1")]
@@ -151,11 +154,11 @@ def wants_sharding() -> str | None:
 
 
 def join(device: torch.device) -> ProcessGroup:
-    """Meet the other processes that a launcher started (torchrun, accelerate, SLURM with their variables, our own)."""
+    """Connect to the other processes of the launcher: torchrun, accelerate, SLURM with its variables, or our own."""
     if world_size() == 1:
         return ProcessGroup()
     if not dist.is_initialized():
-        # Words between processes go over gloo on GPUs too: they must get through when a GPU's memory has run out.
+        # On GPUs, too, objects are exchanged over gloo: that must still work when the memory of a GPU has run out.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     rank = dist.get_rank()
     size = dist.get_world_size()
@@ -163,13 +166,22 @@ def join(device: torch.device) -> ProcessGroup:
 
 
 def leave() -> None:
-    """Take leave of the others; a process that just ends may be aborted by the threads of its connections."""
+    """Disconnect from the other processes. Without it, threads of the connections may abort a process that ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def share_out(costs: list[int], size: int) -> list[list[int]]:
-    """Deal items to processes so that all have about the same to do: the longest first, each to who has least.
+    """Share out items so that all processes have about the same work.
+
+    The most expensive items come first, and each goes to the process with the least work so far.
+
+    Args:
+        costs: of each item.
+        size: number of processes.
+
+    Returns:
+        The numbers of the items of each process, ascending.
 
     >>> share_out([5, 9, 4, 1], 2)
     [[1, 3], [0, 2]]
@@ -185,6 +197,7 @@ def share_out(costs: list[int], size: int) -> list[list[int]]:
 
 
 def _buckets(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Groups of parameters of one type, with up to BUCKET elements together."""
     group: list[Tensor] = []
     elements = 0
     for parameter in parameters:

@@ -1,7 +1,8 @@
-"""Weights, gradients and optimizer state in parts, one for each process: full fine-tunes that do not fit one device.
+"""Sharded weights, gradients and optimizer state, for full fine-tunes that do not fit one device.
 
-ZeRO stage 3 (arXiv 1910.02054) as torch has it (FSDP2, `fully_shard`): the weights of a block are gathered when it
-computes, and each process keeps and updates its part. What is saved is whole, so it does not tell how it was trained.
+This is ZeRO stage 3 (arXiv 1910.02054) in the form that torch has it (FSDP2, `fully_shard`). Each process keeps and
+updates one shard of every weight. When a block computes, its weights are gathered for that moment. Models are saved
+whole, so a saved model does not depend on the number of processes that trained it.
 """
 
 from __future__ import annotations
@@ -15,43 +16,43 @@ from torch import Tensor, nn
 
 
 def shard(backbone: nn.Module, device: torch.device, processes: int) -> None:
-    """Cut the weights of a backbone, block by block; gradients of the processes are then added up as they arise.
+    """Shard the weights of a backbone, block by block. Gradients are then added up as soon as they are computed.
 
     Args:
-        backbone: on the CPU, the same in every process; its parts go to `device`.
+        backbone: on the CPU, and the same in every process; its shards go to `device`.
         device: of this process.
-        processes: how many there are.
+        processes: number of processes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes,))
     for module in [*_blocks(backbone), backbone]:
-        # The outermost too: between steps `parameters()` are the parts, whatever was computed last.
-        part = fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        part.set_gradient_divide_factor(1.0)  # a sum, not a mean: each process has a part of the gradient
-        part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        # The outermost module too: between steps, `parameters()` must be the shards, whatever was computed last.
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded.set_gradient_divide_factor(1.0)  # a sum and not a mean, because each process has a part of the gradient
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
 
 
-def is_part(value: object) -> bool:
-    """Whether a tensor is this process's part of one; false where torch's module for parts (a second) is not loaded."""
-    module = sys.modules.get("torch.distributed.tensor")
+def is_sharded_tensor(value: object) -> bool:
+    """Whether a value is a sharded tensor."""
+    module = sys.modules.get("torch.distributed.tensor")  # takes a second to import; without it nothing is sharded
     return module is not None and isinstance(value, module.DTensor)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `shard` was called on it."""
-    return any(is_part(parameter) for parameter in module.parameters())
+    """Whether `shard` was called on a module."""
+    return any(is_sharded_tensor(parameter) for parameter in module.parameters())
 
 
 def gather_full(value: Any, keep: bool = True) -> Any:
-    """A tensor, or nested dicts and lists of them, with parts put together; all processes must call it.
+    """Replace sharded tensors by whole ones, on the CPU. All processes must call it.
 
     Args:
-        value: what may hold parts of tensors.
-        keep: False: take part in it, and get None in the place of what was put together.
+        value: a tensor, or nested dicts and lists of them.
+        keep: False for a process that only sends its shards; it gets None in the place of each whole tensor.
     """
-    if is_part(value):
+    if is_sharded_tensor(value):
         gathered: Tensor = value.full_tensor()
         return gathered.detach().cpu() if keep else None
     if isinstance(value, dict):
@@ -61,14 +62,17 @@ def gather_full(value: Any, keep: bool = True) -> Any:
     return value
 
 
-def own_part(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, without a word with the others."""
-    return cast(Any, value).to_local() if is_part(value) else value
+def to_local(value: Tensor) -> Tensor:
+    """The shard that this process holds of a tensor; the tensor itself when it is not sharded."""
+    return cast(Any, value).to_local() if is_sharded_tensor(value) else value
 
 
 def local_shard(parameter: Tensor, saved: Tensor) -> Tensor:
-    """What this process holds of a whole tensor that is laid out as a parameter is."""
-    if not is_part(parameter) or saved.shape != parameter.shape:
+    """Shard a whole tensor in the same way as a parameter; the inverse of `gather_full`.
+
+    A tensor of another shape than the parameter, and one for a parameter that is not sharded, is returned as it is.
+    """
+    if not is_sharded_tensor(parameter) or saved.shape != parameter.shape:
         return saved
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -77,7 +81,7 @@ def local_shard(parameter: Tensor, saved: Tensor) -> Tensor:
 
 
 def _blocks(backbone: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a transformer: items of the outermost module lists."""
+    """The layers of a transformer, which are the items of its outermost module lists."""
     inner: set[nn.Module] = set()
     for module in backbone.modules():
         if isinstance(module, nn.ModuleList) and module not in inner:

@@ -1,4 +1,4 @@
-"""Folders of this program on this machine."""
+"""Folders that this program uses on this machine."""
 
 from __future__ import annotations
 
@@ -7,5 +7,9 @@ from pathlib import Path
 
 
 def cache_folder(named: str | None) -> Path:
-    """Where things are kept that can be computed again: `--cache_dir`, $EMBEDRAG_CACHE, or a folder of the user's."""
+    """The folder for what can be computed again.
+
+    Args:
+        named: what the caller asks for; without it, $EMBEDRAG_CACHE or a folder in the user's home counts.
+    """
     return Path(named or os.environ.get("EMBEDRAG_CACHE") or "~/.cache/embedrag").expanduser()

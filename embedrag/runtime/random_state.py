@@ -1,4 +1,4 @@
-"""Random numbers that can be drawn again."""
+"""Random numbers that can be drawn a second time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """State of the random generators of the CPU and of a device."""
+    """The state of the random generators of the CPU and of a device."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    """Go back to what `random_state` gave."""
+    """Restore a state that `random_state` returned."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
@@ -24,7 +24,7 @@ def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) 
 
 @contextlib.contextmanager
 def replay(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers again; afterwards the generators go on where they were."""
+    """Draw the same random numbers again inside the block. After it, the generators continue where they were."""
     now = random_state(device)
     set_random_state(state, device)
     try:
@@ -34,5 +34,13 @@ def replay(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterato
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:
-    """A generator of its own for each place; the same one wherever and whenever it is asked for."""
+    """A generator that depends on nothing but its arguments.
+
+    Every place, such as (epoch, row), has a generator of its own. What is drawn there does not depend on what was
+    drawn before, so a run can continue from any place.
+
+    Args:
+        seed: of the run.
+        place: numbers that name the place.
+    """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *place])))

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish: the loop looks for it between steps."""
+"""SIGTERM and SIGINT request a graceful stop: the training finishes its step, saves its state, and then ends."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """While entered, the first signal sets `name` and the second one ends the program at once."""
+    """Catches signals inside a `with` block.
+
+    The first signal only sets `name`, and the training looks for it between steps. A second signal ends the program at
+    once.
+
+    Attributes:
+        name: of the first signal; None while there was none.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python has no handlers
+        if threading.current_thread() is threading.main_thread():  # Python has handlers in the main thread only
             self._before = {number: signal.signal(number, self._asked) for number in SIGNALS}
         return self
 
@@ -33,6 +40,6 @@ class StopSignals:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        if is_speaker():  # not by print, which may be at work just now
-            line = f"{self.name}: the step is finished and the state saved; a second signal ends the run at once\n"
+        if is_speaker():  # without print, because the signal may have come in the middle of one
+            line = f"{self.name}: the run ends after this step and saves its state; a second signal ends it at once\n"
             os.write(1, line.encode())

@@ -108,11 +108,11 @@ class ContrastiveObjective(nn.Module):
         team = ProcessGroup() if self.encoder.sharded else processes
         guide = None
         if self.guided:
-            own = team.together(lambda: frozen_vectors(self.encoder, tokens), is_out_of_memory)
+            own = team.run_together(lambda: frozen_vectors(self.encoder, tokens), is_out_of_memory)
             guide = own if processes.size == 1 else _exchange(own, mine, len(batch.tokens), processes)
-        cached = team.together(lambda: self.grad_cache.embed(tokens, processes), is_out_of_memory)
+        cached = team.run_together(lambda: self.grad_cache.embed(tokens, processes), is_out_of_memory)
         output = self._loss_backward(cached.vectors, mine, batch, weight, backward, processes, guide)
-        team.together(cached.backward, is_out_of_memory)
+        team.run_together(cached.backward, is_out_of_memory)
         return output
 
     def _loss_backward(
@@ -135,10 +135,10 @@ class ContrastiveObjective(nn.Module):
             backward((output["loss"] * (weight[queries] if isinstance(weight, Tensor) else weight)).sum())
             return {name: value.detach() for name, value in output.items()}  # frees the graph of the loss
 
-        output = processes.together(loss, is_out_of_memory)
+        output = processes.run_together(loss, is_out_of_memory)
         if alone or vectors.grad is None:
             return output
-        own.grad = processes.sum_(vectors.grad)[mine.to(vectors.device)]
+        own.grad = processes.all_reduce(vectors.grad)[mine.to(vectors.device)]
         return {name: _whole(value, count, queries, processes) for name, value in output.items()}
 
     @staticmethod
@@ -165,11 +165,11 @@ def _exchange(own: Tensor, mine: Tensor, count: int, processes: ProcessGroup) ->
     """Vectors of all texts [count, D], without a graph, from those of this process's texts."""
     vectors = own.new_zeros(count, own.shape[1])
     vectors[mine.to(own.device)] = own.detach()
-    return processes.sum_(vectors)
+    return processes.all_reduce(vectors)
 
 
 def _whole(part: Tensor, count: int, place: slice, processes: ProcessGroup) -> Tensor:
     """[count] of all processes, from the part of this one."""
     whole = part.new_zeros(count)
     whole[place] = part
-    return processes.sum_(whole)
+    return processes.all_reduce(whole)

@@ -22,7 +22,7 @@ from embedrag.models.kernels.packed_attention import TOLERANCE
 from embedrag.models.lora import without_gradient
 from embedrag.runtime.console import say
 from embedrag.runtime.distributed import ProcessGroup
-from embedrag.runtime.fsdp import own_part
+from embedrag.runtime.fsdp import to_local
 from embedrag.training.objective import ContrastiveObjective
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -93,15 +93,15 @@ def processes_distance(
     for team in (ProcessGroup(), processes):
         with dropout_on(objective, False):
             objective.backward(batch.to(objective.encoder.device), 1.0, processes=team)
-        team.sum_gradients(parameters)
+        team.all_reduce_gradients(parameters)
         # With sharded weights each gradient was summed over all processes, whoever computed it.
         times = processes.size if objective.encoder.sharded and team.size == 1 else 1
-        found.append([own_part(torch.zeros_like(p) if p.grad is None else p.grad / times) for p in parameters])
+        found.append([to_local(torch.zeros_like(p) if p.grad is None else p.grad / times) for p in parameters])
         objective.zero_grad(set_to_none=True)
     squares = torch.stack(
         [torch.stack([(b - a).double().square().sum(), a.double().square().sum()]) for a, b in zip(*found, strict=True)]
     ).sum(0)
-    difference, norm = (processes.sum_(squares) if objective.encoder.sharded else squares).sqrt().tolist()
+    difference, norm = (processes.all_reduce(squares) if objective.encoder.sharded else squares).sqrt().tolist()
     quantised = any(parameter.dtype in (torch.uint8, torch.int8) for parameter in objective.parameters())
     tolerance = GRADIENT_TOLERANCE[torch.bfloat16 if quantised else objective.encoder.dtype]
     if difference > tolerance * norm:

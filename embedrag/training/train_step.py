@@ -132,7 +132,7 @@ class TrainStep:
         temperature = temperature_at(number, self.total_steps, options.temperature, options.temperature_end)
         self.objective.set_temperature(temperature)
         outputs = self._gradients(batches, number)
-        self.run.processes.sum_gradients(self.parameters)
+        self.run.processes.all_reduce_gradients(self.parameters)
         limit = options.max_grad_norm or float("inf")
         norm = float(gather_full(self.accelerator.clip_grad_norm_(self.parameters, limit)))
         outcome = self._apply(self._check_finite(batches, outputs, norm, number))

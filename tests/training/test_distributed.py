@@ -46,7 +46,7 @@ def gradients(model: str, kind: str, processes: ProcessGroup, budget: int | None
     if kind == "lora":  # everything that a loss may hold
         objective = ContrastiveObjective(encoder, RICH, FORMS, guided=True, budget=limit)
     output = objective.backward(batch_of_5(), WEIGHT, processes=processes)
-    processes.sum_gradients([p for p in encoder.parameters() if p.requires_grad])
+    processes.all_reduce_gradients([p for p in encoder.parameters() if p.requires_grad])
     found = {name: gather_full(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
     return {"loss": output["loss"], "correct": output["correct"].float(), **found}
 
@@ -91,7 +91,7 @@ def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
             return rank
 
         try:
-            found.append(processes.together(work, is_out_of_memory))
+            found.append(processes.run_together(work, is_out_of_memory))
         except MemoryError as error:
             found.append(type(error).__name__)
     Path(f"{out}-{rank}").write_text(json.dumps(found))
@@ -119,7 +119,7 @@ def test_nothing_of_the_failed_try_is_held_when_memory_ran_out(monkeypatch: pyte
     gc.disable()
     try:
         with pytest.raises(SharedOutOfMemoryError):
-            ProcessGroup(0, 2).together(work, is_out_of_memory)
+            ProcessGroup(0, 2).run_together(work, is_out_of_memory)
         assert held[0]() is None
     finally:
         gc.enable()
@@ -136,10 +136,10 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
     for factor, message in ((1.0, None), (0.5, "is not that of one")):
         # The whole batch is this process's share, so the sum over both is what it has itself.
         monkeypatch.setattr("embedrag.training.objective.share_out", lambda costs, size: [list(range(len(costs))), []])
-        monkeypatch.setattr(ProcessGroup, "sum_", lambda self, tensor: tensor)
+        monkeypatch.setattr(ProcessGroup, "all_reduce", lambda self, tensor: tensor)
         monkeypatch.setattr(
             ProcessGroup,
-            "sum_gradients",
+            "all_reduce_gradients",
             lambda self, parameters, factor=factor: [p.grad.mul_(factor if self.size > 1 else 1) for p in parameters],
         )
         monkeypatch.setattr(ContrastiveObjective, "queries", staticmethod(lambda count, processes: slice(0, count)))
@@ -259,7 +259,7 @@ def test_run_goes_on_with_another_number_of_processes_at_the_same_row(
     assert len(steps(whole)) == 6
     part = cut(whole, tmp_path / "part", 1)
     assert main(command(tiny_bert, data, part, *words, "--resume", "auto")) == 0
-    assert "2 processes before, 1 from here on" in capsys.readouterr().out
+    assert "2 processes before and 1 now" in capsys.readouterr().out
     # 12 rows: one step of 4, then 4 steps of 2 in the first epoch and 6 in the second
     assert [(row["epoch"], row["step"]) for row in steps(part)] == [(1, i) for i in range(1, 6)] + [
         (2, i) for i in range(1, 7)
