@@ -41,7 +41,7 @@ def test_one_process_for_each_visible_gpu(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "engine"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
 )
-def test_engine_that_accelerate_asks_for_means_weights_in_parts(
+def test_engine_that_accelerate_asks_for_means_sharded_weights(
     name: str, engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not with_engine(options(finetune_type="full")).shard_weights
@@ -50,7 +50,7 @@ def test_engine_that_accelerate_asks_for_means_weights_in_parts(
     assert f"accelerate asks for {engine}" in capsys.readouterr().out
     assert name not in os.environ  # accelerate itself would wrap the optimizer for it
     monkeypatch.setenv(name, "true")
-    with pytest.raises(UserError, match=f"{engine}, which is for --finetune_type full"):
+    with pytest.raises(UserError, match=f"{engine}, which needs `finetune_type=full`"):
         with_engine(options(finetune_type="lora"))
 
 
@@ -77,14 +77,14 @@ def test_accelerate_launches_the_sharded_engine(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"finetune_type": "lora"}, "--shard_weights is for --finetune_type full"),
-        ({"finetune_type": "full", "optimizer": "adamw8bit"}, "--shard_weights can't cut the state of"),
-        ({"finetune_type": "full", "gather_negatives": False}, "--shard_weights needs --gather_negatives true"),
-        ({"finetune_type": "full", "dtype": "float16"}, "not in float16"),
+        ({"finetune_type": "lora"}, "`shard_weights`: needs `finetune_type=full`"),
+        ({"finetune_type": "full", "optimizer": "adamw8bit"}, "has a state that `shard_weights` can't divide"),
+        ({"finetune_type": "full", "gather_negatives": False}, "`gather_negatives=false`: is not possible with `shard_weights`"),
+        ({"finetune_type": "full", "dtype": "float16"}, "`dtype=float16`: is not possible with `shard_weights`"),
     ],
 )
-def test_what_cannot_be_in_parts_is_refused_by_flag(words: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_sharded_is_refused_by_flag(words: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         options(shard_weights=True, **words)
 
 
