@@ -41,6 +41,6 @@ def generator(seed: int, *place: int) -> np.random.Generator:
 
     Args:
         seed: of the run.
-        place: numbers that name the place.
+        place: numbers that name the place. Zeros at the end are ignored: (1, 0) is the same place as (1,).
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *place])))

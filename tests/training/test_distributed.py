@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from safetensors.torch import load_file
 
 from embedrag.cli import main
 from embedrag.data.tokenization import open_store
-from embedrag.errors import UserError, is_out_of_memory
+from embedrag.errors import UserError
 from embedrag.losses.contrastive import LossSettings
-from embedrag.runtime.distributed import ProcessGroup, SharedOutOfMemoryError, share_out
+from embedrag.runtime.distributed import ProcessGroup
 from embedrag.runtime.fsdp import gather_full, shard
 from embedrag.training.memory import TokenBudget
 from embedrag.training.objective import ContrastiveObjective
@@ -79,52 +77,6 @@ def test_gradient_of_several_processes_is_that_of_one(
         assert error(halved, expected) > 0.1
 
 
-def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-    processes = ProcessGroup(rank, size, size)
-    found = []
-    for who in (None, 1):
-
-        def work(who: int | None = who) -> int:
-            if rank == who:
-                raise MemoryError("mine")
-            return rank
-
-        try:
-            found.append(processes.run_together(work, is_out_of_memory))
-        except MemoryError as error:
-            found.append(type(error).__name__)
-    Path(f"{out}-{rank}").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
-
-
-def test_memory_that_runs_out_in_one_process_has_run_out_in_all(tmp_path: Path) -> None:
-    spawn(short_of_memory, (2, str(tmp_path / "meet"), str(tmp_path / "out")), 2)
-    found = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in (0, 1)]
-    assert found == [[0, "SharedOutOfMemoryError"], [1, "SharedOutOfMemoryError"]]
-
-
-def test_nothing_of_the_failed_try_is_held_when_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Activations:
-        pass
-
-    held = []
-
-    def work() -> None:
-        activations = Activations()
-        held.append(weakref.ref(activations))
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(ProcessGroup, "any", lambda self, flag: flag)
-    gc.disable()
-    try:
-        with pytest.raises(SharedOutOfMemoryError):
-            ProcessGroup(0, 2).run_together(work, is_out_of_memory)
-        assert held[0]() is None
-    finally:
-        gc.enable()
-
-
 def test_gradient_of_a_wrong_scale_is_found_at_the_start(
     tiny_bert: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,12 +101,6 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
         else:
             assert (processes_distance(step, store, 2, ProcessGroup(0, 2)) or 0) < 1e-5
     assert processes_distance(step, store, 2, ProcessGroup()) is None
-
-
-def test_more_processes_than_texts_to_share() -> None:
-    assert share_out([3, 1], 4) == [[0], [1], [], []]
-    loads = [sum((100 - item) for item in share) for share in share_out(list(range(100, 0, -1)), 3)]
-    assert max(loads) - min(loads) <= 100
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 import transformers
 
 from embedrag.cli import main
-from embedrag.runtime.device import bfloat16_multiplies_faster, fastest
 from embedrag.training import precision
 from tests.families import SIZES
 
@@ -108,11 +107,3 @@ def test_cpu_that_multiplies_bfloat16_slowly_trains_in_float32_without_a_trial(
     monkeypatch.setattr(precision, "fastest", lambda tries: pytest.fail("tried"))
     assert run(tiny_bert, data, tmp_path / "out") == 0
     assert "threads), float32" in capsys.readouterr().out
-
-
-def test_fastest_is_the_one_that_takes_the_least_time() -> None:
-    import time
-
-    tries = {torch.float32: lambda: time.sleep(0.02), torch.bfloat16: lambda: time.sleep(0.002)}
-    assert fastest(tries) == torch.bfloat16
-    assert isinstance(bfloat16_multiplies_faster(), bool)
