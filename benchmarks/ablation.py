@@ -3,7 +3,7 @@
 EMBEDRAG_DATA=folder python -m benchmarks.ablation --set stard --seeds 1 2 3
 
 The folder of the set is in the BEIR layout, with train.jsonl beside it. MiniLM, LoRA. Rows are mined once, by the model
-of the first plain training; its scores are the teacher's in distillation, unless --score_with names a cross-encoder. A
+of the first plain training; its scores are the teacher's in distillation, unless --cross_encoder names one. A
 way is compared with the plain one query by query, each query's figures being the mean over the seeds. Forms of vectors
 are scored of every model, so that training for them can be told from not training for them.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--epochs", type=int, default=TRAINING["epochs"])
-    parser.add_argument("--score_with", help="cross-encoder that judges the mined rows")
+    parser.add_argument("--cross_encoder", help="model that scores the mined rows")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/out/ablation"))
     options = parser.parse_args()
     if "EMBEDRAG_DATA" not in os.environ:
@@ -69,7 +69,7 @@ def main() -> None:
             settings = dict(WAYS[way])
             source = rows[settings.pop("mined", False)]
             if not source.is_file():
-                teacher = {"score_with": options.score_with} if options.score_with else {}
+                teacher = {"cross_encoder": options.cross_encoder} if options.cross_encoder else {}
                 model = output / f"InfoNCE-{options.seeds[0]}" / "merged"
                 ways: dict[str, Any] = {"corpus": folder, "model": model, "neg_nums": 7, "range": "5 60"} | teacher
                 run("mine", train_dataset=rows[False], output=source, **ways)

@@ -1,4 +1,4 @@
-"""BM25 over texts in any language (the ranking is that of the package bm25s; arXiv 2407.03618)."""
+"""BM25 over texts in any language. The package bm25s computes the scores (arXiv 2407.03618)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Scripts written without spaces, and Hangul, whose words carry their particles: pairs of letters are searched.
+# Scripts without spaces between words, and Hangul, where particles are attached to words. Their terms are pairs of
+# neighbouring letters.
 PAIRED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\u0e00-\u0e7f"
 PIECE = re.compile(rf"[{PAIRED}]+|[^\W{PAIRED}]+")
 IS_PAIRED = re.compile(f"[{PAIRED}]")
@@ -32,10 +33,10 @@ def _terms(text: str) -> Iterator[str]:
 
 
 class Bm25:
-    """An index in memory."""
+    """A BM25 index of passages, in memory."""
 
     def __init__(self, passages: Sequence[str]) -> None:
-        """Index passages (k1 1.5, b 0.75, the score of Lucene)."""
+        """Index passages, with k1 = 1.5, b = 0.75, and the score of Lucene."""
         import bm25s
 
         self._index = bm25s.BM25(backend="numpy")
@@ -43,7 +44,7 @@ class Bm25:
         self._vocabulary = self._index.vocab_dict
 
     def scores(self, query: str) -> np.ndarray:
-        """[passages] float32 scores; terms that occur in no passage count nothing."""
+        """Scores of all passages for a query: [passages] float32. Terms that are in no passage do not count."""
         known = [self._vocabulary[term] for term in words(query) if term in self._vocabulary]
         if not known:
             return np.zeros(self._index.scores["num_docs"], np.float32)

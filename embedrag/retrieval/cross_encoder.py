@@ -1,4 +1,4 @@
-"""A cross-encoder as a judge: it reads query and passage together."""
+"""A cross-encoder: it reads query and passage together, and says how well the passage answers the query."""
 
 from __future__ import annotations
 
@@ -9,26 +9,35 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from embedrag.errors import RunError, UserError
+from embedrag.errors import RunError, UserError, as_python
+from embedrag.models.base_model import position_limit
 from embedrag.runtime.console import quiet
 from embedrag.runtime.device import pick_device
 
-BATCH = 32
-LONGEST = 1024  # tokens of a pair
+BATCH = 32  # pairs that are scored at once
+LONGEST = 1024  # tokens of a pair, at most
 
 
 class CrossEncoder:
     """A model with one relevance score, such as `BAAI/bge-reranker-v2-m3` or `cross-encoder/ms-marco-MiniLM-L6-v2`."""
 
-    def __init__(self, name: str, device: str = "auto", trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, name: str, device: str = "auto", trust_remote_code: bool = False, argument: str = "cross_encoder"
+    ) -> None:
         """Load model and tokenizer.
 
+        Args:
+            name: folder or hub id.
+            device: `auto`, `cuda`, `mps` or `cpu`.
+            trust_remote_code: run Python code that comes with the model.
+            argument: what the caller calls `name`, for messages.
+
         Raises:
-            UserError: when it can't be read, or has more or less than one score.
+            UserError: when it can't be read, or does not give exactly one score for a pair.
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._name, where = name, pick_device(device)
+        self._shown, where = as_python(argument, name), pick_device(device)
         try:
             with quiet():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -37,28 +46,30 @@ class CrossEncoder:
                     name, trust_remote_code=trust_remote_code, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"--score_with {name}: can't be loaded ({str(error).strip().splitlines()[0]})") from None
-        if self._model.config.num_labels != 1:
-            count = self._model.config.num_labels
-            raise UserError(f"--score_with {name}: gives {count} scores for a pair; name a cross-encoder with one")
+            raise UserError(f"can't be loaded ({str(error).strip().splitlines()[0]})", argument, name) from None
+        if (count := self._model.config.num_labels) != 1:
+            reason = f"gives {count} scores for a pair; name a cross-encoder that gives one"
+            raise UserError(reason, argument, name)
         if loading["missing_keys"]:
             missing = ", ".join(sorted(loading["missing_keys"])[:3])
-            raise UserError(f"--score_with {name}: its file has no {missing}; it is no cross-encoder")
+            raise UserError(f"its file has no {missing}; it is not a cross-encoder", argument, name)
+        positions = position_limit(self._model.config) or LONGEST
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model.to(where).eval()
         self._device = where
-        positions = getattr(self._model.config, "max_position_embeddings", None) or LONGEST
-        offset = (self._tokenizer.pad_token_id or 0) + 1 if "roberta" in self._model.config.model_type else 0
-        self._limit = int(min(self._tokenizer.model_max_length, positions - offset, LONGEST))
+        self._limit = int(min(self._tokenizer.model_max_length, positions, LONGEST))
 
     @torch.no_grad()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """[pairs] chance, between 0 and 1, that the passage answers the query.
+        """Chances, between 0 and 1, that a passage answers a query: [pairs] float32.
+
+        Args:
+            pairs: (query, passage).
 
         Raises:
-            RunError: when one is not a number, for nothing could be decided by it.
+            RunError: when one of them is not a number, because it could decide nothing.
         """
         found = np.empty(len(pairs), np.float32)
         order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0]) - len(pairs[number][1]))
@@ -74,5 +85,5 @@ class CrossEncoder:
             ).to(self._device)
             found[places] = self._model(**tokens).logits[:, 0].float().sigmoid().cpu().numpy()
         if not np.isfinite(found).all():
-            raise RunError(f"--score_with {self._name}: gives scores that are NaN; its weights are damaged")
+            raise RunError(f"{self._shown}: gives scores that are NaN; its weights are damaged")
         return found

@@ -1,48 +1,51 @@
 """Hard negatives for training rows: passages that rank high for a query and do not answer it.
 
-What scores as high as a positive probably is one that nobody labelled, so it is left out (positive-aware mining,
-NV-Retriever, arXiv 2407.15831). Rows go through in blocks and the corpus's vectors are mapped from the disk, so memory
-holds the texts of the corpus (for BM25 its index), 16 bytes for each labelled pair, and a block of rows.
+A passage that scores as high as a positive probably answers the query, but nobody labelled it. So it is left out
+(positive-aware mining, NV-Retriever, arXiv 2407.15831).
+
+Rows are mined block by block, and the vectors of the corpus are memory-mapped from the disk. So memory holds the texts
+of the corpus (with BM25 also its index), 16 bytes for each labelled pair, and one block of rows.
 """
 
 from __future__ import annotations
 
 import time
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
-from embedrag.commands.mine import MineOptions
 from embedrag.data.rows import TrainingRow, read_rows, row_text
+from embedrag.data.sources import as_sources
 from embedrag.data.text import identity
 from embedrag.data.text_files import read_corpus
-from embedrag.errors import UserError
+from embedrag.errors import UserError, raise_all
+from embedrag.models.base_model import check_local_path
 from embedrag.models.encoder import Encoder
-from embedrag.models.load import load_model
+from embedrag.models.load import check_model_path, load_model
 from embedrag.retrieval.bm25 import Bm25
+from embedrag.retrieval.corpus import Corpus, KnownPositives
 from embedrag.retrieval.cross_encoder import CrossEncoder
 from embedrag.retrieval.topk import TopK, best_of
 from embedrag.retrieval.vector_cache import cached_vectors, unit
-from embedrag.runtime.console import say
+from embedrag.runtime.console import console, say
 from embedrag.runtime.files import atomic_file, check_targets
 from embedrag.runtime.paths import cache_folder
 
-ROWS = 4096  # that are mined at once
+ROWS = 4096  # rows that are mined at once
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search says of a row.
+    """What a search finds for one row.
 
     Attributes:
-        numbers: passages, best first.
-        scores: theirs.
-        positives: score of each positive.
+        numbers: passages of the corpus, best first.
+        scores: of these passages.
+        positives: score of each positive of the row.
     """
 
     numbers: np.ndarray
@@ -50,169 +53,241 @@ class SearchResult:
     positives: np.ndarray
 
 
-class Corpus:
-    """Different passages, each known by fingerprints that ignore case, spacing and Unicode form."""
-
-    def __init__(self, texts: Iterable[str], bare: Iterable[str] | None = None) -> None:
-        """Keep the first of texts that are the same.
-
-        Args:
-            texts: passages, behind their titles.
-            bare: the same without titles, as rows may have them; left out: they have none.
-        """
-        seen: dict[int, str] = {}
-        others = array("Q")
-        for text, untitled in zip(texts, bare, strict=True) if bare else ((text, text) for text in texts):
-            own = identity(text)
-            if text.strip() and own not in seen:
-                seen[own] = text
-                others.append(own if untitled == text else identity(untitled))
-        self.texts = list(seen.values())
-        self._titled = _Places(np.fromiter(seen, np.uint64, len(seen)))
-        self._bare = _Places(np.frombuffer(others, np.uint64)) if bare else self._titled
-
-    def number(self, text: str) -> int | None:
-        """Place of a passage, if it is there just so."""
-        found = self._titled.of(np.array([identity(text)], np.uint64))
-        return int(found[0]) if len(found) else None
-
-    def places(self, fingerprints: np.ndarray) -> np.ndarray:
-        """Places of all passages that are one of some texts, behind a title or without it."""
-        return np.union1d(self._titled.of(fingerprints), self._bare.of(fingerprints))
+Search = Callable[[Sequence[TrainingRow], int], Iterator[SearchResult]]  # (rows, passages for each) -> a result a row
 
 
-class _Places:
-    """Where each of [p] fingerprints is; several may be the same."""
+class Scorer(Protocol):
+    """Anything that scores pairs as a `CrossEncoder` does."""
 
-    def __init__(self, fingerprints: np.ndarray) -> None:
-        self._order = np.argsort(fingerprints)
-        self._sorted = fingerprints[self._order]
-
-    def of(self, wanted: np.ndarray) -> np.ndarray:
-        first, behind = (np.searchsorted(self._sorted, wanted, side) for side in ("left", "right"))
-        return np.concatenate([self._order[start:stop] for start, stop in zip(first, behind, strict=True)])
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """[pairs] scores of (query, passage)."""
 
 
-class KnownPositives:
-    """The labelled positives of each query, over all rows, as fingerprints."""
+@dataclass(frozen=True)
+class MiningSettings:
+    """Which candidates become negatives.
 
-    def __init__(self, records: Iterator[TrainingRow]) -> None:
-        """Read all rows."""
-        flat = array("Q")
-        self.rows = 0
-        for record in records:
-            query = identity(record.query)
-            for text in record.pos:
-                flat.extend((query, identity(text)))
-            self.rows += 1
-        self._pairs = np.unique(np.frombuffer(flat, np.uint64).reshape(-1, 2), axis=0)
+    Attributes:
+        neg_nums: negatives of a row, at most.
+        ranks: (first, last): the passages after rank `first` and up to rank `last` are candidates. Positives have no
+            rank.
+        max_positive_ratio: a negative must score below this share of the score of the row's weakest positive.
+    """
 
-    def of(self, query: str) -> np.ndarray:
-        """Fingerprints of everything that can't be a negative of a query: its positives, and itself."""
-        own = np.uint64(identity(query))
-        start, stop = (np.searchsorted(self._pairs[:, 0], own, side) for side in ("left", "right"))
-        return np.append(self._pairs[start:stop, 1], own)
+    neg_nums: int = 7
+    ranks: tuple[int, int] = (10, 100)
+    max_positive_ratio: float = 0.95
 
 
-def run(options: MineOptions) -> int:
-    """`embedrag mine`: the rows again, with new negatives and the scores of all passages."""
-    sources, output = options.train_dataset, Path(options.output).expanduser()
-    check_targets({"--output": options.output}, [*sources, options.corpus], options.overwrite)
-    known = KnownPositives(record for _, record in read_rows(sources))
-    corpus = _corpus(options)
-    if not corpus.texts:
-        raise UserError(f"--corpus {options.corpus}: no texts in it")
-    if len(corpus.texts) <= options.range[0]:
-        raise UserError(
-            f"--range {options.range[0]} {options.range[1]}: there are {len(corpus.texts)} passages, so none is behind "
-            f"rank {options.range[0]}; begin at 0"
+@dataclass
+class MiningCounts:
+    """What happened to the rows that were mined so far.
+
+    Attributes:
+        rows: number of rows.
+        negatives: mined negatives, of all rows together.
+        short: rows that got fewer negatives than were asked for.
+        without: rows that got none, and keep the negatives that they had.
+        like_positives: candidates that were left out because they scored like a positive.
+    """
+
+    rows: int = 0
+    negatives: int = 0
+    short: int = 0
+    without: int = 0
+    like_positives: int = 0
+
+
+@dataclass(frozen=True)
+class MiningResult:
+    """What was mined.
+
+    Attributes:
+        output: the file with the rows.
+        counts: what happened to the rows.
+        passages: number of different passages that were searched.
+        neg_nums: negatives of a row, at most.
+        seconds: time of searching, scoring and writing.
+    """
+
+    output: Path
+    counts: MiningCounts
+    passages: int
+    neg_nums: int
+    seconds: float
+
+    def lines(self) -> Iterator[str]:
+        """The result as text for a terminal."""
+        counts = self.counts
+        if counts.without:
+            yield f"mined: {counts.without:,} rows found no negative and keep those that they had, without scores"
+        yield (
+            f"mined: {counts.negatives:,} negatives for {counts.rows:,} rows into {self.output}; {counts.short:,} rows "
+            f"have fewer than {self.neg_nums}; {counts.like_positives:,} candidates were left out because they scored "
+            "like a positive"
         )
-    say(f"data: {known.rows:,} rows, {len(corpus.texts):,} different passages to look for negatives in")
-    judge = CrossEncoder(options.score_with, options.device, options.trust_remote_code) if options.score_with else None
-    search = _lexical(corpus, sources) if options.bm25 else _dense(corpus, options)
-    start, written, short, doubtful, without = time.monotonic(), 0, 0, 0, 0
-    rows = read_rows(sources)
-    with atomic_file(output) as file, tqdm(total=known.rows, unit="row", dynamic_ncols=True) as bar:
-        while block := list(islice(rows, ROWS)):
-            barred = [corpus.places(known.of(record.query)) for _, record in block]
-            depth = options.range[1] + max(map(len, barred))
-            searched = search([record for _, record in block], depth)
-            for (place, record), found, right in zip(block, searched, barred, strict=True):
-                kept = ~np.isin(found.numbers, right)
-                window = slice(*options.range)
-                numbers, scores, positives = found.numbers[kept][window], found.scores[kept][window], found.positives
-                if judge:
-                    texts = [*record.pos, *(corpus.texts[number] for number in numbers)]
-                    judged = judge.scores([(record.query, text) for text in texts])
-                    positives, scores = np.split(judged, [len(record.pos)])
-                safe = scores < ceiling(positives, options.max_positive_ratio)
-                order = np.argsort(-scores[safe], kind="stable")[: options.neg_nums]
-                picked, marks = numbers[safe][order], scores[safe][order]
-                doubtful += int((~safe).sum())
-                short += len(picked) < options.neg_nums
-                mined = _mined(record, [corpus.texts[number] for number in picked], [*positives, *marks], known)
-                file.write(row_text(place, mined) + "\n")
-                written += len(picked)
-                without += not len(picked)
-                bar.update()
-    seconds = time.monotonic() - start
-    if without:
-        say(f"mined: {without:,} rows found no negative and keep those they had, without scores")
-    say(
-        f"mined: {written:,} negatives for {known.rows:,} rows into {output}; {short:,} rows have fewer than "
-        f"{options.neg_nums}; {doubtful:,} candidates scored like a positive and were left out"
-    )
-    say(f"mined: {seconds:.1f} s, {1e6 * seconds / (known.rows * len(corpus.texts)):.3f} s a million comparisons")
-    return 0
+        comparisons = counts.rows * self.passages
+        yield f"mined: {self.seconds:.1f} s, {1e6 * self.seconds / comparisons:.3f} s for a million comparisons"
 
 
-def ceiling(positives: np.ndarray, ratio: float) -> float:
-    """Score that a negative must stay below: `ratio` of that of the weakest positive.
+def mine(
+    train_dataset: str | Path | Sequence[str | Path],
+    *,
+    output: str | Path,
+    model: Encoder | str | Path | None = None,
+    bm25: bool = False,
+    corpus: str | Path | None = None,
+    field: str = "text",
+    neg_nums: int = 7,
+    range: Sequence[int] = (10, 100),
+    max_positive_ratio: float = 0.95,
+    cross_encoder: str | Path | None = None,
+    base_model_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> MiningResult:
+    """Find hard negatives for training rows, and write the rows with them and with the scores of all passages.
 
-    >>> round(ceiling(np.array([0.8, 0.9]), 0.95), 3)
-    0.76
+    Args:
+        train_dataset: rows in any shape that training reads: a file, a folder, a hub id, or several of these.
+        output: JSONL file for the rows.
+        model: ranks the corpus by its vectors: the model, or its folder or hub id. Either `model` or `bm25` is given.
+        bm25: rank the corpus by words.
+        corpus: where negatives are searched: a file of texts, or a folder with corpus.jsonl. None: the passages of the
+            rows.
+        field: key or column of the corpus that holds the text.
+        neg_nums: negatives of a row, at most.
+        range: two ranks; negatives are taken after the first and up to the second. Positives have no rank.
+        max_positive_ratio: a negative must score below this share of the score of the row's weakest positive.
+        cross_encoder: folder or hub id of a model that scores positives and candidates; its scores then decide.
+        base_model_path: base of an adapter, when it has moved.
+        cache_dir: where the vectors of the corpus are kept; None: `$EMBEDRAG_CACHE` or `~/.cache/embedrag`.
+        device: where to compute: `auto`, `cuda`, `mps` or `cpu`.
+        dtype: of the computation: `auto`, `float32`, `float16` or `bfloat16`.
+        overwrite: replace the output file.
+        trust_remote_code: run Python code that comes with the models.
+
+    Returns:
+        Counts of rows and negatives.
+
+    Raises:
+        UserError: naming the argument that is wrong, or file and line of the data; nothing was written.
+        RunError: when a model gives numbers that are not finite, or the disk refuses; nothing was written.
+
+    Example:
+        ```python
+        result = embedrag.mine("rows.jsonl", model="base", output="mined.jsonl", range=(0, 10))
+        result.counts.negatives
+        ```
     """
-    weakest = float(np.min(positives))
-    return weakest - (1 - ratio) * abs(weakest)
+    ranks = list(range)
+    settings = MiningSettings(neg_nums, (ranks[0], ranks[-1]) if ranks else (0, 0), max_positive_ratio)
+    raise_all(_wrong(settings, model, bm25, ranks))
+    sources, target = as_sources(train_dataset), Path(output).expanduser()
+    check_targets({"output": str(output)}, [*sources, str(corpus) if corpus else None], overwrite)
+    if isinstance(model, (str, Path)):
+        check_model_path(model, "model")
+    if cross_encoder:
+        check_local_path(str(cross_encoder), "cross_encoder")
+    known = KnownPositives(row for _, row in read_rows(sources))
+    passages = _corpus(sources, str(corpus) if corpus else None, field)
+    if len(passages.texts) <= settings.ranks[0]:
+        count, first = len(passages.texts), settings.ranks[0]
+        reason = f"there are {count} passages, so none of them comes after rank {first}; begin at 0"
+        raise UserError(reason, "range", settings.ranks)
+    say(f"data: {known.rows:,} rows; negatives are searched in {len(passages.texts):,} different passages")
+    scorer = CrossEncoder(str(cross_encoder), device, trust_remote_code) if cross_encoder else None
+    if model is None:
+        search = lexical_search(passages, (row for _, row in read_rows(sources)))
+    else:
+        if isinstance(model, (str, Path)):
+            model = load_model(model, device, dtype, base_model_path, trust_remote_code)
+        search = dense_search(passages, model, cache_folder(str(cache_dir) if cache_dir else None))
+    start, counts = time.monotonic(), MiningCounts()
+    with console.progress(known.rows, "row") as bar:
+        mined = mined_rows(read_rows(sources), passages, search, known, settings, counts, scorer)
+        write_mined(target, mined, bar.update)
+    return MiningResult(target, counts, len(passages.texts), neg_nums, time.monotonic() - start)
 
 
-def _corpus(options: MineOptions) -> Corpus:
-    if not options.corpus:
-        return Corpus(_passages(options.train_dataset))
-    return Corpus(*(read_corpus(options.corpus, options.field, titles) for titles in (True, False)))
+def mined_rows(
+    rows: Iterable[tuple[str, TrainingRow]],
+    corpus: Corpus,
+    search: Search,
+    known: KnownPositives,
+    settings: MiningSettings,
+    counts: MiningCounts,
+    scorer: Scorer | None = None,
+) -> Iterator[tuple[str, TrainingRow]]:
+    """Rows with new negatives and new scores, in the order of the rows.
 
+    Args:
+        rows: (place, row).
+        corpus: the passages that are searched.
+        search: ranks them for a block of rows, see `dense_search` and `lexical_search`.
+        known: the positives of all rows.
+        settings: which candidates become negatives.
+        counts: brought up to date with each row.
+        scorer: scores positives and candidates anew, and its scores decide; None: those of the search decide.
 
-def _passages(sources: list[str]) -> Iterator[str]:
-    for _, record in read_rows(sources):
-        yield from (*record.pos, *record.neg)
-
-
-def _mined(record: TrainingRow, negatives: list[str], scores: list[float], known: KnownPositives) -> TrainingRow:
-    """The row with its new negatives and all scores.
-
-    One that found none keeps its own but for known positives of its query, and no scores: the earlier ones may be on
-    another scale than those of the other rows.
+    Yields:
+        (place, row).
     """
-    right = set(known.of(record.query).tolist())
-    kept = () if negatives else tuple(text for text in record.neg if identity(text) not in right)
-    rounded = () if kept else tuple(round(float(score), 6) for score in scores)
-    return replace(record, neg=tuple(negatives) or kept, scores=rounded)
+    rest = iter(rows)
+    while block := list(islice(rest, ROWS)):
+        barred = [corpus.numbers(known.of(row.query)) for _, row in block]
+        depth = settings.ranks[1] + max(map(len, barred))
+        found = search([row for _, row in block], depth)
+        for (place, row), result, positives in zip(block, found, barred, strict=True):
+            candidates = _candidates(result, positives, settings)
+            if scorer:
+                candidates = _rescored(row, candidates, corpus, scorer)
+            numbers, scores, like_positives = _picked(candidates, settings)
+            counts.rows += 1
+            counts.negatives += len(numbers)
+            counts.short += len(numbers) < settings.neg_nums
+            counts.without += not len(numbers)
+            counts.like_positives += like_positives
+            negatives = [corpus.texts[number] for number in numbers]
+            yield place, _mined(row, negatives, [*candidates.positives, *scores], known)
 
 
-def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[TrainingRow], int], Iterator[SearchResult]]:
-    """Search by the vectors of a model."""
-    encoder = load_model(
-        options.model or "",
-        options.device,
-        options.dtype,
-        base_name=options.base_model_path,
-        trust_remote_code=options.trust_remote_code,
-    )
-    vectors, found = cached_vectors(encoder, corpus.texts, "passage", cache_folder(options.cache_dir))
-    say(f"corpus: vectors of {vectors.shape[1]} components, {'found' if found else 'kept'} in the cache")
+def write_mined(
+    output: Path, rows: Iterable[tuple[str, TrainingRow]], progress: Callable[[int], object] | None = None
+) -> None:
+    """Write rows as JSONL. The file appears when it is whole.
 
-    def search(block: list[TrainingRow], depth: int) -> Iterator[SearchResult]:
-        queries = unit(encoder.encode([record.query for record in block], "query"))
+    Args:
+        output: the file.
+        rows: (place, row).
+        progress: called with 1 after each row.
+
+    Raises:
+        RunError: when the disk refuses.
+    """
+    with atomic_file(output) as file:
+        for place, row in rows:
+            file.write(row_text(place, row) + "\n")
+            if progress:
+                progress(1)
+
+
+def dense_search(corpus: Corpus, encoder: Encoder, cache: Path) -> Search:
+    """A search by the vectors of a model.
+
+    Args:
+        corpus: the passages.
+        encoder: the model.
+        cache: folder in which the vectors of the corpus are kept.
+    """
+    vectors, found = cached_vectors(encoder, corpus.texts, "passage", cache)
+    say(f"corpus: vectors of {vectors.shape[1]} dimensions, {'found' if found else 'kept'} in the cache")
+
+    def search(block: Sequence[TrainingRow], depth: int) -> Iterator[SearchResult]:
+        queries = unit(encoder.encode([row.query for row in block], "query"))
         top = TopK(queries, depth, "cuda" if encoder.device.type == "cuda" else "cpu")
         top.add(vectors)
         positives = _positive_vectors(block, corpus, vectors, encoder)
@@ -223,29 +298,104 @@ def _dense(corpus: Corpus, options: MineOptions) -> Callable[[list[TrainingRow],
     return search
 
 
-def _positive_vectors(
-    block: list[TrainingRow], corpus: Corpus, vectors: np.ndarray, encoder: Encoder
-) -> dict[str, np.ndarray]:
-    """Vector of each positive: that of the corpus where it is there, else a new one."""
-    places = {text: corpus.number(text) for record in block for text in record.pos}
-    new = [text for text, place in places.items() if place is None]
-    found = dict(zip(new, unit(encoder.encode(new, "passage")), strict=True))
-    known = [(text, place) for text, place in places.items() if place is not None]
-    return found | dict(zip((t for t, _ in known), vectors[[place for _, place in known]], strict=True))
+def lexical_search(corpus: Corpus, rows: Iterable[TrainingRow]) -> Search:
+    """A search by words (BM25).
 
-
-def _lexical(corpus: Corpus, sources: list[str]) -> Callable[[list[TrainingRow], int], Iterator[SearchResult]]:
-    """Search by words; positives that the corpus lacks are indexed too, and never come out."""
-    others = {text: None for _, record in read_rows(sources) for text in record.pos if corpus.number(text) is None}
+    Args:
+        corpus: the passages.
+        rows: all rows. Positives that the corpus lacks are indexed too, so that they have scores; a search never
+            returns them.
+    """
+    others = {text: None for row in rows for text in row.pos if corpus.number(text) is None}
     places = {text: len(corpus.texts) + number for number, text in enumerate(others)}
     index = Bm25([*corpus.texts, *others])
 
-    def search(block: list[TrainingRow], depth: int) -> Iterator[SearchResult]:
-        for record in block:
-            scores = index.scores(record.query)
-            own = [places[text] if text in places else corpus.number(text) or 0 for text in record.pos]
+    def search(block: Sequence[TrainingRow], depth: int) -> Iterator[SearchResult]:
+        for row in block:
+            scores = index.scores(row.query)
+            own = [places[text] if text in places else corpus.number(text) or 0 for text in row.pos]
             numbers = best_of(scores[: len(corpus.texts)], depth)
             numbers = numbers[scores[numbers] > 0]  # the rest shares no word with the query
             yield SearchResult(numbers, scores[numbers], scores[own])
 
     return search
+
+
+def ceiling(positives: np.ndarray, ratio: float) -> float:
+    """The score that a negative must stay below: `ratio` of the score of the weakest positive.
+
+    A score below 0 is lowered by the same share of its size.
+
+    >>> round(ceiling(np.array([0.8, 0.9]), 0.95), 3)
+    0.76
+    """
+    weakest = float(np.min(positives))
+    return weakest - (1 - ratio) * abs(weakest)
+
+
+def _wrong(settings: MiningSettings, model: object, bm25: bool, ranks: list[int]) -> Iterator[UserError]:
+    """What is wrong with the arguments alone."""
+    if (model is None) != bm25:
+        yield UserError("name either `model` or `bm25`; it ranks the corpus")
+    if settings.neg_nums < 1:
+        yield UserError("must be 1 or more", "neg_nums", settings.neg_nums)
+    if not settings.max_positive_ratio > 0:
+        yield UserError("must be above 0", "max_positive_ratio", settings.max_positive_ratio)
+    first, last = settings.ranks
+    if len(ranks) != 2 or not 0 <= first < last:
+        yield UserError("must be two ranks, the smaller one first, such as 10 100", "range", ranks)
+    elif last - first < settings.neg_nums:
+        yield UserError(f"has fewer ranks than `neg_nums={settings.neg_nums}`", "range", ranks)
+
+
+def _corpus(sources: list[str], corpus: str | None, field: str) -> Corpus:
+    if corpus is None:
+        return Corpus(text for _, row in read_rows(sources) for text in (*row.pos, *row.neg))
+    found = Corpus(*(read_corpus(corpus, field, titles) for titles in (True, False)))
+    if not found.texts:
+        raise UserError("no texts in it", "corpus", corpus)
+    return found
+
+
+def _candidates(result: SearchResult, positives: np.ndarray, settings: MiningSettings) -> SearchResult:
+    """The passages of the wanted ranks; known positives have no rank."""
+    kept = ~np.isin(result.numbers, positives)
+    window = slice(*settings.ranks)
+    return SearchResult(result.numbers[kept][window], result.scores[kept][window], result.positives)
+
+
+def _rescored(row: TrainingRow, candidates: SearchResult, corpus: Corpus, scorer: Scorer) -> SearchResult:
+    """The same candidates with the scores of a cross-encoder, positives too."""
+    texts = [*row.pos, *(corpus.texts[number] for number in candidates.numbers)]
+    positives, scores = np.split(scorer.scores([(row.query, text) for text in texts]), [len(row.pos)])
+    return SearchResult(candidates.numbers, scores, positives)
+
+
+def _picked(candidates: SearchResult, settings: MiningSettings) -> tuple[np.ndarray, np.ndarray, int]:
+    """Numbers and scores of the negatives, best first, and how many candidates scored like a positive."""
+    safe = candidates.scores < ceiling(candidates.positives, settings.max_positive_ratio)
+    order = np.argsort(-candidates.scores[safe], kind="stable")[: settings.neg_nums]
+    return candidates.numbers[safe][order], candidates.scores[safe][order], int((~safe).sum())
+
+
+def _mined(row: TrainingRow, negatives: list[str], scores: list[float], known: KnownPositives) -> TrainingRow:
+    """The row with its new negatives and the scores of all its passages.
+
+    A row without new negatives keeps its own, except known positives of its query, and has no scores: its earlier
+    scores may be on another scale than those of the other rows.
+    """
+    right = set(known.of(row.query).tolist())
+    kept = () if negatives else tuple(text for text in row.neg if identity(text) not in right)
+    rounded = () if kept else tuple(round(float(score), 6) for score in scores)
+    return replace(row, neg=tuple(negatives) or kept, scores=rounded)
+
+
+def _positive_vectors(
+    block: Sequence[TrainingRow], corpus: Corpus, vectors: np.ndarray, encoder: Encoder
+) -> dict[str, np.ndarray]:
+    """The vector of each positive: the corpus's, where the corpus has the text, otherwise a new one."""
+    places = {text: corpus.number(text) for row in block for text in row.pos}
+    new = [text for text, place in places.items() if place is None]
+    found = dict(zip(new, unit(encoder.encode(new, "passage")), strict=True))
+    known = [(text, place) for text, place in places.items() if place is not None]
+    return found | dict(zip((t for t, _ in known), vectors[[place for _, place in known]], strict=True))

@@ -1,4 +1,4 @@
-"""Vectors of a corpus, at length 1, kept on the disk and mapped: they are computed once for a model and its texts."""
+"""Vectors of a corpus, kept on the disk: they are computed once for a model and its texts, and then memory-mapped."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from embedrag.errors import RunError, UserError
 from embedrag.models.encoder import Encoder
+from embedrag.runtime.console import console
 from embedrag.runtime.files import write_vectors
 
-BLOCK = 16_384  # vectors that are looked at together
-TOLERANCE = 1e-3  # of a squared length
+BLOCK = 16_384  # vectors that are checked at once
+REMEDY = "remove it, and it is written again"
+TOLERANCE = 1e-3  # of a squared length, around 1
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """16 hex digits that change with anything that changes a vector: weights, tokenizer, contract, precision."""
+    """16 hex digits that change with all that changes a vector: weights, tokenizer, embedding config, precision."""
     digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.embedding_config}|{encoder.dtype}".encode())
     for key, value in sorted(encoder.backbone.state_dict().items()):
         digest.update(key.encode())
@@ -32,20 +33,20 @@ def fingerprint(encoder: Encoder) -> str:
 
 
 def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Path) -> tuple[np.ndarray, bool]:
-    """Vectors of texts, each of length 1.
+    """Vectors of texts, each of length 1, from the cache or computed now.
 
     Args:
         encoder: the model.
-        texts: n of them.
+        texts: n texts.
         role: `query` or `passage`.
-        cache: folder of all such files; a new one appears when it is whole.
+        cache: folder of the cached files. A new file appears in it when it is whole.
 
     Returns:
-        [n, D] float32, mapped from the disk, and whether it was there already.
+        [n, D] float32, memory-mapped, and whether they were in the cache already.
 
     Raises:
-        UserError: when the file there is not what this model would write.
-        RunError: when it can't be written, or the model gives a vector that has no direction.
+        UserError: when the cached file is damaged.
+        RunError: when the file can't be written, or the model gives a vector of length 0.
     """
     digest = hashlib.sha256(f"{fingerprint(encoder)}|{role}|{len(texts)}|length 1".encode())
     for text in texts:
@@ -54,23 +55,21 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Pat
     shape = (len(texts), encoder.dimension)
     found = path.exists()
     if not found:
-        with tqdm(total=len(texts), unit="text", desc="corpus", dynamic_ncols=True, leave=False) as bar:
+        with console.progress(len(texts), "text", desc="corpus", leave=False) as bar:
             write_vectors(path, _directions(encoder.blocks(texts, role, bar.update)), shape)
     try:
         vectors: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it, and it is written anew") from None
+        raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
     if vectors.shape != shape or vectors.dtype != np.float32:
         raise UserError(
-            f"{path}: holds {vectors.dtype} {list(vectors.shape)}, and this model and corpus give float32 "
-            f"{list(shape)}; remove it, and it is written anew"
+            f"{path}: holds {vectors.dtype} {list(vectors.shape)}, but this model and corpus give float32 "
+            f"{list(shape)}; {REMEDY}"
         )
     for start in range(0, len(vectors) if found else 0, BLOCK):
         wrong = np.flatnonzero(~_of_length_one(vectors[start : start + BLOCK]))
         if len(wrong):
-            raise UserError(
-                f"{path}: damaged (vector {start + wrong[0] + 1} is not of length 1); remove it, and it is written anew"
-            )
+            raise UserError(f"{path}: damaged (vector {start + wrong[0] + 1} is not of length 1); {REMEDY}")
     return vectors, found
 
 
@@ -78,21 +77,21 @@ def _directions(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     for block in blocks:
         vectors = unit(block)
         if not _of_length_one(vectors).all():
-            raise RunError("the model gives a vector of length 0, by which nothing can be ranked")
+            raise RunError("the model gives a vector of length 0, which can't be ranked")
         yield vectors
 
 
 def _of_length_one(vectors: np.ndarray) -> np.ndarray:
-    """[n] whether each is; never where one is not finite."""
+    """[n] whether each vector is of length 1; one that is not finite is not."""
     close: np.ndarray = abs(np.einsum("nd,nd->n", vectors, vectors) - 1) < TOLERANCE
     return close
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1.
+    """Vectors scaled to length 1: [n, D] -> [n, D].
 
     Raises:
-        RunError: when one is not finite, for nothing could be ranked by it.
+        RunError: when a vector is not finite, because it can't be ranked.
     """
     if not np.isfinite(vectors).all():
         raise RunError("the model gives vectors that are not finite (NaN or infinite); its weights are damaged")

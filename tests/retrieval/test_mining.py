@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +12,17 @@ import torch
 import transformers
 
 from embedrag.cli import main
-from embedrag.data.rows import read_rows
+from embedrag.data.rows import TrainingRow, read_rows
 from embedrag.data.text import identity
 from embedrag.data.text_files import read_corpus
-from embedrag.errors import RunError, UserError
+from embedrag.errors import UserError
 from embedrag.models.load import load_model
-from embedrag.retrieval.bm25 import Bm25, words
-from embedrag.retrieval.mining import Corpus, ceiling
-from embedrag.retrieval.vector_cache import cached_vectors, unit
+from embedrag.retrieval import mining
+from embedrag.retrieval.bm25 import Bm25
+from embedrag.retrieval.corpus import Corpus, KnownPositives
+from embedrag.retrieval.cross_encoder import CrossEncoder
+from embedrag.retrieval.mining import MiningCounts, MiningSettings, SearchResult, ceiling, mined_rows
+from embedrag.runtime.console import console
 
 TOPICS = ["battery", "diode", "fuse", "relay", "coil", "lens", "valve", "motor"]
 
@@ -127,104 +129,104 @@ def test_output_is_read_as_training_data_and_mined_again(rows: Path, corpus: Pat
     assert again == mined
 
 
-def test_corpus_vectors_are_kept_for_the_model_and_its_texts(
-    rows: Path, corpus: Path, tmp_path: Path, tiny_bert: str, tiny_qwen3: str, cache: Path, capsys
+def test_corpus_vectors_are_kept_in_the_cache(
+    rows: Path, corpus: Path, tmp_path: Path, tiny_bert: str, cache: Path, capsys
 ) -> None:
-    more = ["--corpus", str(corpus), "--range", "0", "9", "--device", "cpu"]
-    first = mine(rows, tmp_path / "a.jsonl", *more, "--model", tiny_bert)
+    more = ["--corpus", str(corpus), "--range", "0", "9", "--device", "cpu", "--model", tiny_bert]
+    first = mine(rows, tmp_path / "a.jsonl", *more)
     assert "kept in the cache" in capsys.readouterr().out
-    assert mine(rows, tmp_path / "b.jsonl", *more, "--model", tiny_bert) == first
+    assert mine(rows, tmp_path / "b.jsonl", *more) == first
     assert "found in the cache" in capsys.readouterr().out
-    mine(rows, tmp_path / "c.jsonl", *more, "--model", tiny_qwen3)
-    assert "kept in the cache" in capsys.readouterr().out
-    assert len(list(cache.glob("vectors-*.npy"))) == 2
-    encoder = load_model(tiny_bert)
-    texts = Corpus(read_corpus(str(corpus), "text")).texts
-    vectors, found = cached_vectors(encoder, texts, "passage", cache)
-    assert found and np.array_equal(vectors, unit(encoder.encode(texts, "passage")))
+    assert len(list(cache.glob("vectors-*.npy"))) == 1
 
 
-DAMAGED: dict[str, tuple[Callable[[Path, np.ndarray], object], str]] = {
-    "other shape": (lambda path, good: np.save(path, good[:, :3]), r"holds float32 \[9, 3\]"),
-    "empty": (lambda path, good: path.write_bytes(b""), "damaged"),
-    "archive": (lambda path, good: np.savez(path.open("wb"), good), "damaged"),
-    "cut off": (lambda path, good: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
-    "not a number": (lambda path, good: np.save(path, np.where(np.arange(9) == 6, np.nan, good.T).T), r"vector 7 is"),
-    "zeros": (lambda path, good: np.save(path, good * (np.arange(9) < 8)[:, None]), r"vector 9 is not of length 1"),
-}
+def made(query: str, pos: tuple[str, ...], neg: tuple[str, ...] = ()) -> TrainingRow:
+    return TrainingRow(query, pos, neg, "test")
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_vectors_in_the_cache_are_named_by_their_file(damage: str, tiny_bert: str, cache: Path) -> None:
-    texts, encoder = [f"text {number}" for number in range(9)], load_model(tiny_bert, "cpu")
-    good = np.array(cached_vectors(encoder, texts, "passage", cache)[0])
-    [path] = cache.glob("vectors-*.npy")
-    spoil, message = DAMAGED[damage]
-    spoil(path, good)
-    with pytest.raises(UserError, match=f"{path.name}: .*{message}.*remove it"):
-        cached_vectors(encoder, texts, "passage", cache)
+class Lengths:
+    """Scores a passage by its length, as if it were a cross-encoder."""
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        return np.array([len(passage) for _, passage in pairs], np.float32)
 
 
-def test_vectors_without_a_direction_are_not_kept(tiny_bert: str, cache: Path, monkeypatch) -> None:
-    encoder = load_model(tiny_bert, "cpu")
-    monkeypatch.setattr(type(encoder), "blocks", lambda *_: iter([np.zeros((2, encoder.dimension), np.float32)]))
-    with pytest.raises(RunError, match="a vector of length 0"):
-        cached_vectors(encoder, ["a", "b"], "passage", cache)
-    assert not list(cache.iterdir())
+def ranked(block: Sequence[TrainingRow], depth: int) -> Iterator[SearchResult]:
+    """Passage n is the nth best, with the score 1 - n / 10; every positive scores 0.85."""
+    for row in block:
+        numbers = np.arange(min(depth, 8))
+        yield SearchResult(numbers, (1 - numbers / 10).astype(np.float32), np.full(len(row.pos), 0.85, np.float32))
 
 
-@pytest.fixture
-def judge(minilm: str, tmp_path: Path) -> tuple[Path, Any, Any]:
-    """Folder of a small cross-encoder, the model and its tokenizer."""
-    folder = tmp_path / "judge"
+def test_rows_are_mined_without_files_and_counted() -> None:
+    corpus = Corpus([f"passage {'x' * number}" for number in range(8)])
+    rows = [
+        ("a:1", made("q", (corpus.texts[2],), ("old",))),
+        ("a:2", made("q", ("another",), ("old",))),
+        ("a:3", made("r", (corpus.texts[7],), ("old",))),
+    ]
+    counts, known = MiningCounts(), KnownPositives(row for _, row in rows)
+    settings = MiningSettings(neg_nums=3, ranks=(0, 4), max_positive_ratio=1.0)
+    mined = list(mined_rows(rows, corpus, ranked, known, settings, counts))
+    assert [place for place, _ in mined] == ["a:1", "a:2", "a:3"]
+    # 0 and 1 score above the positives, and 2 is a positive of both rows of q
+    assert [[corpus.number(text) for text in row.neg] for _, row in mined] == [[3, 4], [3, 4], [2, 3]]
+    assert mined[0][1].scores == pytest.approx([0.85, 0.7, 0.6])
+    assert counts == MiningCounts(rows=3, negatives=6, short=3, without=0, like_positives=6)
+    counts, strict = MiningCounts(), MiningSettings(neg_nums=1, ranks=(0, 2), max_positive_ratio=1.0)
+    [(_, none), *_] = mined_rows(rows[:1], corpus, ranked, known, strict, counts)
+    assert (none.neg, none.scores) == (("old",), ())
+    assert counts == MiningCounts(rows=1, negatives=0, short=1, without=1, like_positives=2)
+
+
+def test_scores_of_a_cross_encoder_decide() -> None:
+    corpus = Corpus([f"passage {'x' * number}" for number in range(8)])
+    row, counts = made("q", ("y" * 14,)), MiningCounts()
+    settings = MiningSettings(neg_nums=2, ranks=(0, 7), max_positive_ratio=1.0)
+    [(_, mined)] = mined_rows([("a:1", row)], corpus, ranked, KnownPositives([row]), settings, counts, Lengths())
+    assert [len(text) for text in mined.neg] == [13, 12], "the longest that are shorter than the positive"
+    assert mined.scores == (14, 13, 12) and counts.like_positives == 1
+
+
+def test_cross_encoder_of_the_command_decides_and_its_former_flag_still_works(
+    rows: Path, corpus: Path, tmp_path: Path, minilm: str, capsys
+) -> None:
+    folder = tmp_path / "cross-encoder"
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        num_labels=1, initializer_range=0.5,
-    )  # fmt: skip
-    model = transformers.BertForSequenceClassification(config).eval()
-    model.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder, model, tokenizer
-
-
-def test_cross_encoder_decides(rows: Path, corpus: Path, tmp_path: Path, judge, tiny_bert: str) -> None:
-    folder, model, tokenizer = judge
     more = ["--corpus", str(corpus), "--bm25", "--range", "0", "12", "--neg_nums", "4", "--device", "cpu"]
-    mined = mine(rows, tmp_path / "out.jsonl", *more, "--score_with", str(folder), "--max_positive_ratio", "99")
-    row = mined[0]
-    for text, score in zip([*row["pos"], *row["neg"]], row["teacher_scores"], strict=True):
-        with torch.no_grad():
-            expected = model(**tokenizer(row["query"], text, return_tensors="pt")).logits.sigmoid().item()
-        assert score == pytest.approx(expected, abs=1e-4)
+    more += ["--max_positive_ratio", "99"]
+    mined = mine(rows, tmp_path / "out.jsonl", *more, "--cross_encoder", str(folder))
+    row, scorer = mined[0], CrossEncoder(str(folder), "cpu")
+    texts = [*row["pos"], *row["neg"]]
+    assert row["teacher_scores"] == pytest.approx(scorer.scores([(row["query"], text) for text in texts]), abs=1e-5)
     assert row["teacher_scores"][1:] == sorted(row["teacher_scores"][1:], reverse=True)
-    assert (
-        main(["mine", "--train_dataset", str(rows), "--output", str(tmp_path / "x"), *more, "--score_with", tiny_bert])
-        == 2
-    )
+    assert mine(rows, tmp_path / "again.jsonl", *more, "--score_with", str(folder)) == mined
+    words = ["mine", "--train_dataset", str(rows), "--output", str(tmp_path / "x"), *more]
+    capsys.readouterr()
+    assert main([*words, "--score_with", "./none"]) == 2
+    assert "error: --cross_encoder ./none: no such folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["mine", "--help"])
+    shown = capsys.readouterr().out
+    assert "--cross_encoder" in shown and "score_with" not in shown
 
 
-def test_cross_encoder_that_is_damaged_is_named(rows: Path, tmp_path: Path, judge, capsys) -> None:
-    folder, model, _ = judge
-    words = ["mine", "--train_dataset", str(rows), "--output", str(tmp_path / "x.jsonl"), "--bm25", "--range", "0", "9"]
-    words += ["--score_with", str(folder), "--device", "cpu"]
-    with torch.no_grad():
-        model.classifier.bias.fill_(torch.nan)
-    model.save_pretrained(folder)
-    assert main(words) == 1
-    assert "gives scores that are NaN" in capsys.readouterr().err
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:99])
-    assert main(words) == 2
-    assert f"--score_with {folder}: can't be loaded" in capsys.readouterr().err
-    assert not (tmp_path / "x.jsonl").exists()
-
-
-def test_words_of_scripts_without_spaces_are_pairs() -> None:
-    assert words("電容器の電圧 ABC-12") == ["電容", "容器", "器の", "の電", "電圧", "abc", "12"]
-    index = Bm25(["저항은 전류를 제한한다", "콘덴서는 전하를 저장한다"])
-    assert index.scores("저항이란?")[0] > index.scores("저항이란?")[1] == 0
+def test_mining_is_a_function_too(rows: Path, corpus: Path, tmp_path: Path, tiny_bert: str) -> None:
+    encoder = load_model(tiny_bert, "cpu")
+    with console.silenced():
+        result = mining.mine(rows, output=tmp_path / "a.jsonl", model=encoder, corpus=corpus, range=(0, 9))
+        mining.mine([rows], output=tmp_path / "b.jsonl", model=tiny_bert, corpus=corpus, range=(0, 9), device="cpu")
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert (result.output, result.counts.rows, result.passages) == (tmp_path / "a.jsonl", 10, 64)
+    assert result.counts.negatives == sum(len(row.neg) for _, row in read_rows([str(tmp_path / "a.jsonl")]))
+    with pytest.raises(UserError) as error:
+        mining.mine(rows, output=tmp_path / "c.jsonl", range=(5, 5), neg_nums=0, max_positive_ratio=0)
+    assert [problem.argument for problem in error.value.problems] == [None, "neg_nums", "max_positive_ratio", "range"]
 
 
 @pytest.mark.parametrize(
@@ -232,9 +234,12 @@ def test_words_of_scripts_without_spaces_are_pairs() -> None:
     [
         ([], "name either --model or --bm25"),
         (["--bm25", "--model", "x"], "name either --model or --bm25"),
-        (["--bm25", "--range", "9", "9"], "--range must be two ranks"),
-        (["--bm25", "--range", "0", "3"], "fewer ranks than --neg_nums 7"),
-        (["--bm25", "--range", "16", "90"], "there are 10 passages, so none is behind rank 16"),
+        (["--bm25", "--range", "9", "9"], "--range 9 9: must be two ranks"),
+        (["--bm25", "--range", "0", "3"], "--range 0 3: has fewer ranks than --neg_nums 7"),
+        (
+            ["--bm25", "--range", "16", "90"],
+            "--range 16 90: there are 10 passages, so none of them comes after rank 16",
+        ),
         (["--bm25", "--corpus", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],
 )
@@ -266,7 +271,7 @@ def test_row_that_finds_nothing_keeps_what_is_wrong_of_its_negatives_and_no_scor
     first, second = mine(write_jsonl(rows), tmp_path / "out.jsonl", "--bm25", "--range", "0", "20")
     assert first["neg"] == ["old", "older"] and "teacher_scores" not in first
     assert second["neg"] == [] and second["teacher_scores"] == [0], "the score of its positive is a new one"
-    assert "2 rows found no negative and keep those they had, without scores" in capsys.readouterr().out
+    assert "2 rows found no negative and keep those that they had, without scores" in capsys.readouterr().out
     assert len(list(read_rows([str(tmp_path / "out.jsonl")]))) == 2
 
 

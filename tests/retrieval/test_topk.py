@@ -48,7 +48,7 @@ def test_faiss_finds_the_same_and_its_mistakes_are_explained() -> None:
     queries, passages = (generator.standard_normal((n, 8)).astype(np.float32) for n in (5, 300))
     numbers, scores = search_faiss(queries, [passages[:100], passages[100:]], 4, "Flat")
     assert np.array_equal(numbers, slowly(queries, passages, 4)) and (np.diff(scores) <= 0).all()
-    with pytest.raises(UserError, match="--faiss_index Flut"):
+    with pytest.raises(UserError, match="`faiss_index=Flut`"):
         search_faiss(queries, [passages], 4, "Flut")
 
 
@@ -59,5 +59,5 @@ def test_wrong_name_of_an_index_is_told_before_passages_are_asked_for() -> None:
         raise AssertionError("a passage was encoded")
         yield
 
-    with pytest.raises(UserError, match="--faiss_index Flut"):
+    with pytest.raises(UserError, match="`faiss_index=Flut`"):
         search_faiss(np.eye(4, dtype=np.float32), encoded(), 4, "Flut")
