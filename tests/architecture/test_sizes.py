@@ -28,7 +28,7 @@ def faults(package: Path) -> Iterator[str]:
     folders = [package, *(path for path in package.rglob("*") if path.is_dir() and path.name != "__pycache__")]
     for folder in folders:
         files = [path for path in folder.iterdir() if path.is_file()]
-        if len(files) > IN_A_FOLDER:
+        if sum(path.name != "__init__.py" for path in files) > IN_A_FOLDER:
             yield f"{folder.name} has more than {IN_A_FOLDER} files"
         for path in files:
             if path.suffix == ".py" and len(path.read_text(encoding="utf-8").splitlines()) > LINES:
