@@ -10,8 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 # Of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate by themselves (torch has a class for its own).
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -184,20 +183,6 @@ def check_choice(argument: str, value: object, choices: Iterable[object]) -> Non
     if value not in known:
         names = [str(choice) for choice in known if choice is not None]
         raise UserError(f"must be one of {', '.join(names)}{near_miss(str(value), names)}", argument, value)
-
-
-@contextmanager
-def flag_named(name: str, *others: str) -> Iterator[None]:
-    """Errors inside speak of the flag `name` where shared code knows it by another name."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
-        for other in others:
-            text = text.replace(other, name)
-        raise UserError(text) from None
-    except OSError as error:
-        raise UserError(f"{name} {error.filename or ''}: {error.strerror or error}") from None
 
 
 def _shown(value: object) -> str | None:
