@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+
+from embedrag.cli import main
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "before_wings"
 FLAGS = (
@@ -22,21 +21,19 @@ FLAGS = (
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A copy of the folder, for a run that goes on writes into it."""
-    return Path(shutil.copytree(FOLDER, tmp_path / "copy"))
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a copy, because a run that goes on writes into it."""
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "copy"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("EMBEDRAG_CACHE", str(folder / "cache"))
+    return folder
 
 
-def go_on(folder: Path, flags: str = FLAGS) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"EMBEDRAG_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "embedrag", "train", *flags.split()]
-    return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)
-
-
-def test_a_run_that_the_earlier_code_began_ends_with_the_weights_that_it_would_have_had(here: Path) -> None:
-    ended = go_on(here)
-    assert ended.returncode == 0, ended.stderr
-    assert "step 2 of 6" in ended.stdout
+def test_a_run_that_the_earlier_code_began_ends_with_the_weights_that_it_would_have_had(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *FLAGS.split()]) == 0
+    assert "step 2 of 6" in capsys.readouterr().out
     assert len(list((here / "cache").glob("tokens-*"))) == 1  # the earlier code's token store is read, not made anew
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (here / "run/final", here / "final"))
     assert ours.keys() == theirs.keys()
@@ -54,14 +51,14 @@ def test_the_merged_folder_has_its_vectors() -> None:
     np.testing.assert_allclose(vectors, np.load(FOLDER / "merged_vectors.npy"), rtol=0, atol=1e-6)
 
 
-def test_another_setting_than_the_earlier_run_had_is_still_refused(here: Path) -> None:
-    ended = go_on(here, FLAGS.replace("--lora_r 2", "--lora_r 4"))
-    assert ended.returncode == 2
-    assert "lora_r" in ended.stderr
+def test_another_setting_than_the_earlier_run_had_is_still_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *FLAGS.replace("--lora_r 2", "--lora_r 4").split()]) == 2
+    assert "lora_r" in capsys.readouterr().err
 
 
 def test_its_settings_file_is_a_config(here: Path) -> None:
     config = here / "run" / "checkpoint-step-2" / "training_config.json"
     assert json.loads(config.read_text(encoding="utf-8"))["hardness"] == 0.5
-    ended = go_on(here, f"--config {config} --resume auto")
-    assert ended.returncode == 0, ended.stderr
+    assert main(["train", "--config", str(config), "--resume", "auto"]) == 0
