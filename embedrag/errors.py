@@ -1,7 +1,7 @@
-"""The two ways in which a call ends early: the caller can mend it, or the run went wrong.
+"""The errors that this package raises on purpose: the caller made a mistake, or the run went wrong.
 
-Both carry a message for people and an exit code; neither is ever shown as a traceback. Messages name arguments in
-backticks, as Python has them: `batch_size` or, with a value, `batch_size=0`. Whoever shows a message may spell them in
+Each has a message for people and an exit code, and none is shown as a traceback. A message names arguments in backticks,
+as Python has them: `batch_size` or, with a value, `batch_size=0`. The program that shows the message may spell them in
 another way (`spelled`): the command line writes `--batch_size 0`.
 """
 
@@ -35,15 +35,15 @@ class EmbedRagError(Exception):
 
 
 class UserError(EmbedRagError):
-    """Something the caller can mend: a bad argument, a bad file, a missing package. Raised before any expensive work.
+    """A mistake that the caller can fix: a bad argument, a bad file, a missing package. Raised before expensive work.
 
     Exit code 2.
 
     Attributes:
-        argument: the name of the argument that is wrong; None where it is not one argument (a line of a file).
+        argument: the name of the argument that is wrong; None when it is not one argument (a line of a file).
         value: what was passed.
         reason: what is wrong with it, and the remedy.
-        problems: all errors, where several were found at once; otherwise this one alone.
+        problems: all errors, when several were found at once; otherwise only this one.
 
     >>> str(UserError("must be 1 or more", "batch_size", 0))
     '`batch_size=0`: must be 1 or more'
