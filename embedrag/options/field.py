@@ -1,13 +1,14 @@
 """How an option is defined: default, help, checks, names on the command line and in files.
 
-A command's options are one pydantic model. The command line, flat and nested config files, `--help`, the README
-table and the saved `training_config.json` are all derived from it (see `embedrag.options.parsing`). Nothing heavy is
-imported here, so that `--help` answers at once.
+The options of a command are one pydantic model. The command line, flat and nested config files, `--help`, the option
+tables of the docs and the saved `training_config.json` are all derived from it (see `embedrag.options.parsing`).
+Nothing heavy is imported here, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,8 +31,8 @@ from pydantic.fields import FieldInfo
 from embedrag.errors import UserError, raise_all
 from embedrag.options.problems import problems
 
-# Whether a run that goes on from a checkpoint may have another value than it had.
-# fixed: no, it would be another run; reported: yes, and the change is said; free: yes, nothing that is learnt changes.
+# Whether a resumed run may have another value than before. fixed: no, it would be another run; reported: yes, and a
+# line says so; free: yes, because nothing that is learnt depends on it.
 Resume = Literal["fixed", "reported", "free"]
 
 
@@ -51,16 +52,16 @@ def option(
     """One option.
 
     Args:
-        default: value when neither command line nor file names it; `...` makes it required.
-        text: one line for `--help` and the README.
+        default: the value when neither command line nor file gives one; `...` makes the option required.
+        text: one line for `--help` and the docs.
         group: heading under which `--help` lists it.
         nested: its key in the nested config file, e.g. `train.batch_size`.
         aliases: further flag names (and flat keys) that mean the same.
         former_names: names that the option had in the past. They still work, and are no longer shown.
         former_values: makes today's value of one that was given under a former name. A former flag without a word
             gives it `true`.
-        positional: words that follow no flag are its values; a list, at most one a command.
-        resume: whether a training that goes on may have another value, see `Resume`; for options of a training.
+        positional: words without a flag are its values; it is a list, and a command has at most one.
+        resume: for options of a training: whether a resumed run may have another value, see `Resume`.
         **checks: pydantic constraints such as `ge=1`.
     """
     return Field(
@@ -80,8 +81,8 @@ def option(
 
 
 def as_list(value: Any) -> Any:
-    """A single text or object as a list of one."""
-    return [value] if isinstance(value, (str, dict)) else value
+    """A single value as a list of one."""
+    return [value] if value is not None and not isinstance(value, (list, tuple)) else value
 
 
 def lower(value: Any) -> Any:
@@ -121,9 +122,9 @@ class Source(BaseModel):
 
     Attributes:
         path: a file, a folder of files or a hub id.
-        weight: how often its rows come in an epoch.
-        query_prompt: text before its queries; None: the one of all.
-        passage_prompt: text before its passages; None: the one of all.
+        weight: how often each of its rows comes in an epoch.
+        query_prompt: text before its queries; None: the prompt of the training.
+        passage_prompt: text before its passages; None: the prompt of the training.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -198,7 +199,12 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Paths are texts, and a truth value is not a number."""
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, (list, tuple)):
+            return [os.fspath(part) if isinstance(part, os.PathLike) else part for part in value]
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("must not be true or false")
         return value

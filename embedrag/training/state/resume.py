@@ -20,7 +20,7 @@ from embedrag.training.state.checkpoint import Checkpoint
 
 
 def is_complete(options: TrainOptions) -> bool:
-    """Whether the run came to its end in its folder: after its epochs, or early with the patience that is asked for."""
+    """Whether the run in its folder is complete: all epochs are done, or it stopped early and would stop again."""
     path = Path(options.output_dir, options.run_name or "", "training_summary_report.json")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))

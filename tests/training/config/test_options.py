@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,15 @@ def test_wrong_argument_is_named(arguments: dict[str, Any], message: str) -> Non
     with pytest.raises(UserError) as caught:
         TrainOptions(**NEEDED | arguments)
     assert str(caught.value) == message
+
+
+def test_paths_and_single_values_are_taken_as_people_write_them(tmp_path: Path) -> None:
+    one = TrainOptions(output_dir=tmp_path, batch_size=2, train_dataset=tmp_path / "a.jsonl", matryoshka_dims=64)
+    texts = TrainOptions(
+        output_dir=str(tmp_path), batch_size=2, train_dataset=[str(tmp_path / "a.jsonl")], matryoshka_dims=[64]
+    )
+    assert one == texts
+    assert TrainOptions(**NEEDED, train_dataset=(tmp_path / "a", "b:2")).train_dataset[1].weight == 2
 
 
 def test_missing_and_wrong_arguments_are_told_together() -> None:
