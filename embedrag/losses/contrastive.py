@@ -167,11 +167,12 @@ def info_nce(
     Raises:
         UserError: naming the argument that does not fit the others.
 
-    >>> queries, passages = torch.eye(2, 4), torch.eye(3, 4)  # two positives and a hard negative
-    >>> [round(loss, 4) for loss in info_nce(queries, passages, temperature=0.5).tolist()]
-    [0.2395, 0.2395]
-    >>> [round(loss, 4) for loss in info_nce(queries, passages, 0.5, labels=torch.tensor([2, 1])).tolist()]
-    [2.2395, 0.2395]
+    Examples:
+        >>> queries, passages = torch.eye(2, 4), torch.eye(3, 4)  # two positives and a hard negative
+        >>> [round(loss, 4) for loss in info_nce(queries, passages, temperature=0.5).tolist()]
+        [0.2395, 0.2395]
+        >>> [round(loss, 4) for loss in info_nce(queries, passages, 0.5, labels=torch.tensor([2, 1])).tolist()]
+        [2.2395, 0.2395]
     """
     if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
         shapes = f"{list(queries.shape)} and {list(passages.shape)}"
