@@ -1,4 +1,4 @@
-"""The options as tables for the READMEs."""
+"""The options as Markdown tables, for the docs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENGLISH = TableWords("| flag | default | meaning |", "required", " ({})", "; one
 
 
 def markdown_table(cls: type[Options], meanings: Mapping[str, str] | None = None, words: TableWords = ENGLISH) -> str:
-    """The options as a Markdown table, for the README.
+    """The options as a Markdown table, for the docs.
 
     Args:
         cls: the options model.

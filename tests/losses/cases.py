@@ -48,7 +48,7 @@ def plain(
     temperature: float,
     candidates: str = "all",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss without additions; passages behind a positive are its query's own."""
+    """The loss without additions. A passage belongs to the query of the last positive before it."""
     owner = torch.bucketize(torch.arange(len(p)), labels, right=True) - 1
     return contrastive(q, p, Pairs(labels, excluded, owner), LossSettings(temperature, candidates))
 

@@ -410,7 +410,7 @@ class TrainOptions(Options):
     )
     false_negative_guide: Annotated[Literal["self", "base"], SmallLetters] = option(
         "self",
-        "whose cosines false_negative_margin compares: the model's own, or its base's (LoRA and QLoRA: adapters off)",
+        "cosines that false_negative_margin compares: of the model (self), or of its base with adapters off (base)",
         group="loss",
         resume="reported",
     )

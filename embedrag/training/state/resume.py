@@ -39,7 +39,7 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
     """Compare the options with those of the checkpoint, each by its own rule (`option(..., resume=…)`).
 
     Args:
-        checkpoint: what the run goes on from.
+        checkpoint: from which the run resumes.
         asked: the options of this run.
 
     Returns:
@@ -60,7 +60,7 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
     refused = [name for name in changed if rules[name] == "fixed"]
     if refused:
         what = ", ".join(f"`{name}` is {asked[name]!r} and was {before[name]!r}" for name in refused)
-        remedy = "go on with the settings of the checkpoint, or start a new run in another `output_dir`"
+        remedy = "continue with the settings of the checkpoint, or start a new run in another `output_dir`"
         raise UserError(f"{what}; {remedy}", "resume", checkpoint.folder)
     reported = [name for name in changed if rules[name] == "reported"]
     return [f"resume: `{name}` is {asked[name]!r} from here on, and was {before[name]!r}" for name in reported]
@@ -76,7 +76,7 @@ def check_data(checkpoint: Checkpoint, checksum: str) -> None:
     """Raise UserError when the data is not that of the checkpoint."""
     if checkpoint.state["data"] != checksum:
         raise UserError(
-            "`train_dataset` has other rows, tokens or weights than the run had; go on with the same data, or start a "
+            "`train_dataset` has other rows, tokens or weights than the run had; continue with the same data, or start a "
             "new run in another `output_dir`",
             "resume",
             checkpoint.folder,
@@ -90,7 +90,7 @@ def check_processes(checkpoint: Checkpoint, size: int, options: TrainOptions) ->
     if getattr(options, divided) and before != size:
         raise UserError(
             f"{before} processes wrote it and {size} are here; with `{divided}` the rows of an epoch would be others, "
-            f"so go on with `num_processes={before}`",
+            f"so continue with `num_processes={before}`",
             "resume",
             checkpoint.folder,
         )
@@ -124,7 +124,7 @@ def saved_budget(checkpoint: Checkpoint, asked: int | None) -> TokenBudget | Non
     """The token budget of the checkpoint, so that batches are cut as before and nothing is measured again.
 
     Args:
-        checkpoint: what the run goes on from.
+        checkpoint: from which the run resumes.
         asked: `token_budget` of this run.
 
     Returns:
