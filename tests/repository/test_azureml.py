@@ -111,7 +111,10 @@ def test_uploaded_code_has_what_the_scripts_need_and_nothing_private(tmp_path: P
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         (code / name).touch()
     files = {name for _, name in get_upload_files_from_folder(str(code), ignore_file=get_ignore_file(code))}
-    assert {"train.py", "score.py", "embedrag/__init__.py", "embedrag/templates/report.html"} <= files
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "embedrag").rglob("*") if path.is_file()}
+    package = {name for name in package if "__pycache__" not in name}
+    assert "embedrag/evaluation/report/templates/report.html" in package
+    assert {"train.py", "score.py"} | package <= files
     assert not {name for name in files if name.split("/")[0] in (".git", ".venv", "tests", "outputs", "docs")}
     assert not {name for name in files if "__pycache__" in name}
 
