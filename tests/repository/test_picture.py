@@ -79,6 +79,17 @@ def test_picture_has_the_figures_of_the_result_and_shapes_as_long_as_they_are() 
     assert [line["class"] for line in intervals] == ["better", "unclear"]
 
 
+def test_picture_of_the_readme_has_the_figures_of_its_table() -> None:
+    """Both are written by `python -m benchmarks.picture` from the result of one `make demo`."""
+    texts, _, _ = shapes((ROOT / "docs" / "images" / "base_against_tuned.svg").read_text(encoding="utf-8"))
+    for page in READMES:
+        text = page.read_text(encoding="utf-8")
+        rows = re.findall(r"^    \w+@10 +(\S+) +(\S+) +(\S+) ", text, re.MULTILINE)
+        assert len(rows) >= 5
+        for figure in sum(rows, ()):
+            assert figure.replace("-", "\N{MINUS SIGN}") in texts, page.name
+
+
 def test_picture_can_be_read_on_a_dark_page_and_loads_nothing() -> None:
     picture = draw(RESULT)
     assert "prefers-color-scheme: dark" in picture
