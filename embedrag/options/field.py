@@ -110,11 +110,13 @@ def former_switch(off: Any, on: Any) -> Callable[[Any], Any]:
     return today
 
 
-TextList = Annotated[list[str], BeforeValidator(as_list)]
-Device = Annotated[Literal["auto", "cuda", "mps", "cpu"], BeforeValidator(lower)]
+SmallLetters = BeforeValidator(lower)
+OneOrMore = BeforeValidator(as_list)
+TextList = Annotated[list[str], OneOrMore]
+Device = Annotated[Literal["auto", "cuda", "mps", "cpu"], SmallLetters]
 HALF = "precision of the computation; auto: bfloat16 on GPUs that have it, else float16 there; float32 elsewhere"
 Precision = Literal["float32", "int8", "binary"]  # of stored vectors
-Dtype = Annotated[Literal["auto", "float32", "float16", "bfloat16"], BeforeValidator(lower)]
+Dtype = Annotated[Literal["auto", "float32", "float16", "bfloat16"], SmallLetters]
 
 
 class Source(BaseModel):
@@ -167,7 +169,7 @@ def _exists(path: str) -> bool:
         return False
 
 
-SourceList = Annotated[list[Source], BeforeValidator(as_list)]
+SourceList = Annotated[list[Source], OneOrMore]
 
 
 class Options(BaseModel):

@@ -1,6 +1,7 @@
 """THE list of training options: every flag, JSON key, default, help text, check and resume rule, each defined once.
 
-Adding an option: one field below, and one line where it takes effect.
+The options of the model and of the loss are in `model_options` and `loss_options`, all others are below. Adding an
+option: one field, and one line where it takes effect.
 """
 
 from __future__ import annotations
@@ -8,25 +9,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PositiveInt, model_validator
+from pydantic import AfterValidator, model_validator
 
 from embedrag.errors import raise_all
-from embedrag.options.field import (
-    Device,
-    Dtype,
-    Options,
-    SourceList,
-    as_list,
-    former_switch,
-    lower,
-    option,
-    renamed,
-    whole_number,
-)
+from embedrag.options.field import Device, Dtype, SmallLetters, SourceList, option, renamed
+from embedrag.training.config.loss_options import LossOptions
+from embedrag.training.config.model_options import ModelOptions
 from embedrag.training.config.presets import RECIPES
 from embedrag.training.config.rules import contradictions
 
-DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
 
 
@@ -42,125 +33,8 @@ def _folder_name(value: str) -> str:
     return value
 
 
-SmallLetters = BeforeValidator(lower)
-OneOrMore = BeforeValidator(as_list)
-
-
-class TrainOptions(Options):
+class TrainOptions(LossOptions, ModelOptions):
     """Options of `train.py` / `embedrag train`."""
-
-    recipe: Annotated[Literal["mnrl", "bge", "e5", "gist", "gte", "qwen3"] | None, SmallLetters] = option(
-        None,
-        "settings of a published recipe (docs/losses.md); a config file and flags win over them",
-        group="model",
-        resume="free",  # what it sets is compared option by option
-    )
-
-    # Model
-    model_name_or_path: str = option(
-        DEFAULT_MODEL,
-        "base model: hub id or folder; a sentence-transformers folder keeps its pooling, prompts and lengths",
-        group="model",
-        nested="model_id",
-        resume="fixed",
-        min_length=1,
-    )
-    tokenizer_id: str | None = option(
-        None,
-        "tokenizer (hub id or folder), if it is not the base model's own",
-        group="model",
-        nested="tokenizer_id",
-        resume="fixed",
-    )
-    finetune_type: Annotated[Literal["qlora", "lora", "full"], SmallLetters] = option(
-        "qlora",
-        "what is trained: LoRA adapters on a quantised base (qlora), LoRA adapters (lora), or all weights (full)",
-        group="model",
-        resume="fixed",
-    )
-    quantization_bits: Annotated[Literal[4, 8], BeforeValidator(whole_number)] = option(
-        4, "bits per weight of the quantised base (qlora); 4 is nf4", group="model", resume="fixed"
-    )
-    double_quantization: bool = option(
-        False,
-        "quantise the scales of the 4-bit weights too (qlora): a little less memory",
-        group="model",
-        resume="fixed",
-    )
-    pooling: Annotated[Literal["auto", "last_token", "mean", "cls"], SmallLetters] = option(
-        "auto",
-        "how token vectors become one vector; auto follows the model (decoders: last_token)",
-        group="model",
-        resume="fixed",
-    )
-    query_prompt: str | None = option(
-        None, "text put before every query; left out: the base model's own prompt", group="model", resume="fixed"
-    )
-    passage_prompt: str | None = option(
-        None, "text put before every passage; left out: the base model's own prompt", group="model", resume="fixed"
-    )
-    trust_remote_code: bool = option(
-        False,
-        "run Python code that comes with the base model",
-        group="model",
-        nested="hf.trust_remote_code",
-        resume="free",
-    )
-    local_files_only: bool = option(
-        False,
-        "never ask a hub; use only what is on this disk",
-        group="model",
-        nested="hf.local_files_only",
-        resume="free",
-    )
-
-    # LoRA
-    lora_r: int = option(
-        8,
-        "rank of the adapters: a higher one can learn more, and takes more memory",
-        group="LoRA",
-        resume="fixed",
-        ge=1,
-    )
-    lora_alpha: int = option(
-        32, "scale of the adapters: their output is multiplied by alpha / r", group="LoRA", resume="fixed", ge=1
-    )
-    lora_dropout: float = option(
-        0.1, "dropout on the input of the adapters", group="LoRA", resume="reported", ge=0, lt=1
-    )
-    lora_target_modules: Annotated[list[str] | None, OneOrMore] = option(
-        None,
-        "names of the layers that get adapters; left out: all linear layers of the backbone",
-        group="LoRA",
-        resume="fixed",
-    )
-    lora_top_layers: int | None = option(
-        None,
-        "put adapters into the last N layers only, which is faster; left out: into all layers",
-        group="LoRA",
-        resume="fixed",
-        ge=1,
-    )
-    lora_plus_ratio: float = option(
-        1.0,
-        "learning rate of the adapters' matrix B, as a multiple of that of A (LoRA+ advises 16)",
-        group="LoRA",
-        resume="fixed",
-        ge=1,
-    )
-    use_rslora: bool = option(
-        False, "scale the adapters by alpha / sqrt(r), for high ranks (rsLoRA)", group="LoRA", resume="fixed"
-    )
-    use_dora: bool = option(
-        False, "train length and direction of the weights separately (DoRA); slower", group="LoRA", resume="fixed"
-    )
-    lora_init: Annotated[Literal["default", "pissa", "loftq"], SmallLetters] = option(
-        "default",
-        "start of the adapters: no change of the base (default), the largest directions of its weights (pissa, for "
-        "lora), or what 4-bit quantisation took away (loftq, for qlora)",
-        group="LoRA",
-        resume="fixed",
-    )
 
     # Data
     train_dataset: SourceList | None = option(
@@ -364,92 +238,6 @@ class TrainOptions(Options):
         "do everything up to the first step (data, model, checks), and write nothing but the cache",
         group="training",
         resume="free",
-    )
-
-    # Loss
-    directions: Annotated[
-        list[Literal["query_passage", "passage_query", "query_query", "passage_passage"]], OneOrMore
-    ] = option(
-        ["query_passage"],
-        "what is scored against what: queries against passages (always), positives against queries, queries against "
-        "queries, positives against passages of other rows",
-        group="loss",
-        former_names=("further_directions",),
-        former_values=lambda value: ["query_passage", *as_list(value)],
-        resume="reported",
-    )
-    partition_mode: Annotated[Literal["joint", "separate"], SmallLetters] = option(
-        "joint",
-        "joint: one softmax over all directions; separate: one softmax for query_passage and one for passage_query, "
-        "and the mean of the two losses",
-        group="loss",
-        former_names=("separate",),
-        former_values=former_switch("joint", "separate"),
-        resume="reported",
-    )
-    hardness_strength: float = option(
-        0.0,
-        "makes hard negatives count more: this number times its cosine is added to the logit of a negative; 0: off",
-        group="loss",
-        former_names=("hardness",),
-        resume="reported",
-        ge=0,
-    )
-    hardness_mode: Annotated[Literal["all", "own", "in_batch"], SmallLetters] = option(
-        "all",
-        "negatives that hardness_strength counts for: all, the row's own, or those of other rows (in_batch)",
-        group="loss",
-        former_names=("hardness_of",),
-        resume="reported",
-    )
-    false_negative_margin: float | None = option(
-        None,
-        "a passage with a cosine above the positive's by more than this is not a negative; left out: every passage is",
-        group="loss",
-        resume="reported",
-    )
-    false_negative_guide: Annotated[Literal["self", "base"], SmallLetters] = option(
-        "self",
-        "cosines that false_negative_margin compares: of the model (self), or of its base with adapters off (base)",
-        group="loss",
-        resume="reported",
-    )
-    distillation: Annotated[Literal["kl", "margin_mse"] | None, SmallLetters] = option(
-        None,
-        "learn the scores of a teacher too (teacher_scores in the rows, from embedrag mine)",
-        group="loss",
-        resume="reported",
-    )
-    distillation_weight: float = option(
-        0.5, "share of distillation in the loss; 1: nothing else", group="loss", resume="reported", gt=0, le=1
-    )
-    teacher_temperature: float = option(
-        1.0, "the teacher's scores are divided by it", group="loss", resume="reported", gt=0
-    )
-    embedding_teacher: str | None = option(
-        None,
-        "learn the vectors of this (larger) model too; it embeds every text once, before the training",
-        group="loss",
-        resume="reported",
-    )
-    embedding_teacher_weight: float = option(
-        1.0,
-        "weight of the loss of embedding_teacher; that of the contrastive loss is 1",
-        group="loss",
-        resume="reported",
-        gt=0,
-    )
-    matryoshka_dims: Annotated[list[PositiveInt] | None, OneOrMore] = option(
-        None,
-        "for each N of these, the first N dimensions of a vector are trained to be a good vector too",
-        group="loss",
-        resume="reported",
-    )
-    matryoshka_weights: Annotated[list[float] | None, OneOrMore] = option(
-        None, "weight of the loss of each of matryoshka_dims; left out: 1", group="loss", resume="reported"
-    )
-    embedding_precisions: Annotated[list[Literal["int8", "binary"]] | None, OneOrMore] = option(
-        None, "train the vectors for storage in these precisions too", group="loss", resume="reported"
     )
 
     # Machine

@@ -76,8 +76,8 @@ def check_data(checkpoint: Checkpoint, checksum: str) -> None:
     """Raise UserError when the data is not that of the checkpoint."""
     if checkpoint.state["data"] != checksum:
         raise UserError(
-            "`train_dataset` has other rows, tokens or weights than the run had; continue with the same data, or start a "
-            "new run in another `output_dir`",
+            "`train_dataset` has other rows, tokens or weights than the run had; continue with the same data, or start "
+            "a new run in another `output_dir`",
             "resume",
             checkpoint.folder,
         )
