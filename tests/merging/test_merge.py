@@ -19,7 +19,6 @@ from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.merging import merge as module
 from embedrag.merging.merge import merge
-from embedrag.models.equivalence import choose_probes
 from embedrag.models.load import load_model
 from embedrag.runtime.console import console
 
@@ -395,15 +394,6 @@ def test_merge_flag_of_training_leaves_a_merged_model(tiny_bert: str, train, tmp
     assert "## Merge" in card
 
 
-def test_probes_are_of_both_roles_and_of_different_lengths() -> None:
-    texts = [("query", "q" * n) for n in range(1, 30)] + [("passage", "p" * n) for n in range(1, 300)]
-    probes = choose_probes(texts)
-    assert len(probes) == 16
-    assert {role for role, _ in probes} == {"query", "passage"}
-    lengths = [len(text) for role, text in probes if role == "passage"]
-    assert (min(lengths), max(lengths)) == (1, 299)
-
-
 @pytest.mark.parametrize("place", ["base", "base/inside", "adapter", "."])
 def test_output_that_overlaps_base_or_adapter_is_refused(
     place: str, tiny_bert: str, train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -451,13 +441,3 @@ def test_training_that_moved_less_than_the_precision_can_not_be_proved(
     adapter = train(tiny_bert, "--lr", "1e-6", "--epochs", "1")
     words = ["--training_precision", "bfloat16"]
     check_refused(adapter, tmp_path / "merged", "so the merge is too rough", capsys, *words, code=1)
-
-
-def test_overwrite_that_would_remove_its_own_base_is_refused(
-    tiny_bert: str, write_jsonl, rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(tiny_bert, tmp_path / "out" / "merged")
-    words = ["--train_dataset", str(write_jsonl(rows)), "--output_dir", str(tmp_path / "out"), "--overwrite"]
-    assert main(["train", "--model_name_or_path", str(tmp_path / "out" / "merged"), "--batch_size", "2", *words]) == 2
-    assert "lies in the run that would be replaced" in capsys.readouterr().err
-    assert (tmp_path / "out" / "merged" / "model.safetensors").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,13 @@ def test_no_data_set_named_takes_the_well_known_path(
     words = ["--model_name_or_path", tiny_bert, "--output_dir", "out", "--batch_size", "6", "--epochs", "1"]
     assert main(["train", *words, "--finetune_type", "lora"]) == 0
     assert "--train_dataset is not given; tools/data/pairs.jsonl is used" in capsys.readouterr().out
+
+
+def test_overwrite_that_would_remove_its_own_base_is_refused(
+    tiny_bert: str, write_jsonl, rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "out" / "merged")
+    words = ["--train_dataset", str(write_jsonl(rows)), "--output_dir", str(tmp_path / "out"), "--overwrite"]
+    assert main(["train", "--model_name_or_path", str(tmp_path / "out" / "merged"), "--batch_size", "2", *words]) == 2
+    assert "lies in the run that would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "out" / "merged" / "model.safetensors").exists()
