@@ -7,19 +7,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 from embedrag import __version__
 from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset, sample_queries
-from embedrag.errors import UserError, check_choice
+from embedrag.errors import UserError, all_problems, check_choice
+from embedrag.evaluation.details import EDGES, gains_and_losses, histograms, map_points, training_curve
 from embedrag.evaluation.evaluator import Scores, score
 from embedrag.evaluation.metrics import metric_names
 from embedrag.evaluation.report.html import write_html
@@ -30,10 +31,6 @@ from embedrag.models.encoder import TextEncoder
 from embedrag.models.load import check_model_path, load_model, model_settings
 from embedrag.runtime.console import say
 from embedrag.runtime.files import write_atomic
-
-SHOWN = 10  # queries that gained most, and as many that lost most
-EDGES = np.linspace(-1, 1, 81)  # of the bins of the histograms
-LONGEST = 2000  # characters of a text in a result
 
 
 @dataclass(frozen=True)
@@ -132,8 +129,8 @@ class Evaluation:
         size = scores.vectors.shape[1]
         details: dict[str, Any] = {
             "curve": training_curve(Path(model), metric),
-            "histograms": {"edges": EDGES.tolist(), "model": _histograms(scores)},
-            "map": {"points": _map(scores, retrieval)},
+            "histograms": {"edges": EDGES.tolist(), "model": histograms(scores)},
+            "map": {"points": map_points(scores, retrieval)},
             "date": date.today().isoformat(),
             "versions": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
         }
@@ -146,7 +143,7 @@ class Evaluation:
                 "comparison": rows,
                 "verdict": _row(rows, metric)["verdict"],
             }
-            details["histograms"]["baseline"] = _histograms(baseline_scores)
+            details["histograms"]["baseline"] = histograms(baseline_scores)
             details |= gains_and_losses(baseline_scores, scores, retrieval, metric)
         return cls(
             model=model,
@@ -274,11 +271,18 @@ def evaluate(
         raise UserError("what was forgotten is seen beside a `baseline`; name one", "general_data", _name(general_data))
     for precision in precisions or ():
         check_choice("precisions", precision, DTYPES)
-    for argument, one in (("model", model), ("baseline", baseline)):
-        if isinstance(one, (str, Path)):
-            check_model_path(one, argument)
-    retrieval = _opened(data, "data", sample_size)
-    general = None if general_data is None else _opened(general_data, "general_data")
+    opened: dict[str, RetrievalDataset] = {}
+
+    def open_data(argument: str, source: RetrievalDataset | str | Path, size: int | None) -> None:
+        opened[argument] = _opened(source, argument, size)
+
+    paths = [(name, one) for name, one in (("model", model), ("baseline", baseline)) if isinstance(one, (str, Path))]
+    checks: list[Callable[[], object]] = [partial(check_model_path, one, name) for name, one in paths]
+    checks.append(partial(open_data, "data", data, sample_size))
+    if general_data is not None:
+        checks.append(partial(open_data, "general_data", general_data, None))
+    all_problems(checks)
+    retrieval, general = opened["data"], opened.get("general_data")
     left_out = f"; {retrieval.skipped:,} queries are left out: no passage answers them" if retrieval.skipped else ""
     counts = f"{len(retrieval.queries):,} queries, {len(retrieval.passages):,} passages"
     say(f"data: {counts} from {_name(data)}{left_out}")
@@ -307,42 +311,6 @@ def evaluate(
         baseline=None if baseline is None else _name(baseline),
         forgetting=forgetting,
     )
-
-
-def gains_and_losses(
-    base: Scores, tuned: Scores, data: RetrievalDataset, metric: str
-) -> dict[str, list[dict[str, Any]]]:
-    """The queries that gained most (`won`) and that lost most (`lost`), with the passage that each model put first."""
-    gain = tuned.metrics[metric] - base.metrics[metric]
-    order = np.argsort(-gain, kind="stable")
-
-    def row(query: int) -> dict[str, Any]:
-        relevant = data.relevant[query]
-        return {
-            "query": data.queries[query][:LONGEST],
-            "base": float(base.metrics[metric][query]),
-            "tuned": float(tuned.metrics[metric][query]),
-            "relevant": data.passages[max(relevant, key=lambda number: relevant[number])][:LONGEST],
-            "base_first": data.passages[base.first[query]][:LONGEST],
-            "tuned_first": data.passages[tuned.first[query]][:LONGEST],
-        }
-
-    return {
-        "won": [row(int(query)) for query in order[:SHOWN] if gain[query] > 0],
-        "lost": [row(int(query)) for query in order[::-1][:SHOWN] if gain[query] < 0],
-    }
-
-
-def training_curve(model: Path, metric: str) -> list[dict[str, Any]]:
-    """Losses, and the metric where it was measured, of the run that made a model; empty without the run's log."""
-    try:
-        folder = model.expanduser().resolve(strict=True).parent
-        log = json.loads((folder / "detailed_training_logs.json").read_text(encoding="utf-8"))
-        rows = [{"step": row["global_step"], "loss": row["loss"]} for row in log["step_logs"]]
-        measured = [row for row in log.get("eval_logs", []) if metric in row]
-        return rows + [{"step": row["global_step"], "loss": None, metric: row[metric]} for row in measured]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return []
 
 
 def _row(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -379,29 +347,3 @@ def _forms(
         raise UserError(f"must be from 1 to {dimension}, the dimensions of the model's vectors", "dims", sizes)
     names = dict.fromkeys(["float32", *further])
     return [EmbeddingFormat(dim, name) for dim in sorted({dimension, *sizes}, reverse=True) for name in names]
-
-
-def _histograms(scores: Scores) -> dict[str, list[int]]:
-    return {
-        name: np.histogram(np.clip(values, -1, 1), EDGES)[0].tolist()
-        for name, values in (("positive", scores.positive), ("negative", scores.negative))
-    }
-
-
-def _map(scores: Scores, data: RetrievalDataset) -> list[dict[str, Any]]:
-    """Queries and their passages in the plane of largest variance (PCA)."""
-    centred = scores.vectors - scores.vectors.mean(0)
-    plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
-    texts = [data.queries[query] for query, _ in scores.places] + [data.passages[p] for _, p in scores.places]
-    half = len(scores.places)
-    return [
-        {
-            "x": float(x),
-            "y": float(y),
-            "kind": "query" if number < half else "passage",
-            "text": text[:LONGEST],
-            "pair": number % half,
-        }
-        for number, ((x, y), text) in enumerate(zip(plane, texts, strict=True))
-    ]

@@ -26,34 +26,14 @@ from embedrag.errors import UserError, raise_all
 from embedrag.models.base_model import check_local_path
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import check_model_path, load_model
-from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.corpus import Corpus, KnownPositives
 from embedrag.retrieval.cross_encoder import CrossEncoder
-from embedrag.retrieval.topk import TopK, best_of
-from embedrag.retrieval.vector_cache import cached_vectors, unit
+from embedrag.retrieval.searches import Search, SearchResult, dense_search, lexical_search
 from embedrag.runtime.console import console, say
 from embedrag.runtime.files import atomic_file, check_targets
 from embedrag.runtime.paths import cache_folder
 
 ROWS = 4096  # rows that are mined at once
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search finds for one row.
-
-    Attributes:
-        numbers: passages of the corpus, best first.
-        scores: of these passages.
-        positives: score of each positive of the row.
-    """
-
-    numbers: np.ndarray
-    scores: np.ndarray
-    positives: np.ndarray
-
-
-Search = Callable[[Sequence[TrainingRow], int], Iterator[SearchResult]]  # (rows, passages for each) -> a result a row
 
 
 class Scorer(Protocol):
@@ -104,29 +84,36 @@ class MiningResult:
 
     Attributes:
         output: the file with the rows.
-        counts: what happened to the rows.
+        rows: number of rows.
+        negatives: mined negatives, of all rows together.
+        short: rows that got fewer negatives than were asked for.
+        without: rows that got none, and keep the negatives that they had.
+        like_positives: candidates that were left out because they scored like a positive.
         passages: number of different passages that were searched.
         neg_nums: negatives of a row, at most.
         seconds: time of searching, scoring and writing.
     """
 
     output: Path
-    counts: MiningCounts
+    rows: int
+    negatives: int
+    short: int
+    without: int
+    like_positives: int
     passages: int
     neg_nums: int
     seconds: float
 
     def lines(self) -> Iterator[str]:
         """The result as text for a terminal."""
-        counts = self.counts
-        if counts.without:
-            yield f"mined: {counts.without:,} rows found no negative and keep those that they had, without scores"
+        if self.without:
+            yield f"mined: {self.without:,} rows found no negative and keep those that they had, without scores"
         yield (
-            f"mined: {counts.negatives:,} negatives for {counts.rows:,} rows into {self.output}; {counts.short:,} rows "
-            f"have fewer than {self.neg_nums}; {counts.like_positives:,} candidates were left out because they scored "
-            "like a positive"
+            f"mined: {self.negatives:,} negatives for {self.rows:,} rows into {self.output}; {self.short:,} rows have "
+            f"fewer than {self.neg_nums}; {self.like_positives:,} candidates were left out because they scored like a "
+            "positive"
         )
-        comparisons = counts.rows * self.passages
+        comparisons = self.rows * self.passages
         yield f"mined: {self.seconds:.1f} s, {1e6 * self.seconds / comparisons:.3f} s for a million comparisons"
 
 
@@ -180,7 +167,7 @@ def mine(
     Example:
         ```python
         result = embedrag.mine("rows.jsonl", model="base", output="mined.jsonl", range=(0, 10))
-        result.counts.negatives
+        result.rows, result.negatives
         ```
     """
     ranks = list(range)
@@ -210,7 +197,8 @@ def mine(
     with console.progress(known.rows, "row") as bar:
         mined = mined_rows(read_rows(sources), passages, search, known, settings, counts, scorer)
         write_mined(target, mined, bar.update)
-    return MiningResult(target, counts, len(passages.texts), neg_nums, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return MiningResult(target, **vars(counts), passages=len(passages.texts), neg_nums=neg_nums, seconds=seconds)
 
 
 def mined_rows(
@@ -273,52 +261,6 @@ def write_mined(
             file.write(row_text(place, row) + "\n")
             if progress:
                 progress(1)
-
-
-def dense_search(corpus: Corpus, encoder: Encoder, cache: Path) -> Search:
-    """A search by the vectors of a model.
-
-    Args:
-        corpus: the passages.
-        encoder: the model.
-        cache: folder in which the vectors of the corpus are kept.
-    """
-    vectors, found = cached_vectors(encoder, corpus.texts, "passage", cache)
-    say(f"corpus: vectors of {vectors.shape[1]} dimensions, {'found' if found else 'kept'} in the cache")
-
-    def search(block: Sequence[TrainingRow], depth: int) -> Iterator[SearchResult]:
-        queries = unit(encoder.encode([row.query for row in block], "query"))
-        top = TopK(queries, depth, "cuda" if encoder.device.type == "cuda" else "cpu")
-        top.add(vectors)
-        positives = _positive_vectors(block, corpus, vectors, encoder)
-        for row, (numbers, scores) in enumerate(zip(*top.result(), strict=True)):
-            own = np.stack([positives[text] for text in block[row].pos])
-            yield SearchResult(numbers, scores, own @ queries[row])
-
-    return search
-
-
-def lexical_search(corpus: Corpus, rows: Iterable[TrainingRow]) -> Search:
-    """A search by words (BM25).
-
-    Args:
-        corpus: the passages.
-        rows: all rows. Positives that the corpus lacks are indexed too, so that they have scores; a search never
-            returns them.
-    """
-    others = {text: None for row in rows for text in row.pos if corpus.number(text) is None}
-    places = {text: len(corpus.texts) + number for number, text in enumerate(others)}
-    index = Bm25([*corpus.texts, *others])
-
-    def search(block: Sequence[TrainingRow], depth: int) -> Iterator[SearchResult]:
-        for row in block:
-            scores = index.scores(row.query)
-            own = [places[text] if text in places else corpus.number(text) or 0 for text in row.pos]
-            numbers = best_of(scores[: len(corpus.texts)], depth)
-            numbers = numbers[scores[numbers] > 0]  # the rest shares no word with the query
-            yield SearchResult(numbers, scores[numbers], scores[own])
-
-    return search
 
 
 def ceiling(positives: np.ndarray, ratio: float) -> float:
@@ -388,14 +330,3 @@ def _mined(row: TrainingRow, negatives: list[str], scores: list[float], known: K
     kept = () if negatives else tuple(text for text in row.neg if identity(text) not in right)
     rounded = () if kept else tuple(round(float(score), 6) for score in scores)
     return replace(row, neg=tuple(negatives) or kept, scores=rounded)
-
-
-def _positive_vectors(
-    block: Sequence[TrainingRow], corpus: Corpus, vectors: np.ndarray, encoder: Encoder
-) -> dict[str, np.ndarray]:
-    """The vector of each positive: the corpus's, where the corpus has the text, otherwise a new one."""
-    places = {text: corpus.number(text) for row in block for text in row.pos}
-    new = [text for text, place in places.items() if place is None]
-    found = dict(zip(new, unit(encoder.encode(new, "passage")), strict=True))
-    known = [(text, place) for text, place in places.items() if place is not None]
-    return found | dict(zip((t for t, _ in known), vectors[[place for _, place in known]], strict=True))

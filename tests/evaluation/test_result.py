@@ -14,8 +14,9 @@ import pytest
 from embedrag.cli import main
 from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
 from embedrag.errors import UserError
+from embedrag.evaluation.details import gains_and_losses
 from embedrag.evaluation.evaluator import score
-from embedrag.evaluation.result import evaluate, gains_and_losses
+from embedrag.evaluation.result import evaluate
 from embedrag.evaluation.significance import comparison
 from embedrag.models.load import load_model
 from tests.data.test_retrieval_dataset import write_beir
@@ -122,6 +123,12 @@ def test_wrong_argument_is_named(tiny_bert: str, rows: Path, arguments: dict[str
     with pytest.raises(UserError) as error:
         evaluate(tiny_bert, rows, device="cpu", **arguments)
     assert message in str(error.value)
+
+
+def test_what_is_not_there_is_told_together() -> None:
+    with pytest.raises(UserError) as error:
+        evaluate("./none", "./nothing", baseline="./no_base", general_data="./nothing_either")
+    assert [problem.argument for problem in error.value.problems] == ["model", "baseline", "data", "general_data"]
 
 
 def test_model_and_data_may_be_objects(tiny_bert: str, rows: Path) -> None:

@@ -21,7 +21,8 @@ from embedrag.retrieval import mining
 from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.corpus import Corpus, KnownPositives
 from embedrag.retrieval.cross_encoder import CrossEncoder
-from embedrag.retrieval.mining import MiningCounts, MiningSettings, SearchResult, ceiling, mined_rows
+from embedrag.retrieval.mining import MiningCounts, MiningSettings, ceiling, mined_rows
+from embedrag.retrieval.searches import SearchResult
 from embedrag.runtime.console import console
 
 TOPICS = ["battery", "diode", "fuse", "relay", "coil", "lens", "valve", "motor"]
@@ -222,8 +223,8 @@ def test_mining_is_a_function_too(rows: Path, corpus: Path, tmp_path: Path, tiny
         result = mining.mine(rows, output=tmp_path / "a.jsonl", model=encoder, corpus=corpus, range=(0, 9))
         mining.mine([rows], output=tmp_path / "b.jsonl", model=tiny_bert, corpus=corpus, range=(0, 9), device="cpu")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    assert (result.output, result.counts.rows, result.passages) == (tmp_path / "a.jsonl", 10, 64)
-    assert result.counts.negatives == sum(len(row.neg) for _, row in read_rows([str(tmp_path / "a.jsonl")]))
+    assert (result.output, result.rows, result.passages) == (tmp_path / "a.jsonl", 10, 64)
+    assert result.negatives == sum(len(row.neg) for _, row in read_rows([str(tmp_path / "a.jsonl")]))
     with pytest.raises(UserError) as error:
         mining.mine(rows, output=tmp_path / "c.jsonl", range=(5, 5), neg_nums=0, max_positive_ratio=0)
     assert [problem.argument for problem in error.value.problems] == [None, "neg_nums", "max_positive_ratio", "range"]
