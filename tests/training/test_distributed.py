@@ -178,6 +178,7 @@ def test_without_gathering_each_process_scores_its_own_rows(tiny_bert: str, data
     assert abs(steps(tmp_path / "out")[0]["loss"] - (small[0] + small[1]) / 2) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_processes_are_stopped_by_a_signal_and_go_on_bit_for_bit(
     tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +215,7 @@ def test_run_goes_on_with_another_number_of_processes_at_the_same_row(
     assert steps(part)[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in steps(part))
 
 
+@pytest.mark.slow
 def test_process_that_dies_ends_all_with_one_message(tiny_bert: str, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     process = launch(command(tiny_bert, data, output, "--batch_size", "2", "--epochs", "500"))

@@ -130,7 +130,7 @@ def test_teacher_that_is_not_there_and_a_stream_are_named(tiny_bert, data, tmp_p
     assert "--embedding_teacher" in capsys.readouterr().err
     words = ["--embedding_teacher", tiny_bert, "--stream", "--steps_per_epoch", "2"]
     assert train(tiny_bert, data, tmp_path / "out", *words) == 2
-    assert "those of a --stream come later" in capsys.readouterr().err
+    assert "and a --stream brings them later" in capsys.readouterr().err
 
 
 def test_teacher_goes_on_bit_for_bit(tiny_bert, minilm, data, tmp_path) -> None:  # noqa: F811

@@ -54,6 +54,7 @@ def test_engine_that_accelerate_asks_for_means_sharded_weights(
         with_engine(options(finetune_type="lora"))
 
 
+@pytest.mark.slow
 def test_accelerate_launches_the_sharded_engine(
     tiny_bert: str, write_jsonl: Callable[..., Path], rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
@@ -79,7 +80,10 @@ def test_accelerate_launches_the_sharded_engine(
     [
         ({"finetune_type": "lora"}, "`shard_weights`: needs `finetune_type=full`"),
         ({"finetune_type": "full", "optimizer": "adamw8bit"}, "has a state that `shard_weights` can't divide"),
-        ({"finetune_type": "full", "gather_negatives": False}, "`gather_negatives=false`: is not possible with `shard_weights`"),
+        (
+            {"finetune_type": "full", "gather_negatives": False},
+            "`gather_negatives=false`: is not possible with `shard_weights`",
+        ),
         ({"finetune_type": "full", "dtype": "float16"}, "`dtype=float16`: is not possible with `shard_weights`"),
     ],
 )
@@ -96,6 +100,7 @@ def test_launch_scripts_are_sound_shell_and_name_real_flags(script: str) -> None
     assert {flag.removeprefix("--") for flag in flags} <= set(TrainOptions.model_fields)
 
 
+@pytest.mark.slow
 def test_script_of_two_nodes_trains_with_two_launchers_on_this_machine(
     tiny_bert: str, write_jsonl: Callable[..., Path], rows: list[dict[str, object]], tmp_path: Path
 ) -> None:

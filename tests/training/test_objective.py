@@ -130,7 +130,7 @@ def test_encode_writes_the_form_that_is_asked_for(precision, dtype, width, tiny_
     assert vectors.shape == (12, width) and vectors.dtype == np.dtype(dtype)
     assert f"{width * np.dtype(dtype).itemsize} bytes each" in capsys.readouterr().out
     assert main([*words[:-1], "65", "--overwrite"]) == 2
-    assert "--dim 65: the model's vectors have 64 components" in capsys.readouterr().err
+    assert "--dim 65: must be from 1 to 64, the dimensions of the model's vectors" in capsys.readouterr().err
 
 
 def test_distillation_without_scores_and_dimensions_beyond_the_model_are_named(
