@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import embedrag
 from embedrag.errors import UserError
 from embedrag.options.command import Command
 from embedrag.options.field import Options, TextList, option
@@ -48,14 +49,13 @@ def run(options: CheckOptions) -> int:
     import json
     from pathlib import Path
 
-    from embedrag.api import check
     from embedrag.data.checks.scan import expand
     from embedrag.runtime.files import atomic_file, check_targets
 
     sources = [*options.train_dataset, *expand(options.train_dataset), options.eval]
     check_targets({"fix": options.fix, "output": options.output}, sources, options.overwrite)
     lengths = options.model_dump(include={"query_max_len", "passage_max_len"} & options.model_fields_set)
-    report = check(
+    report = embedrag.check(
         options.train_dataset,
         eval=options.eval,
         model=options.model,

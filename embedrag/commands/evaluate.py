@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PositiveInt
 
+import embedrag
 from embedrag.options.command import Command
 from embedrag.options.field import HALF, Device, Dtype, Options, Precision, as_list, option
 from embedrag.runtime.console import say
@@ -66,7 +67,6 @@ def run(options: EvaluateOptions) -> int:
     from pathlib import Path
 
     from embedrag.evaluation.report.html import write_html
-    from embedrag.evaluation.result import evaluate
     from embedrag.runtime.files import check_targets, write_atomic
 
     check_targets(
@@ -74,7 +74,7 @@ def run(options: EvaluateOptions) -> int:
         [options.data, options.general_data, options.model, options.baseline],
         options.overwrite,
     )
-    evaluation = evaluate(**options.model_dump(exclude={"output", "html", "overwrite"}))
+    evaluation = embedrag.evaluate(**options.model_dump(exclude={"output", "html", "overwrite"}))
     for line in evaluation.lines():
         say(line)
     if options.output:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
+import embedrag
 from embedrag.options.command import Command
 from embedrag.options.field import Options, option, whole_number
 from embedrag.runtime.console import say
@@ -45,9 +46,7 @@ class MergeOptions(Options):
 
 def run(options: MergeOptions) -> int:
     """`embedrag merge`: write the merged model, and print the proof."""
-    from embedrag.merging.merge import merge
-
-    report = merge(verify=not options.no_verify, **options.model_dump(exclude={"no_verify"}))
+    report = embedrag.merge(verify=not options.no_verify, **options.model_dump(exclude={"no_verify"}))
     for line in report.lines():
         say(line)
     return 0

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+import embedrag
 from embedrag.options.command import Command
 from embedrag.options.field import HALF, Device, Dtype, Options, TextList, as_list, option
 from embedrag.runtime.console import say
@@ -55,9 +56,7 @@ class MineOptions(Options):
 
 def run(options: MineOptions) -> int:
     """`embedrag mine`: write the rows with their new negatives, and print what was found."""
-    from embedrag.retrieval.mining import mine
-
-    for line in mine(**options.model_dump()).lines():
+    for line in embedrag.mine(**options.model_dump()).lines():
         say(line)
     return 0
 

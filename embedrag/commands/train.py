@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import embedrag
 from embedrag.options.command import Command
 from embedrag.options.field import Source
 from embedrag.runtime.console import say
@@ -16,11 +17,9 @@ DEMO_NEGATIVES, DEMO_SEED = 4, 42
 
 def run(options: TrainOptions) -> int:
     """Train as the options say; without a data set, look for one, or write a demo set."""
-    from embedrag import api
-
     if not options.train_dataset:
         options = options.model_copy(update={"train_dataset": [Source(path=default_dataset(options.cache_dir))]})
-    api.train(options)
+    embedrag.train(options)
     return 0
 
 

@@ -35,13 +35,13 @@ class RunResult:
         model: folder of the trained model: merged/ when the run merged its adapter, otherwise final/. After a dry run
             it is None.
         metrics: figures of the run: loss, steps, seconds; and the scores of the model when it was evaluated.
-        verdict: whether the model beats its base, as evaluation.json says; None when it was not evaluated.
+        verdict: `better`, `worse` or `no clear difference` to the base; None when the run was not evaluated.
     """
 
     output_dir: Path
     model: Path | None
     metrics: dict[str, Any]
-    verdict: dict[str, Any] | None
+    verdict: str | None
 
     @classmethod
     def read(cls, output_dir: Path) -> RunResult:
@@ -52,8 +52,8 @@ class RunResult:
             evaluation = json.loads((output_dir / "evaluation.json").read_text(encoding="utf-8"))
             metrics |= {name: value for name, value in evaluation.items() if isinstance(value, (int, float))}
             verdict = evaluation.get("verdict")
-        merged = output_dir / "merged"
-        return cls(output_dir, merged if merged.is_dir() else output_dir / "final", metrics, verdict)
+        merged = report["training_args"]["merge"] and report["training_args"]["finetune_type"] != "full"
+        return cls(output_dir, output_dir / ("merged" if merged else "final"), metrics, verdict)
 
 
 def train(options: TrainOptions) -> RunResult:

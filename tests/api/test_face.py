@@ -53,6 +53,12 @@ def test_docstring_has_an_example(name: str) -> None:
     assert "Args:" in text and ("```python" in text or ">>>" in text)
 
 
+@pytest.mark.parametrize("name", ["check", "train", "merge", "evaluate", "mine"])
+def test_command_calls_the_function_of_the_face(name: str) -> None:
+    code = (ROOT / "embedrag" / "commands" / f"{name}.py").read_text(encoding="utf-8")
+    assert f"embedrag.{name}(" in code
+
+
 # The chain
 
 
