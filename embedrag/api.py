@@ -1,4 +1,4 @@
-"""The functions of the face that join several wings; the others stand where they are defined (`embedrag.__init__`).
+"""The functions of `embedrag` that join several wings; `embedrag.__init__` lists where the others are defined.
 
 Arguments have the names of the flags. Nothing here prints except through `embedrag.console`, and nothing exits.
 """
@@ -24,7 +24,7 @@ def train(options: TrainOptions | None = None, **settings: Any) -> RunResult:
     """Fine-tune an embedding model.
 
     Args:
-        options: all settings; left out, `settings` are all.
+        options: all settings; None: only `settings` count.
         **settings: the fields of `TrainOptions` by name, the flags of `embedrag train`. They win over `options`.
 
     Returns:
@@ -99,7 +99,7 @@ def check(
 def _measure(
     model: str, query_max_len: int | None, passage_max_len: int | None, trust_remote_code: bool
 ) -> dict[str, Any]:
-    """The tokenizer of a model with its prompts, which cuts nothing, and the lengths to which training would cut."""
+    """The tokenizer of a model with its prompts, which cuts nothing here, and the lengths to which training cuts."""
     from embedrag.models.base_model import describe_base, resolve_embedding_config
     from embedrag.models.tokenizer import load_tokenizer
     from embedrag.runtime.console import say

@@ -1,9 +1,9 @@
 """The command line: `embedrag NAME …` finds the command in `embedrag/commands/`, parses its options and runs it.
 
 This is where errors become messages and exit codes. An error names the argument of a function; here it is spelled as
-the flag of the command that was typed.
+the flag of the command that the user typed.
 
-Exit codes: 0 done, 1 the run went wrong, 2 the user can mend it, 70 another process ended, 75 stopped by a signal with
+Exit codes: 0 done, 1 the run went wrong, 2 the user can fix it, 70 another process ended, 75 stopped by a signal with
 its state saved, 130 interrupted.
 """
 
@@ -96,23 +96,23 @@ def load_command(name: str) -> Command:
 
 
 def run(name: str, command: Command, words: Sequence[str], script: bool) -> int:
-    """Parse the words of a command and run it; raises UserError for anything the user can mend."""
+    """Parse the words of a command and run it; raises UserError for anything that the user can fix."""
     prog = f"python {name}.py" if script else f"embedrag {name}"
     options = parse(command.options, words, prog, command.text, command.config_file)
     if name != "train" and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is then removed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files are removed
     return command.run(options)
 
 
 def spelling(options: type[Options]) -> Spelling:
-    """How the arguments in a message are written: as flags, where the command has them.
+    """How the arguments in a message are written: as flags if the command has them.
 
     >>> from embedrag.commands.merge import MergeOptions
     >>> spelling(MergeOptions)("output_path", "merged"), spelling(MergeOptions)("epochs", None)
     ('--output_path merged', '`epochs`')
     """
     flags = {flag for name, field in options.model_fields.items() for flag in (name, *extra(field)["aliases"])}
-    flags.add("config")  # understood beside the options
+    flags.add("config")  # every command line may have it, but it is not an option
 
     def spell(name: str, value: str | None) -> str:
         if name not in flags:
@@ -123,7 +123,7 @@ def spelling(options: type[Options]) -> Spelling:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    """The exit code of a command, whatever way it ends in."""
+    """Run a command; the errors that we know become a message and an exit code."""
     try:
         return run()
     except EmbedRagError as error:

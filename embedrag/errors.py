@@ -1,8 +1,8 @@
 """The errors that this package raises on purpose: the caller made a mistake, or the run went wrong.
 
-Each has a message for people and an exit code, and none is shown as a traceback. A message names arguments in backticks,
-as Python has them: `batch_size` or, with a value, `batch_size=0`. The program that shows the message may spell them in
-another way (`spelled`): the command line writes `--batch_size 0`.
+Each has a message for people and an exit code, and none is shown as a traceback. A message names arguments in
+backticks, as in Python: `batch_size` or, with a value, `batch_size=0`. The program that shows the message may spell
+them in another way (`spelled`): the command line writes `--batch_size 0`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterable
 
-# Of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate by themselves (torch has a class for its own).
+# Messages of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate memory themselves. (torch has a class
+# for its own errors on a GPU.)
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of processes whose end `embedrag.training.launcher` explains
+LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of the processes that `embedrag.training.launcher` started
 ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 Spelling = Callable[[str, str | None], str]
@@ -24,7 +25,7 @@ class EmbedRagError(Exception):
     """Base of the errors that this package raises on purpose.
 
     Attributes:
-        exit_code: of a command that ends with it.
+        exit_code: exit code of a command that ends with this error.
     """
 
     exit_code = 1
@@ -91,8 +92,8 @@ class ChildError(RunError):
     """Processes that this one started have failed.
 
     Attributes:
-        exit_code: of the process that failed first.
-        said: that process has already written the reason to standard error.
+        exit_code: exit code of the process that failed first.
+        said: True when that process has already written the reason to standard error.
     """
 
     def __init__(self, reason: str, exit_code: int = 1, said: bool = False) -> None:
@@ -155,7 +156,7 @@ def need(extra: str, *modules: str) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU.
 
-    torch's own class is known by its name, so that torch need not be imported.
+    torch's own class is recognised by its name, so torch does not have to be imported.
     """
     if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True

@@ -22,16 +22,19 @@ class CrawlOptions(Options):
         500, "pairs of one source, at most; a source is a list, or one of --urls", group="crawl", ge=1
     )
     languages: TextList = option(
-        ["en", "ko", "zh", "de", "fr", "ja", "es"], "Wikipedias that are read, by turns", group="crawl", min_length=1
+        ["en", "ko", "zh", "de", "fr", "ja", "es"],
+        "languages of the Wikipedias that are read in turn",
+        group="crawl",
+        min_length=1,
     )
     dry_run: bool = option(
         False, "read a page that comes with the package; the network is not used", group="crawl", aliases=("dry-run",)
     )
-    contact: str | None = option(None, "your mail address or URL, which every server is told", group="crawl")
+    contact: str | None = option(None, "your mail address or URL; every server receives it", group="crawl")
     delay: float = option(1.0, "seconds between two requests to the same host, 1 or more", group="crawl", ge=1)
     timeout: float = option(30.0, "seconds that one request may take, to its last byte", group="crawl", gt=0)
-    max_mb: float = option(5.0, "longest page, unpacked, in MB", group="crawl", gt=0, le=1000)
-    overwrite: bool = option(False, "forget what the folder holds, and start anew", group="crawl")
+    max_mb: float = option(5.0, "size of the largest page that is read, unpacked, in MB", group="crawl", gt=0, le=1000)
+    overwrite: bool = option(False, "delete the crawl in the folder and start from the beginning", group="crawl")
 
 
 def run(options: CrawlOptions) -> int:

@@ -44,7 +44,9 @@ class DemoOptions(Options):
     model: str | None = option(
         None, "base model; default: all-MiniLM-L6-v2 from the extra demo", group="demo", min_length=1
     )
-    packages: TextList = option(["stdlib", "numpy", "torch"], "packages whose documentation is the data", group="demo")
+    packages: TextList = option(
+        ["stdlib", "numpy", "torch"], "packages; the data is made from their documentation", group="demo"
+    )
 
 
 def run(options: DemoOptions) -> int:
@@ -77,7 +79,7 @@ def run(options: DemoOptions) -> int:
     say(f"{evaluation.queries:,} queries of modules that were not trained on, {evaluation.passages:,} passages")
     say(f"{minutes:.1f} minutes, peak memory {memory:.1f} GiB; the model is in {trained.model}")
     page = trained.output_dir / "evaluation.html"
-    say(f"more about it, with plots: {page}; the same as data: evaluation.json in that folder")
+    say(f"details and plots: {page}; the figures as JSON: evaluation.json in the same folder")
     return 0
 
 

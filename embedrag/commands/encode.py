@@ -18,11 +18,11 @@ class EncodeOptions(Options):
     )
     output: str = option(..., ".npy file for the vectors, one row for each text", group="encode", min_length=1)
     dim: int | None = option(
-        None, "keep this many of the first dimensions, at length 1 again; default: all", group="encode", ge=1
+        None, "keep only the first N dimensions, scaled to length 1; default: all", group="encode", ge=1
     )
     precision: Precision = option(
         "float32",
-        "of the file; int8: 127 steps between zero and a vector's largest number; binary: signs, 8 in a byte",
+        "numbers in the file; int8: 127 steps from zero to a vector's largest number; binary: only signs, 8 in a byte",
         group="encode",
     )
     role: Literal["query", "passage"] = option("passage", "decides the prompt and the maximum length", group="encode")

@@ -41,7 +41,9 @@ class EvaluateOptions(Options):
         None, "number of queries, drawn at random; default: all. All passages are searched", group="evaluate", ge=1
     )
     faiss_index: str | None = option(
-        None, "search with FAISS, by an index that its index factory makes (HNSW32); default: exact", group="evaluate"
+        None,
+        "search with this FAISS index, named as FAISS's index factory does (HNSW32); default: exact search",
+        group="evaluate",
     )
     dims: Annotated[list[PositiveInt] | None, BeforeValidator(as_list)] = option(
         None,

@@ -35,4 +35,4 @@ def run(options: ExportOptions) -> int:
     return 0
 
 
-COMMAND = Command(ExportOptions, run, "write a model as ONNX, checked (extra onnx)")
+COMMAND = Command(ExportOptions, run, "write a model as ONNX and check it (extra onnx)")

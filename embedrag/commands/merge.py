@@ -29,15 +29,15 @@ class MergeOptions(Options):
         group="merge",
     )
     lora_alpha: int | None = option(
-        None, "alpha of the adapter; needed only where there is no adapter_config.json", group="merge", ge=1
+        None, "alpha of the adapter; needed only when there is no adapter_config.json", group="merge", ge=1
     )
     quantization_bits: Annotated[Literal[4, 8] | None, BeforeValidator(whole_number)] = option(
         None,
-        "bits that the base was quantised to in training; needed only where the adapter's folder does not tell",
+        "bits that the base was quantised to in training; needed only when the adapter's folder does not record them",
         group="merge",
     )
     double_quantization: bool = option(
-        False, "the 4-bit scales were quantised too; needed only where the folder does not tell", group="merge"
+        False, "the 4-bit scales were quantised too; needed only when the folder does not record it", group="merge"
     )
     no_verify: bool = option(False, "skip the proof, which loads the models", group="merge")
     overwrite: bool = option(False, "replace the output folder, if it holds a merged model", group="merge")

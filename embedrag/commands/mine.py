@@ -31,7 +31,7 @@ class MineOptions(Options):
     neg_nums: int = option(7, "negatives of a row, at most", group="mine", ge=1)
     range: Annotated[list[int], BeforeValidator(as_list)] = option(
         [10, 100],
-        "two ranks: negatives are taken after the first and up to the second; positives have no rank",
+        "two ranks: negatives are the passages after the first rank, up to the second; positives are not counted",
         group="mine",
         min_length=2,
         max_length=2,

@@ -23,7 +23,7 @@ class MtebOptions(Options):
         None, "only subsets in these languages, ISO 639-3 codes (deu); default: all subsets of a task", group="mteb"
     )
     output_dir: str | None = option(
-        None, "folder for mteb's JSON; tasks that it holds for the very same model are not run again", group="mteb"
+        None, "folder for mteb's JSON; a task is not run again if its result for the same model is there", group="mteb"
     )
     device: Device = option("auto", "where to compute", group="mteb")
     dtype: Dtype = option("float32", HALF, group="mteb")

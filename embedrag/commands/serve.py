@@ -21,7 +21,9 @@ class ServeOptions(Options):
     model: str = option(..., "model or adapter folder, or hub id", group="serve", min_length=1)
     base_model_path: str | None = option(None, "base of an adapter, when it has moved", group="serve")
     backend: Literal["torch", "onnx", "onnx_int8"] = option(
-        "torch", "what computes; onnx and onnx_int8 read the files that embedrag export wrote", group="serve"
+        "torch",
+        "what computes the vectors; onnx and onnx_int8 read the files that embedrag export wrote",
+        group="serve",
     )
     host: str = option(
         "127.0.0.1", "address to listen on; 0.0.0.0 means all addresses of this machine", group="serve", min_length=1
@@ -29,10 +31,10 @@ class ServeOptions(Options):
     port: int = option(8000, "port to listen on; 0 takes any free one", group="serve", ge=0, le=65535)
     api_key: str | None = option(
         None,
-        "key that clients must send; default: $EMBEDRAG_API_KEY, which process lists do not show",
+        "key that clients must send; default: $EMBEDRAG_API_KEY, which does not appear in lists of processes",
         group="serve",
     )
-    no_api_key: bool = option(False, "let everybody use the server who can reach it", group="serve")
+    no_api_key: bool = option(False, "let everybody who can reach the server use it", group="serve")
     served_name: str | None = option(
         None, "name of the model in requests and answers; default: the folder's name", group="serve", min_length=1
     )

@@ -90,8 +90,8 @@ def _print_side(name: str, side: SynthSide) -> None:
         say(f"{name}: {len(side.short):,} have fewer rows than asked for, because their templates are used up: {shown}")
     if side.without_negative:
         say(
-            f"{name}: {side.without_negative:,} rows have no negative, because this side has nothing else to take one "
-            "from"
+            f"{name}: {side.without_negative:,} rows have no negative, because this side has no other text that could "
+            "be one"
         )
 
 

@@ -52,14 +52,14 @@ def option(
     """One option.
 
     Args:
-        default: the value when neither command line nor file gives one; `...` makes the option required.
+        default: the value when the command line and the file give none; `...` makes the option required.
         text: one line for `--help` and the docs.
         group: heading under which `--help` lists it.
         nested: its key in the nested config file, e.g. `train.batch_size`.
         aliases: further flag names (and flat keys) that mean the same.
         former_names: names that the option had in the past. They still work, and are no longer shown.
-        former_values: makes today's value of one that was given under a former name. A former flag without a word
-            gives it `true`.
+        former_values: converts a value that was given under a former name into today's value. A former flag without a
+            word gives it `true`.
         positional: words without a flag are its values; it is a list, and a command has at most one.
         resume: for options of a training: whether a resumed run may have another value, see `Resume`.
         **checks: pydantic constraints such as `ge=1`.

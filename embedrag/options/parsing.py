@@ -23,7 +23,7 @@ from embedrag.options.problems import REQUIRED, choices
 
 Model = TypeVar("Model", bound=Options)
 
-# Blocks of a saved training_config.json that describe the run and are no options.
+# Blocks of a saved training_config.json that describe the run and are not options.
 DESCRIPTIVE_KEYS = {"environment", "quantization"}
 _SWITCH: dict[str, Any] = {"nargs": "?", "const": "true"}  # a flag that may stand without a value
 
@@ -101,7 +101,7 @@ def build_parser(cls: type[Options], prog: str, description: str, config_file: b
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )
-    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")  # its own knows no -1e-4
+    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")  # argparse's has no -1e-4
     if config_file:
         parser.add_argument("--config", metavar="FILE", help="JSON file of options, flat or nested; flags win over it")
     groups: dict[str, argparse._ArgumentGroup] = {}
@@ -144,7 +144,7 @@ def read_config(cls: type[Options], path: str) -> tuple[dict[str, tuple[str, Any
         reason = f"not JSON ({error.msg}, column {error.colno})"
         raise UserError(reason, "config", f"{path}:{error.lineno}") from None
     except (ValueError, RecursionError):
-        raise UserError("nested too deeply, or a number too long, to be read", "config", path) from None
+        raise UserError("is nested too deeply, or has a number that is too long", "config", path) from None
     if not isinstance(data, dict):
         raise UserError(f"must hold one JSON object {{…}}, not a {type(data).__name__}", "config", path)
     keys = config_keys(cls)
@@ -209,7 +209,7 @@ def _unknown_flags(cls: type[Options], rest: list[str]) -> Iterator[UserError]:
 def _at_its_place(
     cls: type[Options], problem: UserError, path: str | None, keys: Mapping[str, str], config_file: bool
 ) -> UserError:
-    """The problem, where the user finds it: a value of the file under the key that the file has."""
+    """The problem with the place that the user knows: a value from the file is named by its key in the file."""
     name = problem.argument or ""
     if name in keys:
         value = "" if problem.value is None else f" {problem.value!r}"

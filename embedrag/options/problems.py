@@ -44,11 +44,11 @@ def problems(cls: type[BaseModel], values: Mapping[str, Any], error: ValidationE
     Args:
         cls: the model.
         values: what it was given.
-        error: what pydantic says of them.
+        error: what pydantic found.
 
     Yields:
-        An error for each problem, also for values that contradict each other (pydantic looks at these only when every
-        value is right by itself).
+        An error for each problem, also for values that contradict each other (pydantic compares values only when each
+        single value is right).
     """
     found = [_error(cls, dict(detail)) for detail in error.errors()]
     yield from found
@@ -107,6 +107,6 @@ def _error(cls: type[BaseModel], detail: dict[str, Any]) -> UserError:
 
 
 def _first_small(message: str) -> str:
-    """The words of pydantic, to follow a colon."""
+    """A message of pydantic with a small first letter, because it stands after a colon."""
     text = message.removeprefix("Value error, ").replace("Input should", "must")
     return text[:1].lower() + text[1:]

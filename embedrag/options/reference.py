@@ -12,7 +12,7 @@ from embedrag.options.problems import choices
 
 @dataclass(frozen=True)
 class TableWords:
-    """What an options table says beside the texts of the options, in one language.
+    """The words of an options table that are not texts of the options, in one language.
 
     Attributes:
         heading: the first line of the table.
@@ -37,7 +37,7 @@ def markdown_table(cls: type[Options], meanings: Mapping[str, str] | None = None
 
     Args:
         cls: the options model.
-        meanings: option name -> its meaning in another language; where there is none, the help text stands.
+        meanings: option name -> its meaning in another language; an option without one keeps its help text.
         words: the rest of the table in that language.
 
     Returns:

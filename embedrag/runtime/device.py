@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         there = ", ".join(kind for kind, yes in available.items() if yes)
-        raise UserError(f"torch finds none on this machine; available: {there}", "device", name)
+        raise UserError(f"torch finds no such device on this machine; available: {there}", "device", name)
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -70,9 +70,8 @@ def fastest(tries: Mapping[torch.dtype, Callable[[], object]], repeats: int = 3)
 def bfloat16_multiplies_faster() -> bool:
     """Whether this CPU multiplies matrices faster in bfloat16.
 
-    Some CPUs need a hundred times as long for that; the measurement then takes 0.3 seconds.
-
-    With smaller matrices, the time to wake the threads of a busy machine would decide.
+    Some CPUs need a hundred times as long for bfloat16; the measurement then takes 0.3 seconds. With smaller matrices,
+    the time to wake the threads of a busy machine would be larger than the time of the multiplication.
     """
     a = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
     b = a.bfloat16()
@@ -99,7 +98,7 @@ def peak_memory_bytes(device: torch.device | None = None) -> int:
 
 
 def give_memory_back() -> None:
-    """Give freed memory back to the system, where glibc manages it.
+    """Give freed memory back to the system, if glibc manages the memory.
 
     glibc keeps the gaps between tensors that are in use. Tensors of another size do not fit into them, so a process
     would grow although it frees everything.

@@ -32,7 +32,7 @@ class SharedOutOfMemoryError(MemoryError):
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among all.
+    """This process, and how many there are.
 
     Attributes:
         rank: number of this process, from 0.
@@ -59,7 +59,7 @@ class ProcessGroup:
     def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of parameters over all processes; a missing gradient counts as zero.
 
-        Gradients of sharded parameters are left alone: they were added up when they were computed.
+        Gradients of sharded parameters are skipped, because they were added up when they were computed.
         """
         if self.size == 1:
             return

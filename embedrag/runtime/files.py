@@ -5,7 +5,7 @@ moment leaves what was there before. (A folder that was being replaced may then 
 gives it back its own.)
 
 A symlink is followed: its target is what is written. A device or a pipe (`/dev/null`, `/dev/stdout`, a FIFO) can't be
-renamed over without being lost, so it is written in place.
+replaced without being lost, so it is written in place.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well, and is removed when it does not.
 
     Raises:
-        RunError: when the disk refuses (full, read-only); `target` is then as it was.
+        RunError: when the disk can't be written (full, read-only); `target` is then unchanged.
     """
     try:
         place = _real_path(target)
@@ -64,7 +64,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{target}: not written ({reason}); what was there before is whole") from None
+        raise RunError(f"{target}: not written ({reason}); what was there before is unchanged") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,7 +93,7 @@ def atomic_file(target: Path) -> Iterator[IO[str]]:
 def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: str = "<f4") -> None:
     """Write an .npy file from blocks of rows; it appears when it is whole.
 
-    The file is written, not memory-mapped: on a full disk, a mapped page without a place would end the program.
+    The file is written, not memory-mapped: on a full disk, writing to a mapped page would kill the program.
 
     Args:
         target: the file.
@@ -147,7 +147,7 @@ def _opened(target: Path, mode: str, **settings: Any) -> Iterator[IO[Any]]:
 
 
 def _real_path(target: Path) -> Path:
-    """The path with its symlinks followed; the end of them need not exist.
+    """The path with its symlinks followed; the file at the end does not have to exist.
 
     Raises:
         OSError: when symlinks lead in a circle.
@@ -169,7 +169,7 @@ def _written_in_place(target: Path) -> bool:
 def _descriptor(path: Path) -> int | None:
     """The number N of `/dev/fd/N`, or of a link to it such as `/dev/stdout`; None for other paths.
 
-    On Linux, opening such a name opens the file behind it a second time, from its beginning.
+    On Linux, opening such a name opens its file a second time, from its beginning.
     """
     for _ in range(40):  # as many links as Linux follows
         if os.path.realpath(path.parent) == f"/proc/{os.getpid()}/fd" and path.name.isdigit():
@@ -191,8 +191,8 @@ def check_targets(
 ) -> None:
     """Refuse outputs that would harm something, and outputs that can't be written, before any work is done.
 
-    A file that is read is not written over, nor is a file that exists without `overwrite`. Nothing is written into a
-    folder that is read.
+    A file that is read is never overwritten. Another file that exists is overwritten only with `overwrite`. Nothing is
+    written into a folder that is read.
 
     Args:
         targets: name of the argument -> the file that will be written, several files, or None.
@@ -228,7 +228,7 @@ def _refusal(path: Path, read: list[Path], seen: dict[str, str], overwrite: bool
     if any(source.is_dir() and source.resolve() in path.resolve().parents for source in read):
         return "lies in a folder that is read; name another place"
     if path.is_dir():
-        return "a folder; name a file"
+        return "is a folder; name a file"
     if path.exists() and not overwrite:
         return "exists; name another file, or replace it with `overwrite`"
     if any(parent.is_file() for parent in path.parents):
@@ -238,7 +238,7 @@ def _refusal(path: Path, read: list[Path], seen: dict[str, str], overwrite: bool
 
 
 def check_folder(argument: str, output: Path, overwrite: bool, marker: str, kind: str) -> None:
-    """Refuse an output folder that is neither new nor empty, unless `overwrite` may replace it.
+    """Refuse an output folder that exists and is not empty, unless `overwrite` may replace it.
 
     Only folders of the same kind are replaced. Nothing else is ever removed.
 
@@ -257,7 +257,7 @@ def check_folder(argument: str, output: Path, overwrite: bool, marker: str, kind
     if not overwrite:
         raise UserError("exists; name another folder, or replace it with `overwrite`", argument, output)
     if not (output / marker).is_file():
-        raise UserError(f"`overwrite` replaces only {kind}, and this has no {marker}", argument, output)
+        raise UserError(f"`overwrite` replaces only {kind}, and this folder has no {marker}", argument, output)
 
 
 def overlap(a: Path, b: Path) -> bool:

@@ -28,7 +28,7 @@ def shard(backbone: nn.Module, device: torch.device, processes: int) -> None:
 
     mesh = init_device_mesh(device.type, (processes,))
     for module in [*_blocks(backbone), backbone]:
-        # The outermost module too: between steps, `parameters()` must be the shards, whatever was computed last.
+        # The outermost module too: between steps, `parameters()` must always be the shards.
         sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         sharded.set_gradient_divide_factor(1.0)  # a sum and not a mean, because each process has a part of the gradient
         sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
@@ -70,7 +70,7 @@ def to_local(value: Tensor) -> Tensor:
 def local_shard(parameter: Tensor, saved: Tensor) -> Tensor:
     """Shard a whole tensor in the same way as a parameter; the inverse of `gather_full`.
 
-    A tensor of another shape than the parameter, and one for a parameter that is not sharded, is returned as it is.
+    A tensor is returned unchanged if its shape is not that of the parameter, or if the parameter is not sharded.
     """
     if not is_sharded_tensor(parameter) or saved.shape != parameter.shape:
         return saved

@@ -137,7 +137,7 @@ def test_qlora_without_bitsandbytes_names_the_install_command(run, monkeypatch: 
 
 def test_device_that_the_machine_lacks_is_refused(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "--device cuda: torch finds none" in run("--device", "cuda")
+    assert "--device cuda: torch finds no such device" in run("--device", "cuda")
 
 
 def test_folder_without_a_model_and_adapter_folder_are_told_apart(run, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_device_that_the_machine_lacks_is_refused_with_what_there_is(monkeypatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == CPU
-    with pytest.raises(UserError, match="`device=cuda`: torch finds none on this machine; available: cpu"):
+    with pytest.raises(UserError, match="`device=cuda`: torch finds no such device on this machine; available: cpu"):
         pick_device("cuda")
 
 

@@ -107,7 +107,7 @@ def test_rename_that_fails_at_the_end_leaves_the_old_folder(tmp_path: Path, monk
         return real(self, other)
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(RunError, match="what was there before is whole"), atomic_folder(target) as folder:
+    with pytest.raises(RunError, match="what was there before is unchanged"), atomic_folder(target) as folder:
         (folder / "new.txt").write_text("new")
     assert tree(tmp_path) == {"final/old.txt": "old"}
 
@@ -197,7 +197,7 @@ def test_files_that_are_read_or_there_are_not_written(tmp_path: Path) -> None:
         ("in.jsonl", True, "is read by this command"),
         ("link", True, "is read by this command"),
         ("there.json", False, "exists; name another file, or replace it with `overwrite`"),
-        ("folder", True, "a folder; name a file"),
+        ("folder", True, "is a folder; name a file"),
         ("in.jsonl/x", True, "no folder can be made there"),
         ("circle", True, "Too many levels of symbolic links; name another place"),
     ):
@@ -353,7 +353,9 @@ def test_an_output_folder_of_another_kind_is_kept(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.png").write_text("x")
     with pytest.raises(UserError, match="`output=.*photos`: exists; name another folder, or replace it with `over"):
         check_folder("output", tmp_path / "photos", False, "merge_config.json", "merged models")
-    with pytest.raises(UserError, match="`overwrite` replaces only merged models, and this has no merge_config.json"):
+    with pytest.raises(
+        UserError, match="`overwrite` replaces only merged models, and this folder has no merge_config.json"
+    ):
         check_folder("output", tmp_path / "photos", True, "merge_config.json", "merged models")
     (tmp_path / "photos" / "merge_config.json").write_text("{}")
     check_folder("output", tmp_path / "photos", True, "merge_config.json", "merged models")

@@ -49,7 +49,7 @@ class LossOptions(Options):
     )
     false_negative_margin: float | None = option(
         None,
-        "a passage with a cosine above the positive's by more than this is not a negative; left out: every passage is",
+        "a passage is not a negative if its cosine is above the positive's by more than this; left out: no such limit",
         group="loss",
         resume="reported",
     )
