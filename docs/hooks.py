@@ -1,4 +1,4 @@
-"""For the site alone: a link that leads out of docs/ becomes the name of the file, because the site does not have it."""
+"""For the site alone: a link that leads out of docs/ becomes the name of the file, because it is not on the site."""
 
 from __future__ import annotations
 
