@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-from embedrag.errors import UserError
+from embedrag.errors import UserError, check_choice
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def pick_device(name: str) -> torch.device:
@@ -22,9 +24,10 @@ def pick_device(name: str) -> torch.device:
     Of several GPUs, each process takes the one that its launcher gave to it.
 
     Raises:
-        UserError: when this machine does not have the device.
+        UserError: when there is no such name, or when this machine does not have the device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    check_choice("device", name, ("auto", *available))
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
@@ -40,7 +43,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of a name; `auto` is bfloat16 on GPUs that have it, float16 on older ones, and float32 elsewhere.
 
     On a CPU, a training may then still choose bfloat16 with `fastest`.
+
+    Raises:
+        UserError: when there is no such name.
     """
+    check_choice("dtype", name, DTYPES)
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type != "cuda":

@@ -28,6 +28,13 @@ def test_device_that_the_machine_lacks_is_refused_with_what_there_is(monkeypatch
         pick_device("cuda")
 
 
+def test_names_that_no_device_and_no_precision_has_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="`device=gpu`: must be one of auto, cuda, mps, cpu"):
+        pick_device("gpu")
+    with pytest.raises(UserError, match="`dtype=float61`: must be one of auto, float32, float16, bfloat16; did you"):
+        pick_dtype("float61", CPU)
+
+
 def test_each_process_takes_the_gpu_of_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
