@@ -11,6 +11,7 @@ import json
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,9 +77,10 @@ def parse(cls: type[Model], argv: Sequence[str], prog: str, description: str, co
     path = vars(namespace).pop("config", None) if config_file else None
     values = {name: given[1] for name, given in vars(namespace).items() if given is not None}
     free = next((name for name, field in cls.model_fields.items() if extra(field)["positional"]), None)
-    if free and rest and not any(word.startswith("-") for word in rest):
-        values[free] = [*values.get(free, []), *rest]
-        rest = []
+    leading = list(takewhile(lambda word: not word.startswith("-"), rest))
+    if free and leading:
+        values[free] = [*values.get(free, []), *leading]
+        rest = rest[len(leading) :]
     found = list(_unknown_flags(cls, rest))
     from_file: dict[str, tuple[str, Any]] = {}
     if path is not None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedrag import cli
+from embedrag.commands.check import CheckOptions
 from embedrag.commands.evaluate import EvaluateOptions
 from embedrag.errors import UserError
 from embedrag.options.field import Source, extra
@@ -416,6 +417,12 @@ def test_contradiction_is_told_beside_a_bad_value() -> None:
 
 def test_misspelled_config_flag_is_told_as_near_miss() -> None:
     assert "did you mean --config?" in problems(*REQUIRED, "--confg", "x.json")[0]
+
+
+def test_words_without_a_flag_are_not_blamed_for_an_unknown_flag_after_them() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(CheckOptions, ["rows.jsonl", "--bogus", "1"], "embedrag check", "")
+    assert str(caught.value) == "unknown flag --bogus"
 
 
 def test_nested_key_as_flag_is_not_suggested_to_itself() -> None:
