@@ -16,6 +16,8 @@ from embedrag.errors import Spelling, as_python, spelled
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+SILENT = "EMBEDRAG_SILENT"  # in the environment: 1 in a process that a silenced one has started
+
 
 def is_speaker() -> bool:
     """Whether this process may speak to the user; of several processes, only the first may."""
@@ -31,7 +33,7 @@ class Console:
     """
 
     def __init__(self) -> None:
-        self.silent = False
+        self.silent = os.environ.get(SILENT) == "1"
         self.spell: Spelling = as_python
 
     def say(self, line: str, verbatim: bool = False) -> None:

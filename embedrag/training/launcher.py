@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from embedrag.errors import LAUNCHED, ChildError, LostContactError, UserError
+from embedrag.runtime.console import SILENT, console
 from embedrag.runtime.distributed import world_size
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.training.config.options import TrainOptions
@@ -89,6 +90,7 @@ def _start(config: Path, rank: int, count: int, port: int, errors: Path) -> subp
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = {
         LAUNCHED: 1,
+        SILENT: int(console.silent),
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": count,

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from embedrag.errors import UserError
+from embedrag.runtime.console import console
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.launcher import child_options, wanted_processes
+from embedrag.training.launcher import child_options, launch, wanted_processes
 from embedrag.training.preflight import with_engine
 
 SCRIPTS = Path(__file__).parents[2] / "configs" / "launch"
@@ -141,3 +142,18 @@ def test_children_get_the_options_that_were_given_and_no_others() -> None:
     passed = TrainOptions(**json.loads(json.dumps(child_options(given))))
     assert not {"query_max_len", "passage_max_len"} & passed.model_fields_set
     assert passed.model_dump() == given.model_copy(update={"num_processes": None}).model_dump()
+
+
+def test_processes_of_a_silenced_console_are_silent_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start, program = subprocess.Popen, "from embedrag.runtime.console import say; say('seen')"
+    monkeypatch.setattr(
+        "embedrag.training.launcher.subprocess.Popen",
+        lambda words, **settings: start([sys.executable, "-c", program], **settings),
+    )
+    with console.silenced():
+        launch(options(), 2)
+    assert capfd.readouterr() == ("", "")
+    launch(options(), 2)
+    assert capfd.readouterr().out == "seen\n"
