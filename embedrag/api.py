@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedrag.errors import UserError
 from embedrag.options.field import renamed
 from embedrag.training.config.options import TrainOptions
 
@@ -49,6 +50,8 @@ def train(options: TrainOptions | None = None, **settings: Any) -> RunResult:
     """
     from embedrag.training.run import train as run
 
+    if options is not None and not isinstance(options, TrainOptions):
+        raise UserError("must be TrainOptions; give single settings by name, a dict of them as **settings", "options")
     given = options.model_dump(exclude_unset=True) if options else {}
     return run(TrainOptions(**given | renamed(TrainOptions, settings)))
 

@@ -160,6 +160,7 @@ def test_wrong_argument_is_named_as_it_was_passed(here: Path) -> None:
             ),
             "model_name_or_path",
         ),
+        (lambda: embedrag.train({"output_dir": "out", "batch_size": 2}), "options"),
         (lambda: embedrag.merge("./none", "merged"), "lora_adapter_path"),
         (lambda: embedrag.load_model("./none"), "model"),
         (lambda: embedrag.evaluate("./none", "rows.jsonl"), "model"),
