@@ -252,6 +252,8 @@ def check_folder(argument: str, output: Path, overwrite: bool, marker: str, kind
     Raises:
         UserError: with the remedy.
     """
+    if any(parent.is_file() for parent in output.parents):
+        raise UserError("no folder can be made there; name another place", argument, output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

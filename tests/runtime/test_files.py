@@ -349,6 +349,9 @@ def test_an_output_folder_of_another_kind_is_kept(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty"):
         check_folder("output", tmp_path / name, False, "merge_config.json", "merged models")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="`output=.*deeper`: no folder can be made there; name another place"):
+        check_folder("output", tmp_path / "file" / "new" / "deeper", True, "merge_config.json", "merged models")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_text("x")
     with pytest.raises(UserError, match="`output=.*photos`: exists; name another folder, or replace it with `over"):
