@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedrag.data.token_batch import TokenBatch
+from embedrag.errors import check_choice
 from embedrag.models.chunking import CHUNK_TOKENS, plan_packed, plan_padded
 from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.kernels.fast_dropout import dropout_on
@@ -29,6 +30,7 @@ from embedrag.models.tokenizer import TextTokenizer
 from embedrag.runtime.fsdp import is_sharded
 
 TEXTS_PER_BLOCK = 1024
+ROLES = ("query", "passage")
 
 
 class TextEncoder(ABC):
@@ -73,6 +75,9 @@ class TextEncoder(ABC):
 
         Returns:
             [n, D] float32.
+
+        Raises:
+            UserError: when there is no such role.
         """
         blocks = list(self.blocks(texts, role, progress))
         return np.concatenate(blocks) if blocks else np.zeros((0, self.dimension), np.float32)
@@ -81,6 +86,7 @@ class TextEncoder(ABC):
         self, texts: Sequence[str], role: str, progress: Callable[[int], object] | None = None
     ) -> Iterator[np.ndarray]:
         """The same in blocks [m, D], one after the other, when the vectors need not be in memory together."""
+        check_choice("role", role, ROLES)
         for start in range(0, len(texts), TEXTS_PER_BLOCK):
             block = texts[start : start + TEXTS_PER_BLOCK]
             vectors = self.vectors(self.tokenizer(role, block))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from embedrag.data.token_batch import TokenBatch
+from embedrag.errors import UserError
 from embedrag.models.chunking import plan_packed, plan_padded
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_model
@@ -49,6 +50,11 @@ def test_packed_and_padded_texts_pool_to_the_same_vectors(
     packed = torch.from_numpy(encoder.encode(TEXTS, "passage"))
     pad(encoder)
     assert cosine_distance(torch.from_numpy(encoder.encode(TEXTS, "passage")), packed) < 1e-6
+
+
+def test_role_that_there_is_not_is_refused_with_the_known_ones(tiny_bert: str) -> None:
+    with pytest.raises(UserError, match="`role=document`: must be one of query, passage"):
+        load_model(tiny_bert, device="cpu").encode(["text"], role="document")
 
 
 def test_vectors_equal_sentence_transformers_on_its_own_folder(minilm: str) -> None:
