@@ -29,6 +29,7 @@ from embedrag.evaluation.significance import comparison, sentence, table
 from embedrag.models.embedding_format import DTYPES, EmbeddingFormat
 from embedrag.models.encoder import TextEncoder
 from embedrag.models.load import check_model_path, load_model, model_settings
+from embedrag.options.field import as_list
 from embedrag.runtime.console import say
 from embedrag.runtime.files import write_atomic
 
@@ -224,8 +225,8 @@ def evaluate(
     metric: str | None = None,
     sample_size: int | None = None,
     faiss_index: str | None = None,
-    dims: Sequence[int] | None = None,
-    precisions: Sequence[str] | None = None,
+    dims: int | Sequence[int] | None = None,
+    precisions: str | Sequence[str] | None = None,
     base_model_path: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -269,6 +270,7 @@ def evaluate(
     check_choice("metric", metric, metric_names(cutoffs))
     if general_data is not None and baseline is None:
         raise UserError("what was forgotten is seen beside a `baseline`; name one", "general_data", _name(general_data))
+    dims, precisions = as_list(dims), as_list(precisions)
     for precision in precisions or ():
         check_choice("precisions", precision, DTYPES)
     opened: dict[str, RetrievalDataset] = {}

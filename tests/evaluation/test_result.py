@@ -112,6 +112,8 @@ def test_wrong_flags_are_named(tiny_bert: str, folder: Path, words: list[str], m
         ({"metric": "ndgc@10"}, "did you mean ndcg@10?"),
         ({"sample_size": 0}, "`sample_size=0`: must be 1 or more"),
         ({"precisions": ["int4"]}, "`precisions=int4`: must be one of float32, int8, binary"),
+        ({"precisions": "int4"}, "`precisions=int4`: must be one of float32, int8, binary"),
+        ({"dims": 999}, "`dims=999`: must be from 1 to 64"),
         ({"dims": [65]}, "`dims=65`: must be from 1 to 64"),
         ({"baseline": "./none"}, "`baseline=./none`: no such folder"),
         ({"baseline": "{model}", "general_data": "./none.jsonl"}, "`general_data=./none.jsonl`: no such file"),
