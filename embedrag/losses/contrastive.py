@@ -4,7 +4,7 @@ All of them are functions of cosines. A tile of cosines (some pairs, all their c
 below makes losses of it, and the tile is forgotten (`embedrag.losses.tiled`). So a new loss is a few lines on a matrix
 of cosines, and memory does not grow with the square of the batch.
 
-Dimensions: B queries, L pairs of a query and one of its positives (B, unless queries have several), P passages,
+Dimensions: B queries, L pairs of a query and one of its positives (L = B unless queries have several), P passages,
 D dimensions, b pairs of a tile.
 """
 
@@ -30,7 +30,7 @@ class Direction:
     Attributes:
         anchor: what is scored: QUERIES, the query of the pair, or PASSAGES, its positive.
         candidates: against all QUERIES or all PASSAGES of the batch.
-        closed: (pairs, pairs of the tile, number of candidates n) -> [b, n] True where a candidate is left out.
+        closed: (pairs, pairs of the tile, number of candidates n) -> [b, n] True for a candidate that is left out.
     """
 
     anchor: int
@@ -68,7 +68,7 @@ class LossSettings:
         temperature: cosines are divided by it; above 0.
         candidates: passages that a query is scored against: `all` of the batch, or `hard`: its own positive and the
             hard negatives of all queries.
-        directions: of `DIRECTIONS`, `query_passage` among them. `passage_query`: the positive against all queries too;
+        directions: keys of `DIRECTIONS`, with `query_passage`. `passage_query`: the positive against all queries too;
             `query_query`: the query against the other queries; `passage_passage`: the positive against the passages of
             other queries (GTE, arXiv 2308.03281).
         partition_mode: `joint`, one softmax over all directions; or `separate`, a softmax for each direction and the
@@ -77,8 +77,8 @@ class LossSettings:
             2503.04812).
         hardness_mode: the negatives that this counts for: `all`, the query's `own`, or those `in_batch`, of other
             queries.
-        false_negative_margin: a passage with a cosine above the positive's by more than this is not a negative; None:
-            every passage stays one.
+        false_negative_margin: a passage is not a negative if its cosine is above the positive's by more than this;
+            None: no such limit.
         distillation: a key of `embedrag.losses.distillation.DISTANCES`: learn the scores of a teacher too.
         distillation_weight: w; the loss is (1 - w) * InfoNCE + w * distillation.
         teacher_temperature: the teacher's scores are divided by it.
@@ -109,11 +109,11 @@ def contrastive(
     what `LossSettings` adds. Cost: 8 * B * P * D operations; the scores exist in tiles of `TILE_SCORES`.
 
     Args:
-        query_embeddings: [B, D]; need not be normalised.
-        passage_embeddings: [P, D]; need not be normalised.
+        query_embeddings: [B, D]; of any length.
+        passage_embeddings: [P, D]; of any length.
         pairs: what belongs together.
         settings: what is scored against what.
-        rows: the pairs of which the loss is asked. The others (of other processes) are candidates only.
+        rows: the pairs that the loss is computed for. The others (of other processes) are only candidates.
 
     Returns:
         The loss of each pair of `rows`, and whether its positive scored best among the passages.
@@ -127,7 +127,7 @@ def contrastive(
     further = [name for name in settings.directions if name != MAIN]
 
     def blocks(here: slice) -> list[Block]:
-        # A slice where it will do: it takes a view of the queries, and not a copy.
+        # If a slice is enough, it is used, because it takes a view of the queries and not a copy.
         anchors = here if pairs.query is None else pairs.query[here], pairs.labels[here]
         used = [FURTHER[name] for name in further]
         return [Block(QUERIES, anchors[QUERIES], PASSAGES)] + [
@@ -155,14 +155,14 @@ def info_nce(
     this see `contrastive`.
 
     Args:
-        queries: [B, D]; they need not be normalised.
+        queries: [B, D]; of any length.
         passages: [P, D], P >= B: the positives first, then any number of hard negatives.
         temperature: cosines are divided by it.
         labels: [B] number of each query's positive among the passages; None: passage i is that of query i.
         excluded: [E, 2] pairs (query, passage) that are not negatives, such as copies of the positive; None: none.
 
     Returns:
-        [B] losses, float32 (or float64 where the vectors are).
+        [B] losses, float32 (float64 if the vectors are float64).
 
     Raises:
         UserError: naming the argument that does not fit the others.
@@ -176,7 +176,7 @@ def info_nce(
     """
     if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
         shapes = f"{list(queries.shape)} and {list(passages.shape)}"
-        raise UserError(f"`queries` [B, D] and `passages` [P, D] are needed, with the same D; here are {shapes}")
+        raise UserError(f"`queries` [B, D] and `passages` [P, D] must have the same D; they are {shapes}")
     if not temperature > 0:
         raise UserError("must be greater than 0", "temperature", temperature)
     if labels is None:
@@ -190,7 +190,7 @@ def info_nce(
         raise UserError(f"must be [{len(queries)}] numbers of passages, from 0 to {len(passages) - 1}", "labels")
     if excluded is None:
         excluded = torch.empty(0, 2, dtype=torch.long, device=queries.device)
-    owner = torch.full((len(passages),), -1, device=queries.device)  # plain InfoNCE asks of nobody
+    owner = torch.full((len(passages),), -1, device=queries.device)  # plain InfoNCE does not use it
     losses, _ = contrastive(queries, passages, Pairs(labels, excluded, owner), LossSettings(temperature))
     return losses
 
@@ -204,7 +204,7 @@ def _losses(
         cosines: [b, P] of the queries with the passages.
         further: direction -> its cosines, [b, B] or [b, P].
         pairs: what belongs together.
-        settings: what counts.
+        settings: what is scored against what.
         here: the pairs of the tile.
     """
     labels = pairs.labels[here]

@@ -24,7 +24,7 @@ def kl(scores: Tensor, teacher: Tensor, own: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [b], 0 or more.
     """
-    # A pair with nothing to compare is compared over all passages: its numbers stay finite, and count for nothing.
+    # A pair with nothing to compare is compared over all passages: its numbers stay finite, and they do not count.
     others = ~own & compared(own)[:, None]
     target = teacher.expand_as(scores).masked_fill(others, float("-inf")).log_softmax(1)
     found = scores.masked_fill(others, float("-inf")).log_softmax(1)
@@ -60,13 +60,14 @@ def distance(
     Args:
         name: a key of `DISTANCES`.
         scores: [b, P] of the model: cosines divided by the temperature.
-        teacher: [P] of the teacher for the query that each passage came with; NaN where there is none.
-        own: [b, P] True where a passage came with the query.
+        teacher: [P] of the teacher for the query that each passage came with; NaN for a passage without a score.
+        own: [b, P] True for a passage that came with the query.
         labels: [b] the positive of each pair.
         temperature: the teacher's scores are divided by it.
 
     Returns:
-        The distances [b], and for which pairs they count [b]: the positive and at least one more passage have a score.
+        The distances [b], and whether each of them counts [b]: it does when the positive and at least one more passage
+        have a score.
     """
     own = own & ~teacher.isnan()
     own &= own.gather(1, labels[:, None])  # without a score of the positive there is nothing to compare with

@@ -1,7 +1,7 @@
-"""What is not a negative of a pair, and how much harder the negatives count.
+"""Which candidates are not negatives of a pair, and how much more the hard negatives count.
 
-Texts that are a known positive of a query are never its negatives, in any direction. Every mask here is True where a
-candidate is left out of the softmax. A tile holds some pairs of the batch.
+A text that is a known positive of a query is never its negative, in any direction. Every mask here is True for a
+candidate that is left out of the softmax. A tile holds some pairs of the batch.
 
 Dimensions: B queries, P passages, b pairs of a tile.
 """
@@ -33,7 +33,8 @@ def passages_for_query(
         pairs: what belongs together in the batch.
         here: the pairs of the tile.
         hard_only: leave out the positives of other pairs; the hard negatives of all queries stay.
-        false_negative_margin: leave out a passage with a cosine above the positive's by more than this; None: keep it.
+        false_negative_margin: leave out a passage if its cosine is above the positive's by more than this; None: keep
+            all of them.
 
     Returns:
         [b, P]; the positive of the pair is never left out.
@@ -115,7 +116,7 @@ def _related_queries(pairs: Pairs, here: slice, count: int) -> Tensor:
     related = torch.zeros(len(queries[here]), count, dtype=torch.bool, device=queries.device)
     is_positive = pairs.pair_of[passage] >= 0
     related[row[is_positive], pairs.owner[passage[is_positive]]] = True
-    # And the other way round: exclusions of any pair that name the positive of a pair of this tile.
+    # The other way round too: exclusions of any pair that name the positive of a pair of this tile.
     other, pair = pairs.excluded[:, 0], pairs.pair_of[pairs.excluded[:, 1]]
     mine = (pair >= here.start) & (pair < here.stop)
     related[pair[mine] - here.start, queries[other[mine]]] = True

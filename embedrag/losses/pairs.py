@@ -1,6 +1,6 @@
 """Which passages of a batch belong to which query.
 
-Dimensions: B queries, L pairs of a query and one of its positives (B, unless queries have several), P passages,
+Dimensions: B queries, L pairs of a query and one of its positives (L = B unless queries have several), P passages,
 b pairs of a tile, E exclusions.
 """
 
@@ -21,9 +21,9 @@ class Pairs:
         labels: [L] the passage that is each pair's positive.
         excluded: [E, 2] (pair, passage): the passage is not a candidate of the pair.
         owner: [P] the query that each passage came with.
-        teacher: [P] a teacher's score of each passage for that query, NaN where there is none; None: no scores at all.
+        teacher: [P] a teacher's score of each passage for that query, NaN for a passage without one; None: no scores.
         guide: normalised vectors of a frozen model for the queries [B, d] and the passages [P, d]. Their cosines decide
-            what is a false negative. None: those of the trained model do.
+            what is a false negative. None: the cosines of the trained model decide.
         query: [L] the query of each pair; None: query i has pair i and no other.
     """
 
@@ -41,7 +41,7 @@ class Pairs:
 
     @cached_property
     def pair_of(self) -> Tensor:
-        """[P] the pair of which each passage is the positive; -1 where there is none."""
+        """[P] the pair that each passage is the positive of; -1 for a passage that is not a positive."""
         pair_of = torch.full_like(self.owner, -1)
         pair_of[self.labels] = self._numbers
         return pair_of
@@ -57,7 +57,7 @@ class Pairs:
         return pair[mine] - here.start, passage[mine]
 
     def own_passages(self, here: slice) -> Tensor:
-        """[b, P] True where a passage came with the query of the pair."""
+        """[b, P] True for a passage that came with the query of the pair."""
         return self.owner[None] == self.queries[here][:, None]
 
     @cached_property

@@ -2,10 +2,10 @@
 
 The matrix of cosines between queries and passages grows with the square of the batch. Here it never exists as a whole:
 a tile of it (some rows, all columns) is computed, a plain PyTorch function makes losses of it, and the tile is
-forgotten. The backward pass computes every tile once more. So memory does not grow with the batch, for 8 instead of
-6 * B * P * D operations. (Inf-CL, arXiv 2410.17243, cuts both sides into tiles; here a row of cosines is small enough
-to be whole.) Vectors are not normalised as a whole either, their products are: a normalised copy of all vectors would
-be the larger part of the memory.
+forgotten. The backward pass computes every tile once more. So memory does not grow with the batch. The price is 8
+instead of 6 * B * P * D operations. (Inf-CL, arXiv 2410.17243, cuts both sides into tiles; here a row of cosines is
+small enough to be whole.) The products are normalised and not the vectors, because a normalised copy of all vectors
+would be the larger part of the memory.
 
 Dimensions: B queries, P passages, D dimensions, b pairs of a tile, n vectors of a side.
 """
@@ -42,7 +42,7 @@ class Block:
 # From the pairs of a tile to the blocks that their loss needs.
 Blocks = Callable[[slice], list[Block]]
 # From the cosines of these blocks, [b, B] or [b, P] each, and the pairs, to their losses [b] and hits [b]. It must be
-# differentiable PyTorch, and each loss may depend on its own row alone.
+# differentiable PyTorch, and each loss may depend only on its own row.
 TileLoss = Callable[[list[Tensor], slice], tuple[Tensor, Tensor]]
 
 
@@ -52,7 +52,7 @@ def tiled(queries: Tensor, passages: Tensor, pairs: slice, blocks: Blocks, loss:
     Args:
         queries: [B, D], of any length, float32 or float64.
         passages: [P, D].
-        pairs: the pairs of which the loss is asked, with start and stop.
+        pairs: the pairs that the loss is computed for, with start and stop.
         blocks: which cosines the pairs of a tile need.
         loss: makes losses and hits of them.
 
@@ -72,7 +72,7 @@ class _Tiled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sides = _Side(queries), _Side(passages)
         count = pairs.stop - pairs.start
-        # Results have their place from the start: small ones left between large ones would scatter the memory.
+        # Memory for all results is taken at the start. Small results between large ones would fragment the memory.
         losses, hits = queries.new_empty(count), torch.empty(count, dtype=torch.bool, device=queries.device)
         for here in _tiles(pairs, passages):
             tile = slice(here.start - pairs.start, here.stop - pairs.start)
@@ -110,7 +110,7 @@ class _Side:
         self.gradient = torch.empty(0) if gradient is None else gradient
 
     def remove_radial(self) -> None:
-        """Take out of the gradient, in place, what would lengthen the vectors: a cosine does not depend on that."""
+        """Remove the radial part of the gradient, in place: a cosine does not depend on the length of a vector."""
         for start in range(0, len(self.vectors), ROWS):
             here = slice(start, start + ROWS)
             along = (self.gradient[here] * self.vectors[here]).sum(1) * self.inverse_norms[here].square()
@@ -125,7 +125,7 @@ def _cosines(block: Block, sides: Sequence[_Side]) -> Tensor:
 
 
 def _add_gradient(block: Block, sides: Sequence[_Side], gradient: Tensor) -> None:
-    """Add to both sides what the gradient [b, n] of the cosines is for their vectors, but for its radial part."""
+    """Turn the gradient [b, n] of the cosines into gradients of both sides, without the radial part, and add them."""
     side, columns = sides[block.side], sides[block.columns]
     gradient = gradient * side.inverse_norms[block.rows][:, None] * columns.inverse_norms
     of_rows = gradient @ columns.vectors

@@ -1,8 +1,8 @@
 """A LoRA adapter as files: which layers it changes, and by how much.
 
 It reads peft's format, and an older one in which keys start with `model.base_model.model.`. The adapter may have been
-trained through AutoModel or through AutoModelForCausalLM. What can't be merged exactly is never skipped: it is an error
-that names it.
+trained through AutoModel or through AutoModelForCausalLM. A tensor that can't be merged exactly is never skipped: an
+error names it.
 
 Dimensions: r is the rank, i the number of inputs of a layer, o the number of its outputs.
 """
@@ -113,7 +113,7 @@ def read_adapter(lora_adapter_path: str, lora_alpha: int | None = None, argument
 
     Args:
         lora_adapter_path: the folder, or the safetensors file in it.
-        lora_alpha: alpha of the adapter, used where adapter_config.json does not tell it.
+        lora_alpha: alpha of the adapter, used when adapter_config.json does not record it.
         argument: what the caller calls `lora_adapter_path`, for messages.
 
     Raises:
@@ -131,7 +131,7 @@ def read_adapter(lora_adapter_path: str, lora_alpha: int | None = None, argument
         raise wrong(f"no {WEIGHTS} there{hint}")
     config = _read_config(file.parent / CONFIG)
     if not config and lora_alpha is None:
-        raise wrong(f"no {CONFIG} beside it tells the adapter's scale; give `lora_alpha`")
+        raise wrong(f"there is no {CONFIG} next to it, so the adapter's scale is not known; give `lora_alpha`")
     raise_all(wrong(f"can't be merged exactly: {reason}") for reason in _inexact(config))
     changes, replaced = _sort(TensorFile(file), config, lora_alpha)
     if not replaced and not any(bool(change.b.any()) for change in changes.values()):
@@ -172,7 +172,7 @@ def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[
             sides = factors.setdefault(match["module"], {})
             if match["side"] in sides:
                 raise UserError(
-                    f"{file.path}: holds two adapters for {match['module']}; save the one that you want alone"
+                    f"{file.path}: holds two adapters for {match['module']}; save only the one that you want"
                 )
             sides[match["side"]] = file.rows(key).float()
             embeddings |= {match["module"]} if match["embedding"] else set()
@@ -203,12 +203,12 @@ def _sort(file: TensorFile, config: dict[str, Any], alpha: int | None) -> tuple[
 
 
 def _scale(module: str, rank: int, config: dict[str, Any], given: int | None) -> float:
-    """Alpha / r, or alpha / sqrt(r) for rsLoRA. As in peft, a pattern that matches the end of a path sets its alpha."""
+    """Alpha / r, or alpha / sqrt(r) for rsLoRA. As in peft, a pattern that matches the end of a path sets the alpha."""
     patterns = config.get("alpha_pattern") or {}
     own = [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
     alpha = own[0] if own else config.get("lora_alpha", given)
     if alpha is None:
-        raise UserError(f"{CONFIG} does not tell the adapter's scale; give `lora_alpha`")
+        raise UserError(f"{CONFIG} does not record the adapter's scale; give `lora_alpha`")
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 

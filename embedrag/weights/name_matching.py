@@ -1,4 +1,4 @@
-"""Find the tensors of a model in its files, also when both spell the path of a tensor differently."""
+"""Find the tensors of a model in its files, even if model and files spell the paths of tensors differently."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Read and write safetensors files by rows, so that memory holds a block of rows and never a whole tensor or file.
 
-A file begins with eight bytes that tell the length of the header. The header is JSON: names, types, shapes and offsets.
-The bytes of the tensors follow. The safetensors library maps whole files, and mapped pages count as memory of the
-process. Plain reads at known offsets do not.
+A file begins with eight bytes that hold the length of the header. The header is JSON: names, types, shapes and
+offsets. The bytes of the tensors follow. The safetensors library maps whole files, and mapped pages count as memory of
+the process. Plain reads at known offsets do not.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TensorFile:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if 8 + length > size:
-                raise UserError(f"{path}: cut off, or not a safetensors file; fetch it again")
+                raise UserError(f"{path}: cut off, or not a safetensors file; download it again")
             try:
                 self._header: dict[str, Any] = json.loads(file.read(length))
             except ValueError:
@@ -59,12 +59,13 @@ class TensorFile:
         end = max((entry["data_offsets"][1] for entry in self._header.values()), default=0)
         if self._start + end != size:
             raise UserError(
-                f"{path}: damaged (its header tells {self._start + end:,} bytes, but it has {size:,}); fetch it again"
+                f"{path}: damaged (it has {size:,} bytes, but by its header it should have {self._start + end:,}); "
+                "download it again"
             )
         unknown = {entry["dtype"] for entry in self._header.values()} - set(DTYPES)
         if unknown:
             raise UserError(
-                f"{path}: holds weights of type {', '.join(sorted(unknown))}; take a base in float16, bfloat16 or "
+                f"{path}: holds weights of type {', '.join(sorted(unknown))}; use a base in float16, bfloat16 or "
                 "float32"
             )
 
@@ -147,7 +148,7 @@ def weight_files(root: Path) -> list[WeightFile]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             absent = [file for file in names if not (root / file).is_file()]
             if absent:
-                raise UserError(f"{root}: {', '.join(absent)} is missing, but {index.name} names it; fetch it again")
+                raise UserError(f"{root}: {', '.join(absent)} is missing, but {index.name} names it; download it again")
             return [kind(root / file) for file in names]
         if (root / name).is_file():
             return [kind(root / name)]
@@ -155,7 +156,7 @@ def weight_files(root: Path) -> list[WeightFile]:
 
 
 def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:
-    """Cut the rows of a tensor into blocks [start, stop) of at most `BLOCK_BYTES`, or of one row where a row is larger.
+    """Cut the rows of a tensor into blocks [start, stop) of at most `BLOCK_BYTES`, or of one row if a row is larger.
 
     >>> blocks((2, 3), torch.float32)
     [(0, 2)]
@@ -196,7 +197,7 @@ def write_tensors(
         file.write(struct.pack("<Q", len(text)) + text)
         for name, rows in pieces:
             if rows.dtype != layout[name][0] or not header[name]["data_offsets"][0] <= written < offset + 1:
-                raise ValueError(f"{name}: a piece that the layout does not have at this place")
+                raise ValueError(f"{name}: the layout has no such piece at this place")
             data = rows.contiguous().reshape(-1).view(torch.uint8).numpy()
             written += file.write(data.data)
     if written != offset:

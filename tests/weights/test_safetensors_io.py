@@ -48,7 +48,7 @@ def test_file_written_in_blocks_is_read_by_the_library(tmp_path: Path, monkeypat
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
     with pytest.raises(ValueError, match="but the layout has"):
         write_tensors(path, layout, pieces[:-1])
-    with pytest.raises(ValueError, match="does not have at this place"):
+    with pytest.raises(ValueError, match="has no such piece at this place"):
         write_tensors(path, layout, reversed(pieces))
 
 
