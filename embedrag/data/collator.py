@@ -1,8 +1,8 @@
 """Rows -> batches: which positives and negatives a step sees, and what its loss needs to know of them.
 
-What is drawn is a function of (seed, visit, row) alone. Nothing here has state, so a resumed run, another number of
-workers or another number of processes sees the same data. A `Batch` holds more than tokens: where the vector of each
-text belongs, which passages are positives of each query, and which ones must not count as its negatives.
+What is drawn depends only on (seed, visit, row). Nothing here has state, so a resumed run, another number of
+workers or another number of processes sees the same data. Besides tokens, a `Batch` holds the place of the vector of
+each text, the passages that are positives of each query, and those that must not count as its negatives.
 
 Dimensions: B queries, L pairs of a query and a positive (L = B unless rows show several positives), P passages (with
 repetitions), n unique texts.
@@ -50,7 +50,7 @@ class Triplet:
         pos: [p] positives, at least one.
         neg: [m] negatives, possibly none.
         grades: [p] how well each positive answers the query.
-        scores: [p + m] a teacher's score of each passage, NaN where there is none.
+        scores: [p + m] a teacher's score of each passage, NaN for a passage without one.
     """
 
     row: int
@@ -71,13 +71,13 @@ class Batch:
         passage_index: [P] position of each passage among the texts. The passages of one query follow each other, its
             positives first.
         labels: [L] position of each pair's positive among the passages.
-        excluded: [E, 2] (pair, passage) where the passage is not a negative of the pair: it is another labelled
-            positive of the query, or a copy of the pair's own. A list and not a matrix, because these are few and
-            L x P may be large.
+        excluded: [E, 2] (pair, passage): the passage is not a negative of the pair, because it is another labelled
+            positive of the query, or a copy of the pair's own. It is a list and not a matrix, because the exclusions
+            are few and L x P may be large.
         rows: [B] row numbers, for messages.
         negatives: [B] number of own negatives of each query.
-        teacher: [P] a teacher's score of each passage for the query that it came with, NaN where there is none; None
-            where no row of the data has any.
+        teacher: [P] a teacher's score of each passage for the query that it came with, NaN for a passage without one;
+            None when no row of the data has any.
         query: [L] the query of each pair, in rising order; None: every query has one pair.
         share: [L] weight of each pair in the loss of its query; None: 1.
         texts: [n] numbers of the texts in the store.
@@ -125,7 +125,7 @@ class Batch:
         return (total / (1 + torch.bincount(owner, minlength=count)))[queries]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device; `tokens` and `texts` stay on the CPU, where the encoder picks from them."""
+        """The same batch on a device; `tokens` and `texts` stay on the CPU, because the encoder selects texts there."""
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
@@ -211,9 +211,9 @@ def make_batch(store: TokenStore, picked: Sequence[tuple[int, int]], sampling: S
 def collate(store: TokenStore, triplets: Sequence[Triplet]) -> Batch:
     """Put rows together into a micro-batch: each different text once, and what the loss needs.
 
-    Each positive makes a pair with its query. Where a row shows several positives, a pair counts in the loss of its
-    query by the grade of its positive, and a positive of lower grade is a negative of the pair; the other positives are
-    not (RINCE, arXiv 2201.11736).
+    Each positive makes a pair with its query. If a row shows several positives, the grade of a positive is the weight
+    of its pair in the loss of the query. A positive of lower grade is a negative of the pair; the other positives are
+    not negatives (RINCE, arXiv 2201.11736).
 
     Args:
         store: the data.
@@ -281,7 +281,7 @@ class _Pair:
 def _excluded(
     store: TokenStore, queries: list[int], passages: list[int], pairs: list[_Pair]
 ) -> Iterator[tuple[int, int]]:
-    """(pair, passage) where the passage is a positive of the query, but neither the pair's own nor of lower grade."""
+    """(pair, passage): the passage is a positive of the query, but not the pair's own and not of lower grade."""
     columns: dict[int, list[int]] = {}
     for column, text in enumerate(passages):
         columns.setdefault(text, []).append(column)
@@ -292,7 +292,7 @@ def _excluded(
 
 
 class Batches(Dataset[Batch]):
-    """The micro-batches of one epoch, by number. A batch is made where it is asked for: here or in a worker."""
+    """The micro-batches of one epoch, by number. A batch is made in the process that asks for it (here or a worker)."""
 
     def __init__(
         self,

@@ -18,8 +18,8 @@ DISTRACTORS = 10_000  # training rows, at most; their passages are searched too
 def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np.ndarray]:
     """Divide the rows: about a share of them is held out, the others are for training.
 
-    Rows with a common query or a common positive stay together, also where these differ in case or spacing. So no
-    held-out query is trained on, and no positive of one.
+    Rows with a common query or a common positive stay together, even if these differ in case or spacing. So held-out
+    queries and their positives are never trained on.
 
     Args:
         store: all rows.

@@ -29,8 +29,8 @@ class RetrievalDataset:
     Attributes:
         queries: [q] texts.
         passages: [p] texts. Passages with equal scores are ranked in this order.
-        relevant: [q] of each query: number of a passage that answers it -> gain (above 0).
-        negatives: [q] of each query: numbers of the passages that are labelled as wrong.
+        relevant: [q] for each query: number of a passage that answers it -> gain (above 0).
+        negatives: [q] for each query: numbers of the passages that are labelled as wrong.
         skipped: how many queries were left out because they have no relevant passage.
     """
 
@@ -131,7 +131,7 @@ def _is_beir(folder: Path) -> bool:
     """Whether a path is a folder that has a part of the BEIR layout."""
     try:
         return (folder / CORPUS).is_file() or (folder / "qrels").is_dir()
-    except OSError:  # a name that is too long; whoever reads the rows says so
+    except OSError:  # a name that is too long; reading the rows will report it
         return False
 
 
@@ -184,7 +184,7 @@ def _read_qrels(path: Path, queries: dict[str, str], numbers: dict[str, int]) ->
 
 
 def _judgement(line: str) -> tuple[str, str, float | None]:
-    """Query, document and gain of a line of judgements; the gain is None where the line is not a judgement."""
+    """Query, document and gain of a line of judgements; the gain is None when the line is not a judgement."""
     query, document, gain = [*line.split("\t"), "", "", ""][:3]
     try:
         value = float(gain)
@@ -205,7 +205,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects with an `_id` and a `text`, which has its title in front."""
+    """Objects with an `_id` and a `text`; the text begins with its title."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for number, line in _lines(path):

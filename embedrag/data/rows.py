@@ -17,8 +17,8 @@ from embedrag.data.sources import RowError, as_sources, raw_rows
 from embedrag.data.text import PASSAGE, QUERY
 from embedrag.errors import UserError, near_miss, raise_all
 
-# Keys of the query, of its positives and, where a shape has them, of its negatives. A new shape is one line here. Keys
-# of two shapes may be combined: `query` with `pos_doc` and `hard_negatives` is read too.
+# Keys of the query, of its positives and, if a shape has negatives, of its negatives. A new shape is one line here.
+# Keys of two shapes may be combined: `query` with `pos_doc` and `hard_negatives` is read too.
 SHAPES = (
     ("query", "pos", "neg"),
     ("anchor", "positive", "hard_negatives"),

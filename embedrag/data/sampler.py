@@ -1,8 +1,8 @@
 """The order of the rows: shuffled anew in each pass, or several data sets by their weights.
 
-An order is an endless stream of (visit, row); what stands at a position depends on the seed and the position alone. The
-visit says how often all rows of the data set have come before. With it, a row's positives take turns and its negatives
-are drawn anew (see `embedrag.data.collator.draw`).
+An order is an endless stream of (visit, row). The item at a position depends only on the seed and the position. The
+visit is the number of times that all rows of the data set have come before. It decides which positives of a row have
+their turn and which negatives are drawn (see `embedrag.data.collator.draw`).
 
 Dimensions: N rows, P positions of a pass.
 """
@@ -68,7 +68,7 @@ class WeightedSampler(ShuffledSampler):
             sets: row numbers of each data set.
             weights: how often the rows of each data set come in a pass.
             seed: of the order.
-            batch_size: for batches of one data set, their number of rows; otherwise 1.
+            batch_size: number of rows of a batch, if every batch must come from one data set; otherwise 1.
         """
         super().__init__(sum(map(len, sets)), seed)
         self.sets, self.batch_size = sets, batch_size

@@ -32,7 +32,7 @@ class FileFormat:
 
     Attributes:
         name: what people call it.
-        read: path -> (place, row) of every row; the row is a `RowError` where it can't be read.
+        read: path -> (place, row) of every row; a row that can't be read is a `RowError`.
         lists_as_text: the format has no lists, so a text that is a JSON list of texts stands for the list.
     """
 
@@ -83,7 +83,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         except json.JSONDecodeError as error:
             yield f"{path}:{number}", RowError(f"not JSON ({error.msg}, column {error.colno})")
         except (RecursionError, ValueError):
-            yield f"{path}:{number}", RowError("nested too deeply to be read, or with a number that is too long")
+            yield f"{path}:{number}", RowError("nested too deeply, or has a number that is too long")
 
 
 def table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str | None] | RowError]]:
@@ -141,7 +141,7 @@ FORMATS = {
 
 
 def format_of(path: Path) -> FileFormat | None:
-    """The format that a file's suffix stands for; None where it stands for none."""
+    """The format that a file's suffix stands for; None for an unknown suffix."""
     return FORMATS.get(path.suffix.lower())
 
 
@@ -187,7 +187,7 @@ def local_files(source: str, argument: str = "train_dataset") -> list[Path]:
 
 
 def raw_rows(source: str, stream: bool = False, argument: str = "train_dataset") -> Iterator[tuple[str, Any]]:
-    """(place, row) of every row of a source; the row is a `RowError` where it can't be read.
+    """(place, row) of every row of a source; a row that can't be read is a `RowError`.
 
     Args:
         source: file, folder or hub id.
@@ -215,10 +215,10 @@ def _with_lists(row: dict[str, str | None] | RowError) -> dict[str, Any] | RowEr
 
 
 def _value_of(cell: str | None) -> Any:
-    """What a table cell means: a list where it reads as a JSON list of texts, None where it is empty, else its text.
+    """What a table cell means: None if it is empty, a list if it is a JSON list of texts, otherwise its text.
 
     Raises:
-        RowError: it is a list as Python or NumPy prints it; training would take its brackets for text.
+        RowError: it is a list as Python or NumPy prints it; training would read the brackets as text.
     """
     if not cell:
         return None
@@ -249,9 +249,9 @@ def hub_fingerprint(source: str, argument: str = "train_dataset") -> str:
 def _hub_errors(source: str, argument: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the hub client raises many kinds; all mean that the data set can't be had
+    except Exception as error:  # the hub client raises many kinds; all mean that the data set can't be read
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"neither a file here nor a data set that the hub gives ({reason})", argument, source) from None
+        raise UserError(f"not a file here, and can't be read from the hub ({reason})", argument, source) from None
 
 
 def _hub_rows(source: str, stream: bool, argument: str) -> Iterator[tuple[str, Any]]:

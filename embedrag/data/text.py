@@ -25,7 +25,7 @@ def normalise(text: str) -> str:
     True
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
-    if plain.isprintable() and "  " not in plain:  # all its white space is single spaces, as in most texts
+    if plain.isprintable() and "  " not in plain:  # all white space is single spaces, as in most texts
         return plain.strip()
     return " ".join(plain.split())
 
@@ -77,7 +77,7 @@ def titled(title: Any, text: str) -> str:
 
 
 def whole_text(text: str, place: str) -> str:
-    """The text itself, if no tokenizer and no file will refuse it.
+    """The text itself, if tokenizers and files can take it.
 
     Raises:
         UserError: it holds half of a surrogate pair; the message names the place.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts as flat token ids. This is the only form in memory; texts are padded where a device needs it.
+    """Texts as flat token ids. This is the only form in memory; texts are padded only when a device needs it.
 
     Attributes:
         input_ids: [T] int64, the texts one after the other.

@@ -30,19 +30,19 @@ class TokenStore:
     Attributes:
         token_ids: [T] int32.
         text_offsets: [U + 1] int64 into `token_ids`.
-        text_identities: [U] uint64, the same for texts that differ in case, spacing, Unicode form or prompt alone.
+        text_identities: [U] uint64, the same for texts that differ only in case, spacing, Unicode form or prompt.
         row_texts: text ids of all rows, row by row: the query, the positives, the negatives.
         row_offsets: [N + 1] int64 into `row_texts`.
         row_positives: [N] int32, number of positives of each row.
         row_lines: [N] int64, line of each row in its file.
         row_sources: [N] int32, index into `sources`.
         row_sets: [N] int32, number of the data set, in the order in which the data sets were given.
-        row_scores: a teacher's score of each entry of `row_texts`, NaN where there is none; empty if no row has any.
-        row_grades: how well each positive in `row_texts` answers, NaN where it has no grade; empty if no row has any.
+        row_scores: a teacher's score of each entry of `row_texts`, NaN for one without; empty if no row has any.
+        row_grades: how well each positive in `row_texts` answers, NaN for one without; empty if no row has any.
         known_offsets: [U + 1] int64 into `known_positives`.
         known_positives: of each query text, all passages that any row calls its positive.
         sources: names of the files.
-        tokens_crc: CRC-32 of tokens and text offsets, computed when they were written, so that they need not be read.
+        tokens_crc: CRC-32 of tokens and text offsets. It is computed when they are written, so they are not read again.
         report: counts of rows and texts.
     """
 
@@ -78,12 +78,12 @@ class TokenStore:
         return len(self.row_scores) > 0
 
     def scores(self, index: int) -> np.ndarray:
-        """[p + m] a teacher's score of each of a row's passages; NaN where there is none."""
+        """[p + m] a teacher's score of each of a row's passages; NaN for a passage without one."""
         first, stop = self.row_offsets[index] + 1, self.row_offsets[index + 1]
         return self.row_scores[first:stop] if self.has_scores else np.full(stop - first, np.nan, np.float32)
 
     def grades(self, index: int) -> np.ndarray:
-        """[p] the grade of each of a row's positives; 1 where it has none."""
+        """[p] the grade of each of a row's positives; 1 for a positive without one."""
         first = self.row_offsets[index] + 1
         stop = first + self.row_positives[index]
         return np.nan_to_num(self.row_grades[first:stop], nan=1.0) if len(self.row_grades) else np.ones(stop - first)

@@ -1,7 +1,7 @@
 """Training rows -> token store, in two passes over the sources.
 
-The first pass checks every row and hashes its texts (8 bytes of memory each). The second pass tokenises each text where
-it first occurs.
+The first pass checks every row and hashes its texts (8 bytes of memory each). The second pass tokenises each text at
+its first occurrence.
 
 Dimensions: T tokens, U unique texts, N rows.
 """
@@ -59,7 +59,7 @@ def open_store(
         The store, and whether it was in the cache.
 
     Raises:
-        UserError: rows are bad, or `cache_dir` can't be written. Nothing is left behind then.
+        UserError: rows are bad, or `cache_dir` can't be written. Then no file is left over.
     """
     prompts = prompts or [("", "")] * len(sources)
     final = cache_dir / f"tokens-{_fingerprint(sources, f'{tokenize_key}|{list(prompts)}')}"
@@ -132,7 +132,7 @@ def _digest(role: str, text: str) -> int:
 
 
 class _Numbers:
-    """A number for some of the texts of the rows. It takes no memory as long as no row has any."""
+    """Numbers of some of the texts of the rows. They take no memory as long as no row has any."""
 
     def __init__(self) -> None:
         self.values = array("f")
@@ -144,7 +144,7 @@ class _Numbers:
             self.values.extend(given)
 
     def array(self, count: int) -> np.ndarray:
-        """[count] float32, NaN where there is none; empty if there is none at all."""
+        """[count] float32, NaN for a text without a number; empty if no text has one."""
         if self.values:
             self._fill(count)
         return np.array(self.values, np.float32)
@@ -250,7 +250,7 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
 
 
 def _first_occurrences(read: Read, prompts: Sequence[Prompts], index: _Index) -> Iterator[tuple[str, str, str]]:
-    """Second pass: each different (role, text) where it first occurs, and the text without its prompt."""
+    """Second pass: the first occurrence of each different (role, text), and the text without its prompt."""
     position = 0
     for _, row in read():
         for (role, text), (_, bare) in zip(_prompted(row, prompts), row_texts(row), strict=True):

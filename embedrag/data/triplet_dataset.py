@@ -1,4 +1,4 @@
-"""The training rows as a torch data set, for training loops of your own. It shows what EmbedRAG's own trainer shows.
+"""The training rows as a torch data set, for training loops of your own. EmbedRAG's own trainer sees the same rows.
 
 Rows are tokenised once, into a `TokenStore`. In each epoch they come in another order, and each row draws its negatives
 anew. Order, draws and batches are those of `embedrag.data.sampler` and `embedrag.data.collator`: with the same seed and
@@ -33,9 +33,9 @@ NO_PROMPTS = ("", "")  # the tokenizer puts them before the texts
 class TripletDataset(Dataset[Triplet]):
     """Rows of a query, positives and hard negatives; each epoch draws `neg_nums` of the negatives anew.
 
-    `dataset[i]` is the row at place i of the epoch's order, so a `DataLoader` need not shuffle. `collate` makes a batch
-    of such rows: each different text once, and where the vectors of the texts belong. A passage that any row calls a
-    positive of a query is never a negative of this query.
+    `dataset[i]` is the row at place i of the epoch's order, so a `DataLoader` does not have to shuffle. `collate` makes
+    a batch of such rows: each different text once, and the places of the vectors of the texts. A passage that any row
+    calls a positive of a query is never a negative of this query.
 
     Attributes:
         store: the tokenised rows; `dataset.store.place(row)` is the file and line of a row.

@@ -1,4 +1,4 @@
-"""Training rows without their faults: the data is read a second time, and the right rows are written to a new file."""
+"""Training rows without their faults: the data is read a second time, and the rest is written to a new file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedrag.errors import UserError
 from embedrag.runtime.console import console
 from embedrag.runtime.files import atomic_file
 
-# What the fixed file does not have any more: name -> words for people.
+# What was left out of the fixed file: name -> words for people.
 LOSSES = {
     "unreadable": "rows that can't be read",
     "leaking": "rows with a query of the evaluation set",
@@ -35,12 +35,12 @@ class NoRowLeftError(Exception):
 def write_fixed(
     path: Path, found: Scan, evaluation: EvaluationTexts | None = None, stream: bool = False
 ) -> dict[str, int]:
-    """Read the rows again and write the right ones, as `query`, `pos`, `neg` and their further keys.
+    """Read the rows again and write those without a fault, as `query`, `pos`, `neg` and their further keys.
 
     Args:
         path: JSONL file; it appears when it is whole.
         found: what the first pass found in the same files.
-        evaluation: rows that leak from it are left out.
+        evaluation: rows with its queries are left out.
         stream: read hub data sets as a stream.
 
     Returns:
@@ -49,7 +49,7 @@ def write_fixed(
     Raises:
         NoRowLeftError: no row is left; nothing is written.
         UserError: the data changed since the first pass.
-        RunError: the disk refuses.
+        RunError: the disk can't be written.
     """
     done: Counter[str] = Counter(dict.fromkeys(("written", *LOSSES), 0))
     with atomic_file(path) as file:
@@ -64,7 +64,7 @@ def write_fixed(
 def _kept(
     found: Scan, evaluation: EvaluationTexts | None, stream: bool, done: Counter[str]
 ) -> Iterator[tuple[str, TrainingRow]]:
-    """The rows that stay, without what is wrong in them; `done` counts what is left out."""
+    """The rows that stay, without the texts that are wrong; `done` counts what is left out."""
     contradicted = np.zeros(len(found.texts), bool)
     contradicted[found.contradicted] = True
     seen: set[int] = set()

@@ -1,7 +1,7 @@
-"""What is in training data, what is wrong with it and where; on request, a file without the faults.
+"""What is in training data, what is wrong with it, and in which lines; on request, a file without the faults.
 
 One pass over the rows finds everything (`embedrag.data.checks.scan`). To fix the data, the rows are read a second time,
-and the right ones are written (`embedrag.data.checks.fix`).
+and those without a fault are written (`embedrag.data.checks.fix`).
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class DataReport:
             tokenizer of their `tokens`: percentiles, `limit`, the share of texts that is `cut`, number `of_texts`.
         negatives_per_row: number of negatives -> number of rows.
         scripts: `rows` by the script of most of their letters, `mixed_rows`, and `query_and_positive_differ`.
-        findings: kind -> what was found, without the kinds that were not; see `embedrag.data.checks.rules.KINDS`.
+        findings: kind -> what was found, only for kinds that were found; see `embedrag.data.checks.rules.KINDS`.
         evaluation: with an evaluation set, how many of its queries and passages are in the rows.
-        fixed: number of rows `written` to the fixed file, and of what was left out; None where nothing was written.
+        fixed: number of rows `written` to the fixed file, and of what was left out; None when nothing was written.
         not_fixed: why a fixed file that was asked for was not written; empty otherwise.
         fix: the fixed file that was asked for.
     """
@@ -140,7 +140,7 @@ def check_data(
 
     Raises:
         UserError: a source is not there or holds no row; `fix` can't be written, or would replace something.
-        RunError: the disk refuses.
+        RunError: the disk can't be written.
     """
     sources = as_sources(train_dataset)
     files = expand(sources)
@@ -223,7 +223,7 @@ def _shared(found: Scan, evaluation: EvaluationTexts) -> dict[str, int]:
 
 
 def _fixed(report: DataReport, fix: str, found: Scan, evaluation: EvaluationTexts | None, stream: bool) -> DataReport:
-    """Write the fixed file where that is possible; the report then says what was done."""
+    """Write the fixed file if that is possible; the report then says what was done."""
     if "file" in report.findings:
         return replace(report, fix=fix, not_fixed="not written, because a file can't be read to its end")
     try:

@@ -2,7 +2,7 @@
 
 The comparison works on numbers that are equal for equal texts (ids of the token store, or hashes). It needs no text in
 memory, and costs the same in a check and at the start of a training. Only rows with the same query can repeat or
-contradict each other. They are compared in parts, so that the memory needed is about that of the numbers themselves.
+contradict each other. They are compared part by part, so the memory needed is about that of the numbers themselves.
 
 Dimensions: T texts of all rows, N rows, r rows of one part, t texts of one part.
 """
@@ -26,7 +26,7 @@ KINDS = {
     "leaked_pair": (FAULT, "have a query of the evaluation set and its positive"),
     "leaked_query": (FAULT, "have a query of the evaluation set"),
     "own_positive": (FAULT, "have a positive among their negatives"),
-    "other_positive": (FAULT, "have a positive of the same query in another row among their negatives"),
+    "other_positive": (FAULT, "have a negative that is a positive of the same query in another row"),
     "query_is_positive": (FAULT, "have their query as a positive"),
     "query_is_negative": (FAULT, "have their query among their negatives"),
     "doubled_positive": (FAULT, "have a positive twice"),
@@ -117,7 +117,7 @@ def short_report(rows: Rows) -> Iterator[str]:
 
 
 def _parts(rows: Rows, shared: np.ndarray, group: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows `shared` in parts; all rows with the same query are in the same part."""
+    """The rows `shared`, divided into parts; all rows with the same query are in the same part."""
     total = int((rows.offsets[shared + 1] - rows.offsets[shared]).sum())
     parts = 1 + total // TEXTS_IN_PART
     for number in range(parts if len(shared) else 0):

@@ -34,7 +34,7 @@ SAMPLED_TEXTS = 10_000  # of each side
 
 @dataclass(frozen=True)
 class Kept:
-    """The texts that a row keeps: each different text once, told apart by `identity`.
+    """The texts that a row keeps: each different text once. Texts with the same `identity` are not different.
 
     Attributes:
         query: identity of the query.
@@ -78,7 +78,7 @@ class EvaluationTexts:
             self.positives.setdefault(identity(query), set()).update(passages[number] for number in relevant)
 
     def leak(self, kept: Kept) -> str:
-        """The kind of fault that a row is when this set evaluates the model; empty when it is not a fault."""
+        """The kind of fault of a row that is in this evaluation set; empty when it is not in the set."""
         positives = self.positives.get(kept.query)
         if positives is None:
             return ""

@@ -79,7 +79,7 @@ def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
     assert lines(good, "good") == []
     bad = [*good, good[3], {"query": "q0", "pos": ["x"], "neg": ["p0", "p1"]}]
     [line] = lines(bad, "bad")
-    assert "rows that repeat an earlier row: 1;" in line and "another row among their negatives: 1;" in line
+    assert "rows that repeat an earlier row: 1;" in line and "positive of the same query in another row: 1;" in line
     assert line.endswith("embedrag check shows them")
 
 
