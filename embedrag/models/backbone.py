@@ -36,7 +36,7 @@ def load_backbone(
 
     Args:
         base: from `describe_base`.
-        dtype: of the weights in memory. Of a quantised base, its `storage_dtype` counts.
+        dtype: of the weights in memory; a quantised base has its `storage_dtype` instead.
         device: where the weights go.
         quantization: how the base is quantised; None: not at all.
         dropout: keep the base's own dropout. A frozen base needs none because the adapters have dropout of their own,
@@ -101,7 +101,7 @@ def trainable_backbone(
     local_files_only: bool = False,
     argument: str = "model_name_or_path",
 ) -> nn.Module:
-    """The transformer of a base, with exactly those parameters trainable that the kind of training trains.
+    """The transformer of a base; exactly the parameters that this kind of training changes are trainable.
 
     Args:
         base: from `describe_base`.

@@ -1,4 +1,4 @@
-"""What a base model says of itself in its small files. No weights are loaded."""
+"""Read the small files of a base model: configuration, pooling, prompts, lengths. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from embedrag.errors import UserError
 from embedrag.models.embedding_config import EmbeddingConfig, ModelFiles, read_sentence_transformers
 
-# Families that count positions from the padding index on: token 1 has the position pad_token_id + 1.
+# Families that begin to count positions after the padding index: token 1 has the position pad_token_id + 1.
 OFFSET_POSITIONS = {
     "camembert",
     "data2vec-text",
@@ -64,7 +64,7 @@ def describe_base(
     local_files_only: bool = False,
     argument: str = "model_name_or_path",
 ) -> Base:
-    """Read what a base model says of itself. Loads no weights.
+    """Read the small files of a base model. No weights are loaded.
 
     Args:
         name: folder or hub id.
@@ -154,7 +154,7 @@ def resolve_embedding_config(
     query_max_len: int | None = None,
     passage_max_len: int | None = None,
 ) -> tuple[EmbeddingConfig, list[str]]:
-    """How a model on this base embeds texts: what the caller asks for, otherwise what the base says.
+    """How a model on this base embeds texts: the caller's values, otherwise those of the base.
 
     Args:
         base: from `describe_base`.

@@ -77,7 +77,7 @@ def build_model(
         local_files_only: never ask the hub.
 
     Returns:
-        The encoder in training mode. Its texts are packed where the model and the device can do it, else padded.
+        The encoder in training mode. Its texts are packed if the model and the device can do it, otherwise padded.
 
     Raises:
         UserError: an argument is wrong, or the base can't be read.

@@ -1,7 +1,7 @@
 """Backbone + pooling + normalisation: a TokenBatch goes in, one vector for each text comes out.
 
-The batch is sorted by length and cut into chunks of texts of nearly equal length (`embedrag.models.chunking`). So almost
-nothing is padded, whatever mixture of queries and passages the batch holds. The vectors come back in the order of the
+The batch is sorted by length and cut into chunks of texts of nearly equal length (`embedrag.models.chunking`). So
+almost nothing is padded, also when the batch mixes queries and passages. The vectors come back in the order of the
 batch.
 
 Letters: n texts, D dimensions of a vector, m texts of a chunk, T tokens of a chunk, H hidden size.
@@ -85,7 +85,7 @@ class TextEncoder(ABC):
     def blocks(
         self, texts: Sequence[str], role: str, progress: Callable[[int], object] | None = None
     ) -> Iterator[np.ndarray]:
-        """The same in blocks [m, D], one after the other, when the vectors need not be in memory together."""
+        """The same in blocks [m, D], one after the other, so that not all vectors are in memory together."""
         check_choice("role", role, ROLES)
         for start in range(0, len(texts), TEXTS_PER_BLOCK):
             block = texts[start : start + TEXTS_PER_BLOCK]
@@ -161,7 +161,7 @@ class Encoder(nn.Module, TextEncoder):
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def forward(self, tokens: TokenBatch) -> Tensor:
-        """Embed n texts; their graphs are held, whatever memory that takes.
+        """Embed n texts with their graphs; nothing limits the memory that these take.
 
         Args:
             tokens: the texts, on the CPU.
@@ -202,7 +202,7 @@ class Encoder(nn.Module, TextEncoder):
     def embed(self, tokens: TokenBatch) -> Tensor:
         """[m, D] of the texts of one chunk, in its order, by one call of the backbone."""
         if not len(tokens):
-            # Other processes wait for the shard of the weights that is here, and for its gradient, which is zero.
+            # Other processes wait for this process's shard of the weights, and for its gradient, which is zero.
             return self.embed(TokenBatch.from_lists([[self.pad_id]]))[:0]
         cu_seqlens = tokens.cu_seqlens.to(self.device, non_blocking=True)
         with self.autocast():

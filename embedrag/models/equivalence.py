@@ -1,4 +1,4 @@
-"""Do two models give the same vectors? They embed probe texts, and the vectors are compared.
+"""Check whether two models give the same vectors: both embed probe texts, and the vectors are compared.
 
 Letters: n probe texts, D dimensions of a vector.
 """
@@ -81,11 +81,11 @@ def read_probes(folder: Path) -> list[tuple[str, str]]:
     try:
         return [(str(role), str(text)) for role, text in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: can't be read ({error}); remove it, and other texts are used") from None
+        raise UserError(f"{path}: can't be read ({error}); remove the file, then other texts are used") from None
 
 
 def embed_probes(encoder: TextEncoder, probes: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Vectors [n, D] of probe texts, each encoded alone."""
+    """Vectors [n, D] of probe texts; each text is encoded in a batch of its own."""
     return np.concatenate([encoder.encode([text], role) for role, text in probes])
 
 
@@ -104,7 +104,7 @@ def embed_trained(
         probes: (role, text) pairs.
         base_name: the base.
         trust_remote_code: run Python code that comes with the base.
-        quantization: how the base was quantised, when the adapter's folder does not say.
+        quantization: how the base was quantised, when the adapter's folder does not record it.
         lora_alpha: scale of an adapter without adapter_config.json.
     """
     encoder = load_model(
@@ -162,7 +162,7 @@ def check_merged(
         )
     if exact and not to_trained.max_abs_difference < moved.max_abs_difference / 2:
         raise RunError(
-            f"the training changed the vectors by {moved.max_abs_difference:.1e} and the merge by another "
-            f"{to_trained.max_abs_difference:.1e}, so the merge is too rough; use `training_precision=float32`. "
+            f"the training changed the vectors by {moved.max_abs_difference:.1e}, and the merge has an error of "
+            f"{to_trained.max_abs_difference:.1e}, so it is not precise enough; use `training_precision=float32`. "
             "No output was written"
         )

@@ -44,7 +44,7 @@ def load_model(
         dtype: of the computation.
         base_model_path: base of an adapter, when it has moved or the adapter does not name it.
         trust_remote_code: run Python code that comes with the base.
-        quantization: how an adapter's base was quantised, when the adapter's folder does not say.
+        quantization: how an adapter's base was quantised, when the adapter's folder does not record it.
         lora_alpha: scale of an adapter without adapter_config.json.
         argument: what the caller calls `name`, for messages.
 
@@ -109,7 +109,7 @@ def adapter_file(path: Path) -> Path | None:
 
 
 def check_model_path(name: str | Path, argument: str = "model") -> None:
-    """Reject a path that holds neither a model nor an adapter, before anything is loaded.
+    """Reject a path without a model and without an adapter, before anything is loaded.
 
     Args:
         name: folder, adapter file, or hub id.
@@ -244,8 +244,8 @@ def load_adapter_tokenizer(
 def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None, argument: str) -> torch.nn.Module:
     """Put an adapter on a backbone. The tensors of the file must be exactly those that the adapter has.
 
-    peft ignores keys that it does not know (an older prefix, adapters of AutoModelForCausalLM), and the model would
-    give the base's vectors.
+    peft ignores keys that it does not know (an older prefix, adapters of AutoModelForCausalLM). Without this check the
+    model would then give the base's vectors.
     """
     adapter = read_adapter(str(file), lora_alpha, argument)
     with quiet():

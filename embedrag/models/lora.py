@@ -54,7 +54,7 @@ def check_lora(lora: LoraSettings, quantization: QuantizationConfig | None) -> N
         )
     if lora.init == "loftq" and (quantization is None or quantization.bits != 4):
         raise UserError(
-            "makes up for 4-bit quantisation, but the base is not quantised to 4 bits", "lora_init", "loftq"
+            "corrects the error of 4-bit quantisation, but the base is not quantised to 4 bits", "lora_init", "loftq"
         )
     if lora.init != "default" and lora.use_dora:
         raise UserError(f"starts from the unchanged base; leave out `lora_init={lora.init}`", "use_dora")
@@ -89,7 +89,7 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> nn.Module:
 
 
 def _in_top_layers(model: nn.Module, names: list[str], count: int | None) -> list[str]:
-    """Names of the layers that get adapters: those given, or their whole paths in the last `count` blocks.
+    """Names of the layers that get adapters: the given names, or the whole paths of such layers in the last blocks.
 
     Raises:
         UserError: when the model has fewer blocks, or none of the layers is in them.
@@ -104,7 +104,9 @@ def _in_top_layers(model: nn.Module, names: list[str], count: int | None) -> lis
     wanted = [name for name in linears if any(f".{name}".endswith(f".{last}") for last in names)]
     found = [name for name in wanted if (number := re.search(r"\.(\d+)\.", name)) and int(number[1]) >= blocks - count]
     if not found:
-        raise UserError(f"none of {', '.join(names)} is in them", "lora_top_layers", count)
+        raise UserError(
+            f"the last {count} layers of the model have none of {', '.join(names)}", "lora_top_layers", count
+        )
     return found
 
 
@@ -127,7 +129,7 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
         raise UserError("the model has no linear layers that LoRA could adapt; use `finetune_type=full`")
     missing = [name for name in asked or [] if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
     if missing:
-        reason = f"no such linear layer; there are {', '.join(names)}"
+        reason = f"the model has no such linear layer; it has {', '.join(names)}"
         raise UserError(reason, "lora_target_modules", missing)
     return list(asked) if asked else names
 

@@ -1,8 +1,8 @@
 """Two ways to start an adapter: PiSSA and LoftQ. A plain adapter starts as zero.
 
 PiSSA (arXiv 2404.02948) moves the largest singular directions of each weight from the base into its adapter, so that
-the training changes these directions. The adapter then fits only the changed base, which nobody else has. So the saved
-adapter is the change since the start: it has twice the rank, and fits the published base.
+the training changes these directions. The adapter then fits only the changed base, which nobody else has. Therefore
+the saved adapter is the change since the start: it has twice the rank, and fits the published base.
 
 LoftQ (arXiv 2310.08659) starts the adapter as the error of the quantisation. Here it takes one step, on a base that is
 already quantised. The base stays as it is, so a merge onto the dequantised weights is exact.

@@ -1,6 +1,6 @@
 """The quantised base of a QLoRA adapter (arXiv 2305.14314): how it is loaded, and what its weights are afterwards.
 
-An adapter is trained on weights that were quantised. A merge must add it to what these weights stand for (quantised,
+An adapter is trained on weights that were quantised. A merge must add it to the values of these weights (quantised,
 then dequantised), because the original weights give another model (MiniLM at 4 bits: mean cosine 0.947 to the trained
 one). So training_config.json records how the base was quantised.
 
@@ -94,7 +94,7 @@ skipped_layers=())
         )
 
     def dequantized(self, weight: Tensor) -> Tensor:
-        """What a weight stands for after it was quantised: [o, i] -> [o, i] float32."""
+        """The values of a weight after it was quantised and dequantised: [o, i] -> [o, i] float32."""
         return QUANTIZERS[self.bits].dequantized(weight, self)
 
 
@@ -190,12 +190,12 @@ def check_bitsandbytes() -> None:
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type in memory of frozen weights: the computation's; float32 when that is float16."""
+    """Type in memory of frozen weights: the type of the computation, but float32 instead of float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of the products with 4-bit weights: the computation's; bfloat16 when that is float32."""
+    """Type of the products with 4-bit weights: the type of the computation, but bfloat16 instead of float32."""
     return torch.bfloat16 if dtype == torch.float32 else dtype
 
 

@@ -33,7 +33,7 @@ def save_model(
     Args:
         encoder: the trained model.
         output_path: the folder. It appears when everything is written.
-        settings: content of training_config.json; None: what the encoder itself tells, see `model_settings_of`.
+        settings: content of training_config.json; None: what is known from the encoder, see `model_settings_of`.
         probes: (role, text) pairs of the training data that a merge is checked with; empty: a few texts of our own.
         results: figures for the model card, as Markdown.
         weights: all weights of the backbone by name, when this process holds only a shard of them.
@@ -42,7 +42,7 @@ def save_model(
 
     Raises:
         UserError: the folder exists and may not be replaced.
-        RunError: the disk refuses; what was there before is whole.
+        RunError: the disk can't be written; what was there before is unchanged.
     """
     target = Path(output_path).expanduser()
     check_folder("output_path", target, overwrite, TRAINING_CONFIG, "model folders")
@@ -65,7 +65,7 @@ def save_model(
 
 
 def model_settings_of(encoder: Encoder) -> dict[str, Any]:
-    """The settings of a model that it tells itself, by the names of the training options."""
+    """The settings that are known from a model itself, by the names of the training options."""
     quantization = QuantizationConfig.of(encoder.backbone)
     kind = "qlora" if quantization else "lora" if hasattr(encoder.backbone, "peft_config") else "full"
     config = encoder.embedding_config

@@ -62,7 +62,7 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Write the tokenizer without fixed truncation and padding.
 
-        Its padding side is written too; transformers forgets one that was set after loading.
+        Its padding side is written too, because transformers forgets a side that was set after loading.
         """
         self.tokenizer.init_kwargs["padding_side"] = self.tokenizer.padding_side
         self.tokenizer.backend_tokenizer.no_truncation()

@@ -83,7 +83,7 @@ def atomic_file(target: Path) -> Iterator[IO[str]]:
     """A UTF-8 file that becomes `target` when the block ends well, and is removed when it does not.
 
     Raises:
-        RunError: when the disk refuses; `target` is then as it was.
+        RunError: when the disk can't be written; `target` is then unchanged.
     """
     # UTF-8 has no form for half a surrogate pair; it is written as JSON writes it.
     with _opened(target, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -102,7 +102,7 @@ def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, 
         dtype: of the stored numbers, as NumPy writes it.
 
     Raises:
-        RunError: when the disk refuses; `target` is then as it was.
+        RunError: when the disk can't be written; `target` is then unchanged.
     """
     import numpy as np
 

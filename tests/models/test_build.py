@@ -85,7 +85,7 @@ def test_vectors_equal_those_of_the_trainer_before_its_first_step(
         ({"pooling": "max"}, "`pooling=max`: must be one of mean, cls, last_token"),
         ({"model_name_or_path": "./none"}, "`model_name_or_path=./none`: no such folder"),
         ({"lora_top_layers": 9}, "`lora_top_layers=9`: the model has 2 layers"),
-        ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules=q_proj`: no such linear layer"),
+        ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules=q_proj`: the model has no such linear layer"),
     ],
 )
 def test_wrong_argument_is_named(arguments: dict, message: str, tiny_bert: str) -> None:

@@ -13,7 +13,9 @@ from embedrag.models.quantization import QuantizationConfig
 def test_target_that_the_model_lacks_is_an_error_that_lists_what_there_is() -> None:
     model = torch.nn.ModuleDict({"query": torch.nn.Linear(2, 2)})
     assert lora_targets(model, ["query"]) == ["query"]
-    with pytest.raises(UserError, match=r"^`lora_target_modules=q_proj`: no such linear layer; there are query"):
+    with pytest.raises(
+        UserError, match=r"^`lora_target_modules=q_proj`: the model has no such linear layer; it has query"
+    ):
         lora_targets(model, ["q_proj"])
 
 

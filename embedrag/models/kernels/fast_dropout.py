@@ -65,7 +65,7 @@ def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
         q: queries [m, H, L, D].
         k: keys [m, H, L, D].
         v: values [m, H, L, D].
-        mask: [L, L], True where a token (row) sees another one (column); None: everywhere.
+        mask: [L, L], True if the token of the row sees the token of the column; None: every token sees all.
         scale: the scores are multiplied by it.
         p: probability that a weight is set to 0.
 
@@ -92,7 +92,8 @@ class _DropAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, keep, out = ctx.saved_tensors
         (gradient,) = gradients
-        # sum(weights * their gradient) over a row is that of out * its gradient (FlashAttention, arXiv 2205.14135).
+        # sum(weights * gradient of the weights) over a row = sum(out * gradient of out) (FlashAttention, arXiv
+        # 2205.14135).
         along = (gradient * out).sum(-1, keepdim=True)
         gradient = gradient * ctx.kept_scale
         kept = weights * keep
@@ -105,7 +106,7 @@ class _DropAttention(torch.autograd.Function):
 
 
 def dropout_mask(like: Tensor, p: float) -> tuple[Tensor, float]:
-    """A mask of the shape of `like` (int8, 1 where an element is kept), and the factor that makes up for the others."""
+    """A mask of the shape of `like` (int8, 1 for an element that is kept), and the factor for the kept elements."""
     if like.device.type != "cpu":
         return torch.empty_like(like, dtype=torch.int8).bernoulli_(1 - p), 1 / (1 - p)
     return random_keep(like.numel(), p).view(like.shape), 1 / (1 - round(p * LEVELS) / LEVELS)

@@ -1,6 +1,6 @@
 """LoRA layers that are fast on a CPU.
 
-With autograd alone, an adapter of rank 8 takes as long as the layer that it adapts: the gradient of B is a product in
+With plain autograd, an adapter of rank 8 takes as long as the layer that it adapts: the gradient of B is a product in
 a slow order (its transpose is 8 times faster on a CPU), dropout copies the input once for each layer, and the scaled
 result is copied again when it is added. Here one function computes the same numbers with the transposed product, a
 mask instead of a copy of the input, and the addition inside the product. The layers are still peft's, with their names
@@ -55,7 +55,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         # Norms return float32 under autocast, and quantised layers return the type of their input.
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    flat = x.flatten(0, -2)  # the product of a flat input is not a view, so it can be added to in place
+    flat = x.flatten(0, -2)  # the product of a flat input is not a view, so something can be added to it in place
     result: Tensor = layer.base_layer(flat, *args, **kwargs)
     if not (layer.disable_adapters or layer.merged):
         result = _adapted(layer, flat, result)

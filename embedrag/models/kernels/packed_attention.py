@@ -29,7 +29,8 @@ from embedrag.models.kernels.fast_dropout import attention_with_dropout, dropout
 NAME = "embedrag_packed"
 HALF = (torch.float16, torch.bfloat16)
 LONG_WINDOW = 512
-# Largest 1 - cosine of equal states. Rounding makes less, texts that mix make far more (0.1 and above).
+# Largest 1 - cosine at which two states count as equal. Rounding gives less; texts that mix give far more (0.1 and
+# above).
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
@@ -77,7 +78,7 @@ def packed_attention(
     """The attention function that transformers calls: [1, H, T, D] -> [1, T, H, D].
 
     Args:
-        module: the calling layer; it says whether attention is causal.
+        module: the calling layer; its settings decide whether attention is causal.
         query: [1, H, T, D].
         key: [1, G, T, D]; G divides H.
         value: [1, G, T, D].
@@ -85,7 +86,7 @@ def packed_attention(
         packing: where the texts start and end.
         dropout: of the attention weights; on a CPU only.
         scaling: the scores are multiplied by it; None: 1 / sqrt(D).
-        is_causal: whether a token sees only those before it; None: as `module` says.
+        is_causal: whether a token sees only the tokens before it; None: as in `module`.
         sliding_window: a token sees only those less than `sliding_window` places away; None: all.
         **unknown: other arguments of the caller.
 
@@ -127,8 +128,8 @@ def pack(backbone: nn.Module, pad_id: int, dtype: torch.dtype) -> int:
     """Switch a model to packed attention, after a check on the model itself.
 
     A few texts of random tokens go through the unchanged model one by one, and then packed. Each token must get the
-    same state, and when one text changes, the states of the others must not. The same comparison finds the position of
-    a first token: 0, or the one after the padding token (RoBERTa).
+    same state. When one text changes, the states of the other texts must stay the same. The same comparison finds the
+    position of a first token: 0, or the position after the padding token (RoBERTa).
 
     Args:
         backbone: in the precision in which it will compute.
@@ -197,7 +198,7 @@ def _first_offset_that_fits(
         if leak > tolerance:
             raise PackingError(f"its texts see each other (1 - cosine {leak:.1e})")
         return offset
-    raise PackingError(f"packed, its states differ (1 - cosine {min(farthest):.1e})")
+    raise PackingError(f"its packed states are not those of single texts (1 - cosine {min(farthest):.1e})")
 
 
 def _split(rows: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -277,7 +278,7 @@ def _attend(
 
 
 def _band(length: int, window: int, causal: bool, device: torch.device) -> Tensor:
-    """[L, L], True where a token (row) sees another one (column)."""
+    """[L, L], True if the token of the row sees the token of the column."""
     place = torch.arange(length, device=device)
     distance = place[:, None] - place[None, :]
     return (distance < window) & (distance >= (0 if causal else 1 - window))

@@ -126,7 +126,7 @@ def test_check_at_the_start_finds_mixed_texts_and_lost_windows(
     monkeypatch.setattr(attention, "packed_attention", breaks(spoil))
     model, texts = random_model(ALL[family]), random_texts()
     before = model(input_ids=texts[1][None]).last_hidden_state
-    with pytest.raises(PackingError, match="states differ"):
+    with pytest.raises(PackingError, match="its packed states are not those of single texts"):
         pack(model, 1, torch.float64)
     assert torch.equal(model(input_ids=texts[1][None]).last_hidden_state, before)
 
