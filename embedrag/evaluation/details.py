@@ -11,7 +11,7 @@ import numpy as np
 from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.evaluation.evaluator import Scores
 
-SHOWN = 10  # queries that gained most, and as many that lost most
+SHOWN = 10  # number of queries that gained most, and of queries that lost most
 EDGES = np.linspace(-1, 1, 81)  # of the bins of the histograms
 LONGEST = 2000  # characters of a text in a result
 
@@ -19,7 +19,7 @@ LONGEST = 2000  # characters of a text in a result
 def gains_and_losses(
     base: Scores, tuned: Scores, data: RetrievalDataset, metric: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """The queries that gained most (`won`) and that lost most (`lost`), with the passage that each model put first."""
+    """The queries that gained most (`won`) and those that lost most (`lost`), with each model's first passage."""
     gain = tuned.metrics[metric] - base.metrics[metric]
     order = np.argsort(-gain, kind="stable")
 
@@ -41,7 +41,7 @@ def gains_and_losses(
 
 
 def training_curve(model: Path, metric: str) -> list[dict[str, Any]]:
-    """Losses, and the metric where it was measured, of the run that made a model; empty without the run's log."""
+    """Losses, and the metric if it was measured, of the run that made a model; empty without the run's log."""
     try:
         folder = model.expanduser().resolve(strict=True).parent
         log = json.loads((folder / "detailed_training_logs.json").read_text(encoding="utf-8"))

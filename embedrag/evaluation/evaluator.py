@@ -34,8 +34,8 @@ class Scores:
         metrics: name of each metric, such as `ndcg@10` -> [q].
         first: [q] number of the passage that is ranked first.
         positive: cosines of queries with their relevant passages.
-        negative: cosines of queries with wrong passages: the labelled ones, or else as many random ones as there are
-            relevant passages.
+        negative: cosines of queries with wrong passages: the labelled ones; if there are none, random ones, as many as
+            there are relevant passages.
         triplets: share of all (query, relevant, wrong) in which the relevant passage has the higher cosine.
         places: (query, one of its relevant passages) for the map.
         vectors: [2 * places, D] of these, queries first.
@@ -52,7 +52,7 @@ class Scores:
     forms: list[tuple[EmbeddingFormat, dict[str, float]]] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Mean of each metric, and of the cosines; what needs wrong passages is left out where there are none."""
+        """Mean of each metric and of the cosines; figures that need wrong passages are left out if there are none."""
         positive = float(self.positive.mean())
         means = {name: float(values.mean()) for name, values in self.metrics.items()}
         means["mean_positive_score"] = positive
@@ -82,7 +82,7 @@ def score(
         data: q queries and their passages.
         cutoffs: the k of the metrics.
         title: of the progress bar.
-        faiss_index: search with FAISS, by an index that its index factory makes; None: search exactly.
+        faiss_index: search with this FAISS index, named as for FAISS's index factory; None: search exactly.
         processes: they share the encoding, and all get the same scores.
         forms: embedding formats that are scored too; their search is always exact.
 
@@ -169,7 +169,7 @@ class _Pairs:
 
     @staticmethod
     def _drawn(passages: int, relevant: dict[int, float], draw: np.random.Generator) -> list[int]:
-        """As many random wrong passages as there are relevant ones, or all that there are."""
+        """Random wrong passages, as many as there are relevant ones, or all if there are fewer."""
         if 2 * len(relevant) >= passages:
             return [number for number in range(passages) if number not in relevant]
         found: dict[int, None] = {}
@@ -180,7 +180,7 @@ class _Pairs:
         return list(found)
 
     def see(self, block: np.ndarray) -> None:
-        """Take the vectors of the next passages, [m, D]."""
+        """Use the vectors of the next passages, [m, D]."""
         start, stop = np.searchsorted(self._passage, [self._seen, self._seen + len(block)])
         rows = slice(start, stop)
         self._cosines[rows] = np.einsum(

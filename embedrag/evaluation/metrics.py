@@ -40,7 +40,7 @@ def mrr(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
 
 
 def average_precision(gains: Sequence[float], relevant: Sequence[float], k: int) -> float:
-    """AP@k: the precision at the place of each relevant document, 0 for one that is not among the first k; the mean.
+    """AP@k: mean over the relevant documents of the precision at their place; 0 for one that is not among the first k.
 
     >>> average_precision([1, 0, 1], [1, 1], k=3)
     0.8333333333333333

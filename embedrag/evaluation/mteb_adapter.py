@@ -202,7 +202,7 @@ def score(
     Args:
         model: the model.
         tasks: from `find_tasks`.
-        cache: mteb's ResultCache; tasks that it holds for this very model are not run again. None: nothing is written.
+        cache: mteb's ResultCache; a task with a result for this model in it is not run again. None: nothing is written.
 
     Returns:
         Name of a task -> mean of its main score over splits and subsets, and name of a task -> why there is no score.
@@ -232,7 +232,7 @@ def score(
 
 
 def table(tasks: Iterable[Any], scores: Sequence[dict[str, float]]) -> str:
-    """Scores as text, one row for each task, and their mean where there are several.
+    """Scores as text, one row for each task, and their mean if there are several tasks.
 
     Args:
         tasks: from `find_tasks`.
@@ -270,7 +270,7 @@ def evaluate_on_mteb(
         tasks: names of tasks, as mteb spells them.
         baseline: a model to compare with.
         languages: see `find_tasks`.
-        output_dir: folder for mteb's own JSON. Tasks that it holds for the very same model are not run again.
+        output_dir: folder for mteb's own JSON. A task is not run again if its result for the same model is there.
         base_model_path: base of an adapter, when it has moved.
         device: where to compute: `auto`, `cuda`, `mps` or `cpu`.
         dtype: of the computation: `auto`, `float32`, `float16` or `bfloat16`.
@@ -336,13 +336,13 @@ def _filter(task: Any, languages: Sequence[str]) -> Iterator[UserError]:
             yield UserError(f"{name} has none of these; it has {shown}", "languages", list(languages))
             return
         if leaf is not task and list(leaf.hf_subsets) != before:
-            reason = "is made of several tasks and can't be cut to languages; name its parts instead"
+            reason = "consists of several tasks and can't be limited to languages; name some of these tasks instead"
             yield UserError(reason, "tasks", name)
             return
 
 
 def _guard(task: Any) -> None:
-    """Make a task say in one line why its data can't be read; data sets and hubs fail in a hundred ways."""
+    """Let a task explain in one line why its data can't be read. Data sets and hubs raise many kinds of errors."""
     for leaf in _leaves(task):
 
         def load_data(*words: Any, _leaf: Any = leaf, _load: Any = leaf.load_data, **named: Any) -> None:

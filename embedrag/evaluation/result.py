@@ -115,14 +115,14 @@ class Evaluation:
         baseline: str | None = None,
         forgetting: Forgetting | None = None,
     ) -> Evaluation:
-        """Put together what is to be said of scores.
+        """Build the result from scores.
 
         Args:
             retrieval: the queries and passages that the scores were measured on.
             metric: the metric of the verdict.
             scores: of the model.
             baseline_scores: of the model that it is compared with.
-            model: name of the model; where it is a folder of a run, the run's training curve is read.
+            model: name of the model; if it is a folder of a run, the run's training curve is read.
             data: name of the retrieval set.
             baseline: name of the model that it is compared with.
             forgetting: the comparison on general data.
@@ -165,7 +165,7 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the scores of single queries, as JSON has it (`embedrag evaluate --output`)."""
+        """Everything except the scores of single queries, as in the JSON file of `embedrag evaluate --output`."""
         shown = dict(self.details)
         result: dict[str, Any] = {"model": self.model, "data": self.data, "curve": shown.pop("curve")}
         if self.baseline is not None:
@@ -189,7 +189,7 @@ class Evaluation:
         """Write evaluation.json, and evaluation.html for people, into a folder.
 
         Raises:
-            RunError: when the disk refuses.
+            RunError: when the file can't be written.
         """
         write_atomic(folder / "evaluation.json", self.to_json())
         write_html(self.to_dict(), folder / "evaluation.html")
@@ -199,7 +199,7 @@ class Evaluation:
         return drawings(self.to_dict())
 
     def lines(self) -> Iterator[str]:
-        """The result as text for a terminal; the last line is the verdict, where there is a baseline."""
+        """The result as text for a terminal; with a baseline, the last line is the verdict."""
         if not self.comparison:
             yield tabulate([[name, f"{value:.4f}"] for name, value in self.metrics.items()], disable_numparse=True)
         if self.forms:
@@ -241,8 +241,8 @@ def evaluate(
         general_data: a second retrieval set, to see what a tuned model has forgotten; it needs `baseline`.
         k: cut-offs of the metrics.
         metric: the metric of the verdict; None: `ndcg@10`, or nDCG at the first of `k` when 10 is not among them.
-        sample_size: draw this many queries at random, always the same; the passages stay all. None: all queries.
-        faiss_index: search with FAISS, by an index that its index factory makes (`HNSW32`); None: exact search.
+        sample_size: draw this many queries at random, always the same; all passages stay. None: all queries.
+        faiss_index: search with this FAISS index, named as for FAISS's index factory (`HNSW32`); None: exact search.
         dims: also score vectors cut to these numbers of dimensions; None: those that the model was trained for.
         precisions: also score vectors in these precisions; None: those that the model was trained for.
         base_model_path: base of an adapter, when it has moved.
@@ -269,7 +269,11 @@ def evaluate(
     metric = metric or f"ndcg@{10 if 10 in cutoffs else cutoffs[0]}"
     check_choice("metric", metric, metric_names(cutoffs))
     if general_data is not None and baseline is None:
-        raise UserError("what was forgotten is seen beside a `baseline`; name one", "general_data", _name(general_data))
+        raise UserError(
+            "only a comparison with a `baseline` shows what was forgotten; name one",
+            "general_data",
+            _name(general_data),
+        )
     dims, precisions = as_list(dims), as_list(precisions)
     for precision in precisions or ():
         check_choice("precisions", precision, DTYPES)
@@ -285,7 +289,9 @@ def evaluate(
         checks.append(partial(open_data, "general_data", general_data, None))
     all_problems(checks)
     retrieval, general = opened["data"], opened.get("general_data")
-    left_out = f"; {retrieval.skipped:,} queries are left out: no passage answers them" if retrieval.skipped else ""
+    left_out = (
+        f"; {retrieval.skipped:,} queries are left out because no passage answers them" if retrieval.skipped else ""
+    )
     counts = f"{len(retrieval.queries):,} queries, {len(retrieval.passages):,} passages"
     say(f"data: {counts} from {_name(data)}{left_out}")
 
@@ -298,7 +304,9 @@ def evaluate(
         scores = score(encoder, retrieval, cutoffs, argument, faiss_index, forms=forms)
         return scores, score(encoder, general, cutoffs, f"{argument}, general") if general else None
 
-    tuned, tuned_general = measured(model, "model")  # a model that was opened is closed before the next one is
+    tuned, tuned_general = measured(
+        model, "model"
+    )  # a model that was opened here is closed before the next one is opened
     base, base_general = (None, None) if baseline is None else measured(baseline, "baseline")
     forgetting = None
     if general_data is not None and tuned_general and base_general:
@@ -334,7 +342,9 @@ def _opened(data: RetrievalDataset | str | Path, argument: str, sample_size: int
 def _forms(
     name: str, dims: Sequence[int] | None, precisions: Sequence[str] | None, dimension: int
 ) -> list[EmbeddingFormat]:
-    """The formats that are asked for, else those that the model was trained for: each size in each precision.
+    """The formats that the caller asks for, otherwise those that the model was trained for.
+
+    Every number of dimensions is combined with every precision.
 
     Raises:
         UserError: when a size is larger than the model's vectors.

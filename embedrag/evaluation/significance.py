@@ -59,8 +59,8 @@ def p_value(base: np.ndarray, tuned: np.ndarray, seed: int = 0) -> float:
 def verdict(low: float, high: float, p: float) -> str:
     """The verdict in words. `better`: the whole interval is above 0, and p is below 0.05; `worse`: it is below 0.
 
-    The interval alone is wrong too often when there are only a few queries. So p decides too: with five queries it is
-    never below 0.05.
+    With only a few queries, the interval is wrong too often. So p decides too: with five queries it is never below
+    0.05.
     """
     if p >= SIGNIFICANT:
         return "no clear difference"

@@ -1,9 +1,10 @@
-"""Merge an adapter into its base, tensor by tensor, and prove that the result embeds as the trained model did.
+"""Merge an adapter into its base, tensor by tensor, and prove that the result gives the trained model's vectors.
 
 W + scale * B A is computed in float32, one block of rows after the other, from the base's files straight into the
 output's. The model itself is never in memory while it is merged. A QLoRA adapter is added to the dequantised weights
-that it saw in training; those are not the original ones. Before the output folder appears, three models embed probe
-texts, one model after the other: base + adapter, the base alone, and the merged model. This proof does load the models.
+that it saw in training, which are not the original weights. Before the output folder appears, three models embed probe
+texts, one model after the other: base + adapter, the base without it, and the merged model. Only this proof loads
+models.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Proof:
     Attributes:
         probe_texts: number of texts that were compared.
         merged_to_trained: the merged model's vectors.
-        base_to_trained: the vectors of the base alone; this is what the training changed.
-        other_to_trained: the vectors after a merge onto the other weights, for a QLoRA adapter; None for others.
+        base_to_trained: the vectors of the base without the adapter; this is what the training changed.
+        other_to_trained: the vectors after a merge onto the other weights, for a QLoRA adapter; otherwise None.
     """
 
     probe_texts: int
@@ -161,10 +162,10 @@ def merge(
         training_precision: type of the merged weights, `float32` or `bfloat16`.
         merge_onto: weights that the adapter is added to. None: `dequantized`, as in training, for a QLoRA adapter,
             and `original` for any other.
-        lora_alpha: alpha of the adapter, used where adapter_config.json does not tell it.
-        quantization_bits: bits that the base was quantised to in training, used where the adapter's folder does not
-            tell it; a key of `embedrag.models.quantization.QUANTIZERS`.
-        double_quantization: whether the 4-bit scales were quantised too, used likewise.
+        lora_alpha: alpha of the adapter, used when adapter_config.json does not record it.
+        quantization_bits: bits that the base was quantised to in training, used when the adapter's folder does not
+            record them; a key of `embedrag.models.quantization.QUANTIZERS`.
+        double_quantization: whether the 4-bit scales were quantised too, used in the same case.
         verify: prove the result. The proof loads the models.
         overwrite: replace an earlier merged model.
         trust_remote_code: run Python code that comes with the base model.
@@ -174,7 +175,7 @@ def merge(
 
     Raises:
         UserError: the adapter, the base or the output folder is not right; nothing was written.
-        RunError: the merged model is not the trained one, or the disk refused; no output folder is left.
+        RunError: the merged model is not the trained one, or a file could not be written; no output folder is left.
 
     Example:
         ```python
@@ -311,7 +312,7 @@ def _prove(plan: Plan, folder: Path, quantization: QuantizationConfig | None, lo
 def _merged_otherwise(
     plan: Plan, folder: Path, probes: list[tuple[str, str]], quantization: QuantizationConfig
 ) -> np.ndarray:
-    """[n, D] of probe texts by a merge onto the other weights. It is written beside the result, and removed again."""
+    """[n, D] of probe texts by a merge onto the other weights. Its folder is written for this, and removed again."""
     precision, trust = str(plan.dtype).removeprefix("torch."), plan.trust_remote_code
     seen = None if plan.quantized else quantization
     other = make_plan(plan.adapter, plan.base, plan.root, precision, seen, trust)
@@ -339,12 +340,12 @@ def _other(onto: str) -> str:
 def _quantization(
     settings: dict[str, Any], merge_onto: str | None, bits: int | None, double_quantization: bool
 ) -> QuantizationConfig | None:
-    """How the adapter's base was quantised: as its folder records it, else as the caller says; None: it was not."""
+    """How the adapter's base was quantised, from its folder or from the caller; None: it was not quantised."""
     if recorded := settings.get("quantization"):
         return QuantizationConfig.from_record(recorded)
     if bits:
         return QuantizationConfig(bits, double_quantization)
     if merge_onto == DEQUANTIZED:
-        reason = "the adapter's folder records no quantised base; give `quantization_bits`"
+        reason = "the adapter's folder does not record how the base was quantised; give `quantization_bits`"
         raise UserError(reason, "merge_onto", merge_onto)
     return None

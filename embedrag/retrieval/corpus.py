@@ -16,7 +16,7 @@ from embedrag.data.text import identity
 
 
 class Corpus:
-    """Different passages; of passages that are the same, the first one is kept.
+    """Different passages; if several are the same, the first one is kept.
 
     Attributes:
         texts: [p] the passages.
@@ -44,7 +44,7 @@ class Corpus:
         self._bare = _Places(np.frombuffer(others, np.uint64)) if bare else self._titled
 
     def number(self, text: str) -> int | None:
-        """The number of the passage that is this text, title included; None when there is none."""
+        """The number of the passage that is this text, title included; None when the corpus does not have it."""
         found = self._titled.of(np.array([identity(text)], np.uint64))
         return int(found[0]) if len(found) else None
 
@@ -72,14 +72,14 @@ class KnownPositives:
         self._pairs = np.unique(np.frombuffer(flat, np.uint64).reshape(-1, 2), axis=0)
 
     def of(self, query: str) -> np.ndarray:
-        """Fingerprints of what can't be a negative of a query: its positives in any row, and the query itself."""
+        """Fingerprints of texts that can't be negatives of a query: its positives in any row, and the query itself."""
         own = np.uint64(identity(query))
         start, stop = (np.searchsorted(self._pairs[:, 0], own, side) for side in ("left", "right"))
         return np.append(self._pairs[start:stop, 1], own)
 
 
 class _Places:
-    """Finds the places of fingerprints among [p] of them; several may be the same."""
+    """Finds the places of fingerprints in a list [p]; the list may hold the same fingerprint several times."""
 
     def __init__(self, fingerprints: np.ndarray) -> None:
         self._order = np.argsort(fingerprints)

@@ -1,4 +1,4 @@
-"""A cross-encoder: it reads query and passage together, and says how well the passage answers the query."""
+"""A cross-encoder reads query and passage together, and gives a score of how well the passage answers the query."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class CrossEncoder:
             pairs: (query, passage).
 
         Raises:
-            RunError: when one of them is not a number, because it could decide nothing.
+            RunError: when a score is NaN.
         """
         found = np.empty(len(pairs), np.float32)
         order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number][0]) - len(pairs[number][1]))

@@ -1,4 +1,4 @@
-"""The vectors of a file of texts, written while they are computed: memory holds a block of texts, never the file."""
+"""The vectors of a file of texts, written while they are computed: memory holds one block of texts at a time."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def encode_file(
 
     Raises:
         UserError: naming the argument that is wrong, or file and line of a text.
-        RunError: when the disk refuses; nothing is left.
+        RunError: when the file can't be written; no part of it is left.
     """
     source, target = Path(input).expanduser(), Path(output).expanduser()
     check_choice("precision", precision, DTYPES)
@@ -105,5 +105,5 @@ def _blocks(
     """The stored vectors of one block of texts after the other."""
     while block := list(islice(texts, TEXTS_PER_BLOCK)):
         vectors = encoder.encode(block, role, progress)
-        # Without a dimension or precision of their own, vectors are stored as the model gives them, of any length.
+        # If neither a dimension nor a precision is asked for, vectors are stored unchanged, of any length.
         yield vectors if form == EmbeddingFormat() else form.stored(vectors)

@@ -49,8 +49,8 @@ class MiningSettings:
 
     Attributes:
         neg_nums: negatives of a row, at most.
-        ranks: (first, last): the passages after rank `first` and up to rank `last` are candidates. Positives have no
-            rank.
+        ranks: (first, last): the passages after rank `first` and up to rank `last` are candidates. Positives are not
+            counted.
         max_positive_ratio: a negative must score below this share of the score of the row's weakest positive.
     """
 
@@ -67,7 +67,7 @@ class MiningCounts:
         rows: number of rows.
         negatives: mined negatives, of all rows together.
         short: rows that got fewer negatives than were asked for.
-        without: rows that got none, and keep the negatives that they had.
+        without: rows that got none, and keep their old negatives.
         like_positives: candidates that were left out because they scored like a positive.
     """
 
@@ -107,7 +107,7 @@ class MiningResult:
     def lines(self) -> Iterator[str]:
         """The result as text for a terminal."""
         if self.without:
-            yield f"mined: {self.without:,} rows found no negative and keep those that they had, without scores"
+            yield f"mined: no new negative for {self.without:,} rows; they keep their old ones, without scores"
         yield (
             f"mined: {self.negatives:,} negatives for {self.rows:,} rows into {self.output}; {self.short:,} rows have "
             f"fewer than {self.neg_nums}; {self.like_positives:,} candidates were left out because they scored like a "
@@ -147,7 +147,7 @@ def mine(
             rows.
         field: key or column of the corpus that holds the text.
         neg_nums: negatives of a row, at most.
-        range: two ranks; negatives are taken after the first and up to the second. Positives have no rank.
+        range: two ranks: negatives are the passages after the first rank, up to the second. Positives are not counted.
         max_positive_ratio: a negative must score below this share of the score of the row's weakest positive.
         cross_encoder: folder or hub id of a model that scores positives and candidates; its scores then decide.
         base_model_path: base of an adapter, when it has moved.
@@ -162,7 +162,7 @@ def mine(
 
     Raises:
         UserError: naming the argument that is wrong, or file and line of the data; nothing was written.
-        RunError: when a model gives numbers that are not finite, or the disk refuses; nothing was written.
+        RunError: when a model gives numbers that are not finite, or the file can't be written; no part of it is left.
 
     Example:
         ```python
@@ -183,7 +183,7 @@ def mine(
     passages = _corpus(sources, str(corpus) if corpus else None, field)
     if len(passages.texts) <= settings.ranks[0]:
         count, first = len(passages.texts), settings.ranks[0]
-        reason = f"there are {count} passages, so none of them comes after rank {first}; begin at 0"
+        reason = f"there are {count} passages, so none of them comes after rank {first}; begin at a lower rank"
         raise UserError(reason, "range", settings.ranks)
     say(f"data: {known.rows:,} rows; negatives are searched in {len(passages.texts):,} different passages")
     scorer = CrossEncoder(str(cross_encoder), device, trust_remote_code) if cross_encoder else None
@@ -219,7 +219,7 @@ def mined_rows(
         known: the positives of all rows.
         settings: which candidates become negatives.
         counts: brought up to date with each row.
-        scorer: scores positives and candidates anew, and its scores decide; None: those of the search decide.
+        scorer: scores positives and candidates again, and its scores decide; None: the scores of the search decide.
 
     Yields:
         (place, row).
@@ -254,7 +254,7 @@ def write_mined(
         progress: called with 1 after each row.
 
     Raises:
-        RunError: when the disk refuses.
+        RunError: when the file can't be written.
     """
     with atomic_file(output) as file:
         for place, row in rows:
@@ -276,7 +276,7 @@ def ceiling(positives: np.ndarray, ratio: float) -> float:
 
 
 def _wrong(settings: MiningSettings, model: object, bm25: bool, ranks: list[int]) -> Iterator[UserError]:
-    """What is wrong with the arguments alone."""
+    """What is wrong with the arguments; no file is read for this."""
     if (model is None) != bm25:
         yield UserError("name either `model` or `bm25`; it ranks the corpus")
     if settings.neg_nums < 1:
@@ -300,7 +300,7 @@ def _corpus(sources: list[str], corpus: str | None, field: str) -> Corpus:
 
 
 def _candidates(result: SearchResult, positives: np.ndarray, settings: MiningSettings) -> SearchResult:
-    """The passages of the wanted ranks; known positives have no rank."""
+    """The passages of the wanted ranks; known positives are not counted."""
     kept = ~np.isin(result.numbers, positives)
     window = slice(*settings.ranks)
     return SearchResult(result.numbers[kept][window], result.scores[kept][window], result.positives)

@@ -84,7 +84,7 @@ def lexical_search(corpus: Corpus, rows: Iterable[TrainingRow]) -> Search:
 def _positive_vectors(
     block: Sequence[TrainingRow], corpus: Corpus, vectors: np.ndarray, encoder: Encoder
 ) -> dict[str, np.ndarray]:
-    """The vector of each positive: the corpus's, where the corpus has the text, otherwise a new one."""
+    """The vector of each positive: from the corpus if the corpus has the text, otherwise a new one."""
     places = {text: corpus.number(text) for row in block for text in row.pos}
     new = [text for text, place in places.items() if place is None]
     found = dict(zip(new, unit(encoder.encode(new, "passage")), strict=True))

@@ -95,9 +95,9 @@ def search_faiss(
 
     Args:
         queries: [q, D], vectors of length 1.
-        passages: [m, D] blocks of vectors of length 1. They are not asked for when the index is unknown.
+        passages: [m, D] blocks of vectors of length 1. They are not computed when the index is unknown.
         k: passages that are found for each query.
-        faiss_index: what FAISS's index factory calls the index, such as `HNSW32`, `Flat` or `IVF1024,Flat`.
+        faiss_index: name of the index for FAISS's index factory, such as `HNSW32`, `Flat` or `IVF1024,Flat`.
 
     Raises:
         UserError: when faiss is missing or does not know the index, or when the index finds fewer than k passages.
@@ -108,13 +108,13 @@ def search_faiss(
         raise UserError("needs faiss: pip install faiss-cpu (or leave it out)", "faiss_index", faiss_index) from None
     with _explained(faiss_index):
         index = faiss.index_factory(queries.shape[1], faiss_index, faiss.METRIC_INNER_PRODUCT)
-    vectors = np.ascontiguousarray(np.concatenate(list(passages)), np.float32)  # they may be encoded only now
+    vectors = np.ascontiguousarray(np.concatenate(list(passages)), np.float32)  # they are perhaps encoded only now
     with _explained(faiss_index):
         index.train(vectors)
         index.add(vectors)
     scores, numbers = index.search(np.ascontiguousarray(queries, np.float32), min(k, len(vectors)))
     if (numbers < 0).any():
-        raise UserError(f"finds fewer than {k} passages for a query; take another index", "faiss_index", faiss_index)
+        raise UserError(f"finds fewer than {k} passages for a query; use another index", "faiss_index", faiss_index)
     return numbers, scores
 
 

@@ -16,12 +16,12 @@ from embedrag.runtime.console import console
 from embedrag.runtime.files import write_vectors
 
 BLOCK = 16_384  # vectors that are checked at once
-REMEDY = "remove it, and it is written again"
+REMEDY = "remove the file; it is then written again"
 TOLERANCE = 1e-3  # of a squared length, around 1
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """16 hex digits that change with all that changes a vector: weights, tokenizer, embedding config, precision."""
+    """16 hex digits that depend on all that decides a vector: weights, tokenizer, embedding config, precision."""
     digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.embedding_config}|{encoder.dtype}".encode())
     for key, value in sorted(encoder.backbone.state_dict().items()):
         digest.update(key.encode())
@@ -82,7 +82,7 @@ def _directions(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _of_length_one(vectors: np.ndarray) -> np.ndarray:
-    """[n] whether each vector is of length 1; one that is not finite is not."""
+    """[n] whether each vector is of length 1; False for one that is not finite."""
     close: np.ndarray = abs(np.einsum("nd,nd->n", vectors, vectors) - 1) < TOLERANCE
     return close
 

@@ -91,7 +91,10 @@ def test_command_equals_a_plain_ranking(tiny_bert: str, write_jsonl: Callable[..
         (["--output", "{data}"], "lies in a folder that is read"),
         (["--baseline", "./nowhere"], "--baseline ./nowhere"),
         (["--metric", "ndcg@7"], "--metric ndcg@7: must be one of ndcg@1, ndcg@5"),
-        (["--general_data", "x"], "--general_data x: what was forgotten is seen beside a --baseline; name one"),
+        (
+            ["--general_data", "x"],
+            "--general_data x: only a comparison with a --baseline shows what was forgotten; name one",
+        ),
         (["--baseline", "{data}", "--general_data", "./none"], "--baseline {data}: this is a file"),
     ],
 )

@@ -135,7 +135,7 @@ def test_report_tells_what_the_record_does(tiny_bert: str, train, tmp_path: Path
         ({"merge_onto": "base"}, "`merge_onto=base`: must be one of dequantized, original"),
         ({"quantization_bits": 3}, "`quantization_bits=3`: must be one of 4, 8"),
         ({"base_model_path": "./none"}, "`base_model_path=./none`: no such folder"),
-        ({"merge_onto": "dequantized"}, "`merge_onto=dequantized`: the adapter's folder records no quantised base"),
+        ({"merge_onto": "dequantized"}, "`merge_onto=dequantized`: the adapter's folder does not record how the base"),
     ],
 )
 def test_wrong_argument_is_named(arguments: dict, message: str, tiny_bert: str, train, tmp_path: Path) -> None:
@@ -440,4 +440,4 @@ def test_training_that_moved_less_than_the_precision_can_not_be_proved(
 ) -> None:
     adapter = train(tiny_bert, "--lr", "1e-6", "--epochs", "1")
     words = ["--training_precision", "bfloat16"]
-    check_refused(adapter, tmp_path / "merged", "so the merge is too rough", capsys, *words, code=1)
+    check_refused(adapter, tmp_path / "merged", "so it is not precise enough", capsys, *words, code=1)

@@ -272,7 +272,7 @@ def test_row_that_finds_nothing_keeps_what_is_wrong_of_its_negatives_and_no_scor
     first, second = mine(write_jsonl(rows), tmp_path / "out.jsonl", "--bm25", "--range", "0", "20")
     assert first["neg"] == ["old", "older"] and "teacher_scores" not in first
     assert second["neg"] == [] and second["teacher_scores"] == [0], "the score of its positive is a new one"
-    assert "2 rows found no negative and keep those that they had, without scores" in capsys.readouterr().out
+    assert "no new negative for 2 rows; they keep their old ones, without scores" in capsys.readouterr().out
     assert len(list(read_rows([str(tmp_path / "out.jsonl")]))) == 2
 
 

@@ -50,7 +50,7 @@ def test_damaged_vectors_in_the_cache_are_named_by_their_file(damage: str, tiny_
     [path] = cache.glob("vectors-*.npy")
     spoil, message = DAMAGED[damage]
     spoil(path, good)
-    with pytest.raises(UserError, match=f"{path.name}: .*{message}.*remove it"):
+    with pytest.raises(UserError, match=f"{path.name}: .*{message}.*remove the file"):
         cached_vectors(encoder, texts, "passage", cache)
 
 

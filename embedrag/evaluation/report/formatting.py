@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def cut(text: Any, columns: int) -> str:
-    """Text on one line of this width, cut with an ellipsis where it is longer; a CJK character takes two columns.
+    """Text on one line of this width, cut with an ellipsis if it is longer; a CJK character takes two columns.
 
     >>> cut("a frog sits by the pond", 10), cut("青蛙在池塘边", 6)
     ('a frog sit…', '青蛙在…')
@@ -68,7 +68,7 @@ def finite(value: Any) -> float | None:
 
 
 def comparison_rows(comparison: Any) -> list[Row]:
-    """The rows of a comparison that have both values; everything else in a row is a number or None."""
+    """The rows of a comparison that have both values; all other values of a row are numbers or None."""
     rows = []
     for row in comparison or []:
         numbers = {key: finite(row.get(key)) for key in ("base", "tuned", "difference", "low", "high", "p_value")}
@@ -83,7 +83,7 @@ def comparison_rows(comparison: Any) -> list[Row]:
 
 
 def untested(metric: str, base: float, tuned: float) -> Row:
-    """A row for two values whose difference was not tested."""
+    """A row for two values; their difference was not tested."""
     return comparison_rows([{"metric": metric, "base": base, "tuned": tuned}])[0]
 
 

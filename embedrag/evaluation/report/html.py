@@ -54,7 +54,7 @@ def write_html(result: dict[str, Any], path: Path) -> None:
         path: the file.
 
     Raises:
-        RunError: when the disk refuses; the earlier file is then as it was.
+        RunError: when the file can't be written; the earlier file is then unchanged.
     """
     write_atomic(path, render(result))
 
@@ -112,7 +112,7 @@ def headline(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def forgetting(general: dict[str, Any], metric: str) -> tuple[str, str, str] | None:
-    """What the comparison on general data says: the verdict, the same in words, and its figures."""
+    """The result on general data: the verdict, the verdict in words, and its figures."""
     row = _main_row(comparison_rows(general.get("comparison")), metric)
     found = general.get("verdict", row.get("verdict") if row else None)
     if found not in FORGOTTEN:

@@ -57,7 +57,7 @@ def figures(result: dict[str, Any], rows: list[Row]) -> dict[str, Figure]:
 
 
 def drawings(result: dict[str, Any]) -> dict[str, Any]:
-    """The same figures as Plotly's own objects, for a notebook: they have titles, and the page's light colours."""
+    """The same figures as Plotly's own objects, for a notebook, with titles and the page's light colours."""
     from plotly.graph_objects import Figure as Drawing
 
     light = (TEMPLATES / "report.html").read_text(encoding="utf-8").partition("@media")[0]
@@ -76,7 +76,7 @@ def drawings(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _coloured(value: Any, colours: dict[str, str], key: str = "") -> Any:
-    """The figure with colours in place of CSS variables, under keys that end in "color"; so does the page's script."""
+    """The figure with colours instead of CSS variables (keys that end in "color"), as the page's script shows it."""
     if isinstance(value, dict):
         return {name: _coloured(item, colours, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -241,7 +241,7 @@ def _curve(rows: list[Row], metric: str) -> Figure | None:
 
 
 def _map(points: list[Row]) -> Figure | None:
-    """Queries and passages as dots; a line joins the two of a pair."""
+    """Queries and passages as dots; a line joins a query and its passage."""
     points = [point for point in points if finite(point.get("x")) is not None and finite(point.get("y")) is not None]
     if not points:
         return None
