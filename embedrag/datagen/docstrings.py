@@ -1,9 +1,9 @@
 """Training rows from the documentation of installed Python packages. Every machine already has this data.
 
 The first sentence of a docstring says what a thing does: it becomes the query. The rest says how it does it: it
-becomes the passage. The source files are parsed and never imported. To import all of the standard library would open
-a browser and draw windows, and to import torch takes seconds. The price is that documentation written in C is not
-seen. It is seen only where a package attaches it from Python, as in `add_docstr(torch.abs, "...")` or
+becomes the passage. The source files are parsed and never imported, because importing the whole standard library
+opens a browser and draws windows, and importing torch takes seconds. The price is that documentation written in C is
+not seen, except when a package attaches it from Python, as in `add_docstr(torch.abs, "...")` or
 `add_newdoc("numpy._core", "nditer", "...")`.
 """
 
@@ -89,7 +89,7 @@ def docstrings(
 
     Raises:
         UserError: when a package is not installed or has no Python source, or when the file exists.
-        RunError: when the disk refuses the file.
+        RunError: when the file can't be written.
     """
     path = Path(output).expanduser()
     check_targets({"output": str(output)}, [], overwrite)
@@ -119,7 +119,7 @@ def collect(packages: Sequence[str]) -> list[DocPair]:
 
 
 def split_docstring(text: str) -> tuple[str, str] | None:
-    r"""Cut a docstring, as it stands in the source, into (summary, rest); None when one of them does not suit.
+    r"""Cut a docstring, as it stands in the source, into (summary, rest); None when one of them does not fit.
 
     The summary must have 20 to 200 characters and begin like a sentence; the rest must have 80 characters or more.
 
@@ -166,7 +166,7 @@ def to_rows(pairs: Sequence[DocPair], neg_nums: int, seed: int) -> list[dict[str
     """Training rows with hard negatives: passages of the same module, then of its package, then of larger packages.
 
     Args:
-        pairs: one side of the split; negatives are drawn from this side alone.
+        pairs: one side of the split; negatives are drawn only from this side.
         neg_nums: negatives of a row; a row has fewer only when `pairs` has no more.
         seed: another seed gives other negatives.
 
@@ -194,7 +194,7 @@ def write_retrieval_dataset(folder: Path, pairs: Sequence[DocPair], held_out: Se
         held_out: those that give the queries.
 
     Raises:
-        RunError: when the disk refuses a file.
+        RunError: when a file can't be written.
     """
     number = {pair.passage: f"d{index}" for index, pair in enumerate(pairs)}
     write_lines(folder / "corpus.jsonl", [{"_id": key, "title": "", "text": text} for text, key in number.items()])
@@ -236,7 +236,7 @@ def _source_files(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _locate(package: str) -> list[Path]:
-    """Folders and files of a top-level package. A dotted name is refused: to find it would import its parents."""
+    """Folders and files of a top-level package. A dotted name is refused: finding it would import its parents."""
     if package == "stdlib":
         folder = Path(sysconfig.get_path("stdlib"))
         return [path for path in folder.iterdir() if path.stem in sys.stdlib_module_names - SKIPPED_FOLDERS]

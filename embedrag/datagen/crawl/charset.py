@@ -1,8 +1,8 @@
 """The text of a page. Its server and its own head may both name a wrong character set.
 
-Each claim is tried on the bytes. Bytes that are valid UTF-8, with few exceptions, are taken as UTF-8, because other
-text hardly ever is by accident. Latin-1 can decode everything, and servers name it by default, so it is believed last.
-When two claims both fit, the letters decide (charset-normalizer).
+Each claim is tried on the bytes. Bytes that are valid UTF-8, with few exceptions, are taken as UTF-8, because text in
+another character set is almost never valid UTF-8 by accident. Latin-1 can decode everything, and servers name it by
+default, so it is tried last. When two claims both fit, the letters decide (charset-normalizer).
 """
 
 from __future__ import annotations

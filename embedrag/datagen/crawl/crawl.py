@@ -1,8 +1,8 @@
 """Terms and definitions of glossaries in the web, as a table and as training rows.
 
-A crawl is a list of pages, which are read one after the other. Each page ends as pairs or as a reason why there are
-none; it never ends the crawl. What was taken is kept page by page in `crawl_state.jsonl`, so that the same call goes
-on after an interruption. The two outputs are written at the end, each whole or not at all. Faults of the network are
+A crawl is a list of pages, which are read one after the other. A page gives pairs, or a reason why there are none; a
+page never ends the crawl. The pairs are kept page by page in `crawl_state.jsonl`, so that the same call continues
+after an interruption. The two outputs are written at the end, each whole or not at all. Faults of the network are
 handled in `fetch`, faults of markup in `extract`. The packages of the extra `crawl` are imported on the first use.
 """
 
@@ -34,7 +34,7 @@ OUTPUTS = ("glossary.csv", "pairs.jsonl")
 WRITTEN = "written"  # the entry of the state with the checksums of the outputs
 FOLDER = "data"  # a training without a data set looks for pairs.jsonl there
 PACKAGED_PAGE = "data/glossary_page.html"
-_CONTACT = re.compile(r"[!-'*-~]+( [!-'*-~]+)*")  # what may stand in a user agent
+_CONTACT = re.compile(r"[!-'*-~]+( [!-'*-~]+)*")  # what a user agent may contain
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,21 @@ def crawl(
         sources: known lists of pages: `wikipedia_glossary`.
         urls: pages to read, or sitemaps of pages.
         limit_per_source: pairs of one source, at most; a source is a list, or one of `urls`.
-        languages: Wikipedias that are read, by turns.
-        contact: mail address or URL of yours; every server is told it.
+        languages: languages of the Wikipedias that are read in turn.
+        contact: your mail address or URL; every server receives it.
         delay: seconds between two requests to a host, at least.
         timeout: seconds that one request may take, to its last byte.
-        max_mb: longest page, unpacked, in MB.
-        overwrite: forget what the folder holds, and start anew.
+        max_mb: size of the largest page that is read, unpacked, in MB.
+        overwrite: delete the crawl in the folder and start from the beginning.
 
     Raises:
         UserError: when an argument is wrong, when the folder holds something else, or when a package is missing.
-        RunError: when the disk refuses a file.
+        RunError: when a file can't be written.
     """
     problems = [
-        UserError(f"unknown; there is {', '.join(SOURCES)}", "sources", name) for name in sources if name not in SOURCES
+        UserError(f"unknown; accepted is {', '.join(SOURCES)}", "sources", name)
+        for name in sources
+        if name not in SOURCES
     ]
     if not (sources or urls):
         problems.append(
@@ -116,12 +118,12 @@ def crawl_with(
         fetcher: reads the pages.
         folder: for the outputs.
         settings: what is read.
-        overwrite: forget what the folder holds, and start anew.
+        overwrite: delete the crawl in the folder and start from the beginning.
         wiki: address of Wikipedia, with `{language}` in it; None: the real one.
 
     Raises:
         UserError: when the folder holds something else, or when a language is unknown.
-        RunError: when the disk refuses a file.
+        RunError: when a file can't be written.
     """
     from embedrag.datagen.crawl import wikipedia
     from embedrag.datagen.crawl.pages import Crawl
@@ -129,7 +131,7 @@ def crawl_with(
     wikipedia.check_languages(settings.languages)
     _check_outputs(folder, overwrite or (folder / NAME).exists())
     if settings.sources and not fetcher.contact:
-        say("note: Wikipedia asks programs to say who runs them; give `contact` a mail address or URL of yours")
+        say("note: Wikipedia asks who runs a program; set `contact` to your mail address or URL")
     state = State(folder / NAME, settings, overwrite)
     try:
         _check_unchanged(folder, state)
@@ -196,7 +198,7 @@ def _check_unchanged(folder: Path, state: State) -> None:
     changed = [name for name in changed if _digest(folder / name) != written[name]]
     if changed:
         raise UserError(
-            f"{', '.join(changed)} changed since the crawl wrote it; move it to another place, or start anew with "
+            f"{', '.join(changed)} changed since the crawl wrote it; move it to another place, or start again with "
             "`overwrite`",
             "output_dir",
             folder,

@@ -1,8 +1,8 @@
 """Terms and definitions of an HTML page: definition lists, tables with fitting headings, "term: definition" lines.
 
 The parser (selectolax) reads broken markup as browsers do, by the rules of HTML 5. The tree is never changed: hidden
-parts are skipped, because to remove nodes while others point to them ends in crashes. The walks keep a stack of their
-own, so that ten thousand nested boxes do no harm.
+parts are skipped, because removing nodes that other objects still use leads to crashes. The walks use their own stack
+instead of recursion, so ten thousand nested boxes are no problem.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def tidy(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def pair_key(pair: Pair) -> Pair:
-    """What is the same for two pairs that differ in case, width, spacing or punctuation only."""
+    """A key that is the same for two pairs that differ only in case, width, spacing or punctuation."""
     return bare(pair[0]), bare(pair[1])
 
 
@@ -199,7 +199,7 @@ def _of_table(node: LexborNode) -> Iterator[Pair]:
                 yield texts[columns[0]], texts[columns[1]]
         elif number < 3:
             places, ranks = columns_of(texts) or (None, (0, 0))
-            # "name" and "description" alone may head any table.
+            # Tables of any kind may have the headings "name" and "description".
             columns = places if any(rank % 3 != WEAK for rank in ranks) else None
 
 

@@ -2,8 +2,8 @@
 
 A server is not trusted. Its answer may be endless, slow, compressed a thousandfold, or a redirect into the user's own
 network. Every redirect is therefore checked like a first URL (scheme, robots.txt, address, delay), and a body is read
-in pieces and dropped when it grows too long. One time limit covers the whole of a request. The exchange is
-asynchronous for this reason: the time limits of sockets start anew with each byte. Proxies and cookies are not used.
+in pieces and dropped when it grows too long. One time limit covers a whole request. The exchange is asynchronous for
+this limit, because the time limits of sockets start again with each byte. Proxies and cookies are not used.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Fetcher:
     """Reads pages, one at a time.
 
     Attributes:
-        contact: what every server is told about who crawls; None: nothing.
+        contact: mail address or URL that every server receives; None: nothing is sent.
         max_bytes: longest body, unpacked.
     """
 
@@ -83,7 +83,7 @@ class Fetcher:
         """Take the settings. Nothing is sent yet.
 
         Args:
-            contact: mail address or URL of whoever crawls; part of the user agent.
+            contact: mail address or URL of the person who crawls; part of the user agent.
             delay: seconds from one request to a host to the next; robots.txt may ask for more.
             timeout: seconds for one request, from the look-up of its host to its last byte.
             max_bytes: longest body, unpacked.

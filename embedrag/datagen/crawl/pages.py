@@ -1,4 +1,4 @@
-"""Which pages a crawl reads, in which order, and what it takes from each.
+"""The pages that a crawl reads, their order, and what it takes from each.
 
 No page is read twice, so that sitemaps that name each other, or themselves, come to an end. Links in pages are not
 followed.
@@ -30,12 +30,12 @@ _LOC = re.compile(r"<loc>\s*(?:<!\[CDATA\[)?\s*([^<>\s]{1,2000})\s*(?:\]\]>)?\s*
 
 @dataclass(frozen=True)
 class PageReport:
-    """What became of a page.
+    """The result of a page.
 
     Attributes:
         name: its URL or name, as it was asked for.
         pairs: how many pairs were taken from it; None for a page that failed, and for a sitemap.
-        note: why there are none or not all; empty when there is nothing to say.
+        note: why there are no pairs, or not all of them; empty when the page was read without a problem.
         failed: it could not be read.
     """
 
@@ -50,7 +50,7 @@ class Crawl:
 
     Attributes:
         rows: (term, definition, URL, time) of all pages.
-        pages: what became of each page.
+        pages: the result of each page.
     """
 
     def __init__(self, settings: CrawlSettings, fetcher: Fetcher, state: State, wiki: str = wikipedia.BASE) -> None:
@@ -112,7 +112,7 @@ class Crawl:
         return new
 
     def _articles(self) -> Iterator[tuple[str, str, str]]:
-        """(name, URL, HTML) of Wikipedia's glossaries, the languages by turns.
+        """(name, URL, HTML) of Wikipedia's glossaries, the languages in turn.
 
         URL and HTML are empty for a page that an earlier run has read.
         """

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import httpx
 
 AGENT = "EmbedRAG"  # the name that robots.txt is asked about, and the first word of the user agent
-LONGEST_DELAY = 60.0  # seconds between requests; a host that asks for more is left alone
+LONGEST_DELAY = 60.0  # seconds between requests; a host that asks for more is not read
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -31,7 +31,7 @@ class StatusError(PageError):
 
 
 class BusyError(PageError):
-    """The page may come at another try.
+    """The page could not be read now; another try may succeed.
 
     Attributes:
         wait: seconds that the server asked for; None when it asked for none.
@@ -88,7 +88,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
     Raises:
         PageError: when there are none, or when one of them is private.
-        BusyError: when the look-up failed for a reason that may pass.
+        BusyError: when the look-up failed for a reason that may be temporary.
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

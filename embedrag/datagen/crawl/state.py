@@ -19,7 +19,7 @@ NAME = "crawl_state.jsonl"
 
 @dataclass(frozen=True)
 class CrawlSettings:
-    """What decides which pages are read, and what is taken from them. A crawl that goes on must keep it.
+    """The settings that decide which pages are read, and what is taken from them. A continued crawl must keep them.
 
     Attributes:
         sources: known lists of pages.
@@ -51,7 +51,7 @@ class State:
 
         Raises:
             UserError: when the file belongs to another crawl, or when it is damaged.
-            RunError: when the disk refuses the file.
+            RunError: when the file can't be written.
         """
         wanted = json.loads(json.dumps(asdict(settings)))  # as the file has it: lists, not tuples
         self._path = path
@@ -98,12 +98,12 @@ class State:
                     self.done[entry.pop("page")] = entry
             grown = earlier | {"urls": settings["urls"]} if set(earlier["urls"]) <= set(settings["urls"]) else earlier
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{self._path}: the file is damaged; start anew with `overwrite`") from None
+            raise UserError(f"{self._path}: the file is damaged; start again with `overwrite`") from None
         self._grown = grown != earlier
         if grown != settings:
             other = ", ".join(f"`{key}`" for key in settings if earlier.get(key) != settings[key])
             raise UserError(
-                f"holds a crawl with other values of {other}; name another folder, or start anew with `overwrite`",
+                f"holds a crawl with other values of {other}; name another folder, or start again with `overwrite`",
                 "output_dir",
                 self._path.parent,
             )

@@ -4,9 +4,9 @@
 translations are added, so that nobody has to maintain a list of these. A page that was renamed is found through its
 redirect. A page that is gone is reported and skipped.
 
-robots.txt forbids everything under /w/, and with it the interface. This is meant for search engines: the rules of the
-interface itself welcome programs that name themselves, send one request at a time, and wait when the servers lag
-(`maxlag`). For this reason robots.txt is asked about the articles, not about the interface.
+robots.txt forbids everything under /w/, also the interface. This rule is for search engines. The rules of the
+interface allow programs that name themselves, send one request at a time, and wait when the servers lag (`maxlag`).
+Therefore robots.txt is asked about the articles, not about the interface.
 """
 
 from __future__ import annotations

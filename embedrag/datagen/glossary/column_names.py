@@ -45,7 +45,7 @@ WEAK = 2  # rank of words that are also headings of other tables
 
 
 def rank(heading: str, words: Sequence[str]) -> int | None:
-    """How surely a heading names a column: 0 is the surest; None: it does not name it.
+    """How certain it is that a heading names a column: 0 is the most certain; None: it does not name it.
 
     A heading that is one of the words is surer than a heading that only contains one.
 

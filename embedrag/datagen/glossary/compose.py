@@ -2,8 +2,8 @@
 
 All definitions of a term are positives of one row. The negatives of a row are the definitions of other terms that are
 nearest to the term, because a model learns most from those. A definition that also belongs to the term is never its
-negative, wherever it stands. A definition of a synonym is not a negative either; a synonym is a term that shares a
-name or a definition with the term, or with another synonym of it. Texts of a column `negative` come first.
+negative. A definition of a synonym is not a negative either; a synonym is a term that shares a name or a definition
+with the term, or with another synonym of it. Texts of a column `negative` come first.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compose(
 
     Raises:
         UserError: when the table, the model or an argument is wrong.
-        RunError: when the disk refuses the file.
+        RunError: when the file can't be written.
     """
     target = Path(output).expanduser()
     check_targets({"output": str(output)}, [str(input)], overwrite)

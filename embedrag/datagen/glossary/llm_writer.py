@@ -1,8 +1,8 @@
 """Queries that a language model writes; it is asked through an OpenAI-compatible server.
 
-Language models answer with JSON that is nearly right, they repeat themselves, and they copy what they were shown. An
-answer is therefore read leniently, and its queries are filtered strictly. Every answer goes to the disk at once, so
-that an interrupted run can go on.
+Language models often answer with JSON that has small errors, they repeat themselves, and they copy the definition.
+Therefore small errors of an answer are accepted, and its queries are filtered strictly. Every answer is written to
+the disk at once, so that an interrupted run can go on.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Writer:
         self._requests = self._unanswered = self._dropped = 0
 
     def queries(self, term: str, definition: str) -> list[str]:
-        """Different queries for a definition, at most as many as wanted.
+        """Different queries for a definition, at most `wanted`.
 
         Raises:
             RunError: when the server can't be reached, refuses, or is too slow. The answers so far are kept.
@@ -133,7 +133,7 @@ class Writer:
             problem = "the server does not answer as an OpenAI-compatible server does"
         kept = ""
         if self._known:
-            kept = f"; {len(self._known):,} answers are kept in {self._cache}, and the same command goes on from them"
+            kept = f"; {len(self._known):,} answers are kept in {self._cache}, and the same command continues from them"
         raise RunError(f"`llm_base_url={self._url}`: {problem} (term {term}){kept}")
 
 

@@ -1,8 +1,8 @@
 """Training and test rows from a list of terms and acronyms: by templates and, on request, by a language model.
 
 The training side and the test side share no term, acronym or definition. A score on the test side therefore says how
-well a model does on words that it was never taught. The negatives of a row come from its own side, and the nearest
-ones come first. The rows depend on nothing but the files, the arguments and the seed.
+well a model does on words that it was never trained on. The negatives of a row come from its own side, and the nearest
+ones come first. The rows depend only on the files, the arguments and the seed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from embedrag.errors import UserError, all_problems, raise_all
 from embedrag.runtime.console import say
 from embedrag.runtime.files import check_targets, write_lines
 
-NEAR = 5  # the nearest items, which give an item its negatives by turns
-CANDIDATES = 50  # near items that are looked at; and random items of each sort, in case the near ones do not suffice
+NEAR = 5  # the nearest items, which give an item its negatives in turn
+CANDIDATES = 50  # near items that are looked at; and random items of each sort, if the near ones are not enough
 LLM = Kind("llm_query", (), "{definition}", 0)
 ANSWERS = "llm_queries.jsonl"
 Row = dict[str, str]
@@ -40,7 +40,7 @@ class SynthSide:
         terms: how many terms they are about.
         acronyms: how many acronyms they are about.
         kinds: type of query -> rows.
-        without_negative: rows that have no negative, because the side has nothing else to take one from.
+        without_negative: rows that have no negative, because the side has no other text that could be one.
         short: terms and acronyms that have fewer rows than asked for, because their templates are used up.
     """
 
@@ -109,7 +109,7 @@ def synth(
 
     Raises:
         UserError: when an argument or a file is wrong, or when nothing can be made of the terms.
-        RunError: when the language model can't be asked (its answers so far are kept), or the disk refuses a file.
+        RunError: when the language model can't be asked (its answers so far are kept), or a file can't be written.
     """
     problems = []
     if not terms and not acronyms:
@@ -141,7 +141,7 @@ def synth(
     test = _without_trained(test, train)
     if not train:
         raise UserError(
-            "no kind of it fits these terms, or the numbers of pairs are 0; there is nothing to train on",
+            "none of its kinds fits these terms, or the numbers of pairs are 0, so there is nothing to train on",
             "templates",
             language,
         )
@@ -262,7 +262,7 @@ class Side:
         for other in self._near[number]:
             same_sort = self.items[other].is_acronym == self.items[number].is_acronym
             if not same_sort and "{definition" not in kind.positive:
-                continue  # a term among acronyms would be told apart by its looks
+                continue  # a model could recognise a term among acronyms by its form
             text = fill(kind.positive, self.items[other].fields)
             if bare(text) not in barred:
                 found.setdefault(bare(text), text)
@@ -271,7 +271,7 @@ class Side:
         return list(found.values())
 
     def _others(self, number: int, near: list[int]) -> list[int]:
-        """Items of other groups: the near ones, then random terms and acronyms in case those do not suffice."""
+        """Items of other groups: the near ones, then random terms and acronyms in case those are not enough."""
         rng = random.Random(f"{self.seed}:{self.items[number].term}:rest")
         rest = [other for sort in self._sorts for other in rng.sample(sort, min(len(sort), CANDIDATES))]
         return [other for other in dict.fromkeys([*near, *rest]) if self.groups[other] != self.groups[number]]

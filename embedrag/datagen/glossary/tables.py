@@ -1,9 +1,9 @@
-"""Glossaries as people keep them: CSV files of any delimiter, also in the encodings of Windows and of old systems.
+"""Glossaries as people store them: CSV files of any delimiter, also in the encodings of Windows and of old systems.
 
 How the encoding is found: a byte-order mark decides. Otherwise valid UTF-8 is taken as UTF-8, because text in another
 encoding is valid UTF-8 only by accident. Otherwise charset-normalizer ranks the national encodings, and its choice
-must pass a check: text that is read in the wrong encoding is full of rare characters. When doubt remains, that is an
-error that asks for `encoding`.
+must pass a check: text that is read in the wrong encoding is full of rare characters. If the encoding is still not
+certain, an error asks for `encoding`.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, encoding: str |
         UserError: when it is not a table, when it lacks the columns, or when it has no good row.
     """
     text, name = decode(path, encoding)
-    text = re.sub(r"\Asep=.[ \t]*(?=[\r\n])", "", text)  # Excel's note on the delimiter; the header shows it too
+    text = re.sub(r"\Asep=.[ \t]*(?=[\r\n])", "", text)  # Excel writes the delimiter there; the header shows it too
     delimiter, header, places = _layout(path, text, columns)
     table = Table(name, delimiter, (header[places[0]], header[places[1]]))
     topic, wrong = (

@@ -151,5 +151,5 @@ def _problems(kind: Any) -> list[str]:
             if particle and particle not in NAMES:
                 problems.append(f"{text!r}: unknown particle {particle}; the particles are {', '.join(NAMES)}")
         if text in queries and not HOLE.search(text):
-            problems.append(f"{text!r}: has no field, so that every term would get the same query")
+            problems.append(f"{text!r}: has no field, so every term would get the same query")
     return problems

@@ -1,4 +1,4 @@
-"""Terms and acronyms: how they are read, and how they are split into two sides that share nothing.
+"""Read terms and acronyms, and split them into two sides that share nothing.
 
 Items that share a text are one group. The text may be a term, its acronym, the words that the acronym stands for, or
 a definition. Groups are never split, so no test query asks for something that was trained on. Texts that differ in
@@ -74,7 +74,7 @@ def read_items(
         terms: CSV, TSV or JSONL file of term, definition and perhaps category.
         acronyms: JSONL file of acronym, full, definition and perhaps term, category.
         encoding: of a table; None: detected.
-        columns: of a table: the column of terms and that of definitions; None: found by name.
+        columns: names of the column of terms and the column of definitions in a table; None: found by name.
 
     Returns:
         Items without repeats, and lines about what was left out.
@@ -137,7 +137,7 @@ def groups_of(items: Sequence[Item]) -> list[int]:
 
 
 def split(items: Sequence[Item], groups: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the items to train on, and of those to test with.
+    """Numbers of the items to train on, and of the items to test with.
 
     Groups stay whole. They are taken in the order of a hash of seed and name.
 

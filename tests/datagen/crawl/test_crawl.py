@@ -210,7 +210,7 @@ def test_wikipedia_is_read_through_its_interface(site: Site, clock: Clock, tmp_p
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[0]["source"] == site.url("/wiki/Glossary_of_new_name")
     assert {page.note for page in result.pages if page.failed} == {"no page has this title"}
-    assert "give `contact`" in capsys.readouterr().out
+    assert "set `contact`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("body", ["no json", "[]", '{"parse": 3}', '{"parse": {"title": 1}}', "[" * 100_000])
@@ -253,7 +253,7 @@ def test_dry_run_needs_no_network_and_writes_where_told(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "name --sources (wikipedia_glossary) or --urls; --dry_run reads"),
-        (["--sources", "wikipedia"], "--sources wikipedia: unknown; there is wikipedia_glossary"),
+        (["--sources", "wikipedia"], "--sources wikipedia: unknown; accepted is wikipedia_glossary"),
         (["--sources", "wikipedia_glossary", "--languages", "eng"], "--languages eng: no glossaries"),
         (["--urls", "http://h/", "--contact", "a\nb: c"], "--contact: must be"),
         (["--urls", "http://h/", "--delay", "0.5"], "--delay"),

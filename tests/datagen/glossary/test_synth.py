@@ -345,7 +345,7 @@ def test_shipped_templates_have_all_kinds(language: str) -> None:
         ('{"kinds": [{"type": "a", "queries": ["{term:x}"], "positive": "{definition}"}]}', "unknown particle x"),
         ('{"kinds": [{"type": "a", "queries": ["what?"], "positive": "{definition}"}]}', "has no field"),
         ('{"kinds": [{"type": "a", "querys": ["{term}"], "positive": "x"}]}', "did you mean queries?"),
-        ('{"kinds": [{"type": "a", "queries": ["{full}"], "positive": "{acronym}"}]}', "no kind of it fits"),
+        ('{"kinds": [{"type": "a", "queries": ["{full}"], "positive": "{acronym}"}]}', "none of its kinds fits"),
     ],
 )
 def test_faulty_templates_are_named(text: str, message: str, small: Path, tmp_path: Path, capsys) -> None:
