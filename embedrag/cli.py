@@ -64,11 +64,9 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
+        return _guarded(lambda: _show(_overview()))
     if words[0] == "--version":
-        print(__version__)
-        return 0
+        return _guarded(lambda: _show(__version__))
     name = words[0]
     earlier = console.spell
     try:
@@ -120,6 +118,11 @@ def spelling(options: type[Options]) -> Spelling:
         return f"--{name}" if value is None else f"--{name} {value}"
 
     return spell
+
+
+def _show(text: str) -> int:
+    print(text, flush=True)  # so that a full disk is met here
+    return 0
 
 
 def _guarded(run: Callable[[], int]) -> int:

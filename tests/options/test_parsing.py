@@ -495,6 +495,15 @@ def test_no_command_lists_all_commands(words, capsys: pytest.CaptureFixture[str]
     assert [name for name in cli.COMMANDS if f"  {name} " not in shown] == []
 
 
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_full_disk_ends_the_overview_with_one_line(word: str, full_device: Path) -> None:
+    with full_device.open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "embedrag", word], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1 and ended.stderr == "error: [Errno 28] No space left on device\n"
+
+
 def test_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def interrupted(*_: Any) -> int:
         raise KeyboardInterrupt
