@@ -274,8 +274,8 @@ def evaluate(
             "general_data",
             _name(general_data),
         )
-    dims, precisions = as_list(dims), as_list(precisions)
-    for precision in precisions or ():
+    sizes, further = as_list(dims), as_list(precisions)
+    for precision in further or ():
         check_choice("precisions", precision, DTYPES)
     opened: dict[str, RetrievalDataset] = {}
 
@@ -300,7 +300,7 @@ def evaluate(
         if isinstance(encoder, (str, Path)):
             base = base_model_path if argument == "model" else None
             encoder = load_model(encoder, device, dtype, base, trust_remote_code, argument=argument)
-        forms = _forms(_name(one), dims, precisions, encoder.dimension) if argument == "model" else []
+        forms = _forms(_name(one), sizes, further, encoder.dimension) if argument == "model" else []
         scores = score(encoder, retrieval, cutoffs, argument, faiss_index, forms=forms)
         return scores, score(encoder, general, cutoffs, f"{argument}, general") if general else None
 
