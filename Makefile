@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Modules are compiled when they are first imported: to compile all of them takes a minute, and most are never used.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test bench lint types readme docs clean
 help:
@@ -18,7 +17,8 @@ help:
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[dev,demo]'
+	$(PIP) --no-compile -e '.[dev,demo]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip compiles one file after the other; some are templates
 	touch $@
 
 demo: $(VENV)/.installed
