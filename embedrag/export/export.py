@@ -42,11 +42,11 @@ class ExportedFile:
 
     Attributes:
         path: in the output folder.
-        bytes: its size, with the weights beside it.
-        to_model: its vectors, single and batched, against the model's.
-        single_to_batched: its vectors of single texts against those of the same texts in one batch. With 8 bits they
-            differ, because one scale holds for the activations of a whole batch.
-        comparison: nDCG@10 of the file against the model's; None without `data`.
+        bytes: its size, with the file of its weights if there is one.
+        to_model: its vectors, single and batched, compared with the model's.
+        single_to_batched: its vectors of single texts, compared with those of the same texts in one batch. With 8 bits
+            they differ, because the activations of a whole batch have one scale.
+        comparison: nDCG@10 of the file, compared with the model's; None without `data`.
     """
 
     path: str
@@ -92,7 +92,7 @@ def export(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> ExportReport:
-    """Write a model as ONNX; the folder appears when the proof holds.
+    """Write a model as ONNX; the folder appears when its vectors are proved to be right.
 
     Args:
         model: merged or full model folder, or hub id.
@@ -174,13 +174,14 @@ def check(found: Closeness, expected: np.ndarray) -> None:
     # Written so that a figure that is not a number fails too.
     if not (found.min_cosine >= LOWEST_COSINE and found.max_abs_difference <= max(between_texts / 10, SAME)):
         raise RunError(
-            f"the exported graph is not the model: {found}; needed are a cosine of {LOWEST_COSINE} and a difference of "
-            f"at most a tenth of that between texts ({between_texts:.1e}). No output was left"
+            f"the exported graph does not give the model's vectors: {found}. The cosine must be at least "
+            f"{LOWEST_COSINE}, and the difference at most a tenth of the difference between texts "
+            f"({between_texts:.1e}). No output was left"
         )
 
 
 def single_and_batched(exported: OnnxEncoder, probes: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """[n, D] of probe texts, each by itself; and [n, D] of the same texts in one batch."""
+    """[n, D] of probe texts, each in a batch of its own; and [n, D] of the same texts in one batch."""
     ids = [exported.tokenizer(role, [text])[0] for role, text in probes]
     return embed_probes(exported, probes), exported.batch(TokenBatch.from_lists(ids))
 
@@ -204,7 +205,7 @@ def _write_surroundings(encoder: Encoder, source: Path, folder: Path) -> None:
     """Tokenizer and configuration, so that the folder is a sentence-transformers folder."""
     backbone: Any = encoder.backbone
     backbone.config.save_pretrained(folder)
-    # Padded on the right, where every graph is right, also one with learnt positions.
+    # Padded on the right: there every graph gives the right vectors, also a graph with learnt positions.
     encoder.tokenizer.tokenizer.padding_side = "right"
     encoder.tokenizer.save(folder)
     encoder.embedding_config.write(folder, encoder.dimension)

@@ -62,10 +62,10 @@ class OnnxEncoder(TextEncoder):
         if OUTPUT not in outputs:
             raise UserError(f"{file}: no output {OUTPUT}; write it with embedrag export")
         self._dimension = int(outputs[OUTPUT][-1])
-        used = self._session.get_providers()[0]  # where a library of CUDA is missing, the session takes the CPU
+        used = self._session.get_providers()[0]  # if a library of CUDA is missing, the session uses the CPU
         if used != PROVIDERS[self._device]:
             if device != "auto":
-                raise UserError(f"ONNX Runtime can't compute there; it would take {used}", "device", device)
+                raise UserError(f"ONNX Runtime can't use this device; it would use {used}", "device", device)
             self._device = "cpu"
         self._shrunk = time.monotonic()
 
@@ -145,5 +145,5 @@ def _pick(device: str, available: list[str]) -> str:
     if device == "auto":
         return "cuda" if PROVIDERS["cuda"] in available else "cpu"
     if PROVIDERS.get(device) not in available:
-        raise UserError(f"ONNX Runtime has none here; it has {', '.join(available)}", "device", device)
+        raise UserError(f"ONNX Runtime has no such device here; it has {', '.join(available)}", "device", device)
     return device

@@ -1,8 +1,8 @@
 """A backbone, its pooling and its normalisation as one ONNX graph.
 
 The plain transformers model is exported, with padding and an attention mask, because ONNX has no packed attention.
-Pooling looks at the mask alone, so texts may be padded on either side. Our own programs pad on the right. There every
-model gives the same vectors as for single texts; on the left, models with learnt positions do not.
+Pooling uses only the mask, so texts may be padded on either side. Our own programs pad on the right. With padding on
+the right, every model gives the same vectors as for single texts; on the left, models with learnt positions do not.
 
 Letters: n texts, L tokens of the longest text, H hidden size, D = H dimensions of a vector.
 """
@@ -33,7 +33,7 @@ STATES = "last_hidden_state"
 
 
 class Graph(nn.Module):
-    """What is exported: ids and mask in, vectors out."""
+    """The module that is exported: ids and mask in, vectors out."""
 
     def __init__(self, backbone: nn.Module, pooling: str, normalize: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:
 
     Args:
         encoder: float32, on the CPU.
-        file: the .onnx file; weights of more than 2 GiB go to a file beside it.
+        file: the .onnx file; weights of more than 2 GiB go to a second file in the same folder.
         model: name of the model, for messages.
 
     Raises:
@@ -82,11 +82,11 @@ def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:
                 external_data=size > LARGEST_FILE * 0.9,
                 verbose=False,
             )
-    except Exception as error:  # a forward of other people may fail in any way under an exporter
+    except Exception as error:  # under an exporter, the `forward` of a model may fail in any way
         if isinstance(error, OSError) and error.errno:  # of the disk
             raise
         kind = backbone.config.model_type
-        while error.__cause__:  # the exporter's own message tells how to report the failure, not its reason
+        while error.__cause__:  # the exporter's own message explains how to report the failure, not its reason
             error = error.__cause__  # type: ignore[assignment]
         words = next(filter(None, map(str.strip, str(error).splitlines())), "")
         raise UserError(
@@ -112,7 +112,7 @@ def write_int8(source: Path, target: Path) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hide what exporters print: warnings about things that no user can change, and the text of a failing graph."""
+    """Hide what exporters print: warnings about things that users can't change, and the text of a failing graph."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -160,7 +160,7 @@ def test_graph_that_is_not_the_model_is_caught_and_leaves_nothing(
 
     monkeypatch.setattr(export, "write_graph", wrong)
     assert main(["export", "--model", bert[0], "--output", str(tmp_path / "out")]) == 1
-    assert "the exported graph is not the model: cosine min" in capsys.readouterr().err
+    assert "the exported graph does not give the model's vectors: cosine min" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -234,7 +234,7 @@ def test_file_that_is_no_graph_of_ours_is_told(bert: tuple[str, str], tmp_path: 
     assert main(["serve", *words]) == 2
     assert "ONNX Runtime can't read it" in capsys.readouterr().err
     assert main(["serve", *words, "--device", "mps"]) == 2
-    assert "--device mps: ONNX Runtime has none here" in capsys.readouterr().err
+    assert "--device mps: ONNX Runtime has no such device here" in capsys.readouterr().err
     assert main(["serve", "--model", bert[1]]) == 2
     assert "an export; serve it with --backend onnx" in capsys.readouterr().err
     for record in ('{"lengths": 3}', "{}", "{"):
@@ -249,7 +249,7 @@ def test_graph_that_falls_back_to_the_cpu_says_so(bert: tuple[str, str], monkeyp
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
     assert load_onnx_encoder(bert[1]).device.type == "cpu"
-    with pytest.raises(UserError, match="`device=cuda`: ONNX Runtime can't compute there"):
+    with pytest.raises(UserError, match="`device=cuda`: ONNX Runtime can't use this device"):
         load_onnx_encoder(bert[1], device="cuda")
 
 
