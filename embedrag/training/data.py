@@ -125,7 +125,8 @@ def _quotas(options: TrainOptions, batch: int) -> list[int]:
     for source, share in zip(sources, shares, strict=True):
         if not share:
             raise UserError(
-                f"its weight gives it none of the {rows:,} rows of an epoch; raise the weight, or `steps_per_epoch`",
+                f"with this weight, an epoch of {rows:,} rows has none of its rows; raise the weight, or "
+                "`steps_per_epoch`",
                 "train_dataset",
                 source,
             )
@@ -133,7 +134,7 @@ def _quotas(options: TrainOptions, batch: int) -> list[int]:
 
 
 def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[ShuffledSampler, str]:
-    """The order of the rows, and a text that differs for every other order."""
+    """The order of the rows, and a text that is different for every different order."""
     sources = options.train_dataset or []
     weights = [1.0 if options.stream else source.weight for source in sources]
     together = batch if options.one_source_per_batch and len(sources) > 1 else 1
@@ -151,7 +152,9 @@ def _order(store: TokenStore, options: TrainOptions, batch: int) -> tuple[Shuffl
     for source, rows, count in zip(sources, sets, order.positions, strict=True):
         if len(rows) and not count:
             raise UserError(
-                f"its weight leaves none of its {len(rows)} rows in an epoch; raise the weight", "train_dataset", source
+                f"with this weight, an epoch has none of its {len(rows)} rows; raise the weight",
+                "train_dataset",
+                source,
             )
         say(f"data: {source.path}: {len(rows):,} rows; {count:,} of the {len(order):,} rows of an epoch come from it")
     return order, f"-{weights}-{together}"
@@ -188,7 +191,8 @@ def _shared_lines(store: TokenStore, evaluation: RetrievalDataset) -> Iterator[s
     answered = len(np.unique(rows[(within > 0) & (within <= store.row_positives[rows])]))
     if asked or answered:
         yield (
-            f"evaluation: {asked:,} training rows have a query of it, {answered:,} a relevant passage of it"
+            f"evaluation: {asked:,} training rows have a query of the evaluation set, {answered:,} have a relevant "
+            "passage of it"
             + ("; so its scores say less about new queries; embedrag check --eval lists those rows" * bool(asked))
         )
 
@@ -202,8 +206,8 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
         raise UserError(
             "these settings leave no negatives at all, so nothing can be learnt: "
             + ("the rows have none" if options.neg_nums else "`neg_nums` is 0")
-            + f", and `candidates={options.candidates}` with `batch_size={options.batch_size}` adds none of other rows"
-            + "; add negatives to the rows, or use `candidates=all` with `batch_size=2` or more"
+            + f", and `candidates={options.candidates}` with `batch_size={options.batch_size}` adds none from other "
+            + "rows; add negatives to the rows, or use `candidates=all` with `batch_size=2` or more"
         )
     scored = store.report["rows_with_teacher_scores"]
     if options.distillation and not scored:
@@ -213,7 +217,7 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
             options.distillation,
         )
     if options.distillation and scored < store.report["rows"]:
-        yield f"data: {scored:,} rows have teacher_scores; the other rows are learnt from their labels alone"
+        yield f"data: {scored:,} rows have teacher_scores; the other rows are learnt only from their labels"
     if store.report["rows_with_grades"] and options.pos_nums == 1:
         yield "data: rows have grades; they only count with several positives in one step (`pos_nums=2` or more)"
     if alone and without and options.batch_size == 1:

@@ -2,8 +2,8 @@
 
 The teacher embeds every text once, before the training. Its vectors stay on the disk and are memory-mapped. They are
 rotated so that they lie as close as possible to the vectors of the untrained model, by a matrix with orthonormal
-columns (orthogonal Procrustes, Schönemann 1966). Cosines between the teacher's vectors hardly change, the two models
-may have different dimensions, and nothing has to be learnt, saved or merged in addition to the model.
+columns (orthogonal Procrustes, Schönemann 1966). Cosines between the teacher's vectors hardly change, and the two
+models may have different dimensions. Besides the model, nothing has to be learnt, saved or merged.
 
 Letters: U texts of the store, n texts of a batch, E dimensions of the teacher, D of the student.
 """
@@ -37,7 +37,7 @@ ALIGNED_TEXTS = 4096
 
 @dataclass(frozen=True)
 class EmbeddingTeacher:
-    """The vectors that the texts should have.
+    """The vectors that the student should give to the texts.
 
     Attributes:
         vectors: [m, E] float32 of queries and of passages, of length 1, memory-mapped.
@@ -78,7 +78,7 @@ class EmbeddingTeacher:
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
-    """The matrix [E, D] of orthonormal columns (rows, where D is larger) with the largest trace of (source M)ᵀ target.
+    """The matrix [E, D] of orthonormal columns (rows, if D is larger) with the largest trace of (source M)ᵀ target.
 
     Args:
         source: [n, E].
@@ -96,7 +96,7 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
 def teacher_vectors(
     encoder: Encoder, paths: Sequence[str], store: TokenStore, weight: float, cache: Path
 ) -> EmbeddingTeacher:
-    """Embed every text of the store with another model, or find its vectors in the cache. They are not rotated yet.
+    """Embed every text of the store with another model, or find its vectors in the cache. They are not yet rotated.
 
     Args:
         encoder: the teacher, with its own tokenizer, prompts and lengths.

@@ -42,8 +42,8 @@ class GradCache:
 
         Args:
             tokens: the texts.
-            processes: those that embed texts of their own at the same time. With sharded weights all of them go through
-                the same number of chunks, some of them empty, and recompute the same number.
+            processes: the processes that embed their own texts at the same time. With sharded weights all of them go
+                through the same number of chunks (some are empty), and recompute the same number.
         """
         order, chunks = self.encoder.plan(tokens, self.budget.tokens)
         recompute = self._recomputed(tokens.lengths[order].tolist(), chunks)
@@ -55,7 +55,7 @@ class GradCache:
         return CachedVectors(self.encoder.embed, tokens, places, recompute, self.encoder.device, self.encoder.dimension)
 
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
-        """Tokens that a step computes for these texts, padding included, and those of them that it computes twice."""
+        """Tokens that a step computes for these texts, padding included, and how many of them it computes twice."""
         order, chunks = self.encoder.plan(tokens, self.budget.tokens)
         lengths = tokens.lengths[order].tolist()
         areas = [self.encoder.area(lengths, *chunk) for chunk in chunks]
@@ -114,7 +114,7 @@ class CachedVectors:
                 part = embed(tokens.select(places))
             if number == 0:
                 self.vectors = part.new_empty(len(tokens), dimension)
-            # One tensor from the start: many small ones between the large ones of the passes would fragment the memory.
+            # One tensor from the start, because many small ones between large ones would fragment the memory.
             self.vectors[places.to(device)] = part.detach()
             if number >= recompute:
                 self._held.append(part)

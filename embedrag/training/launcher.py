@@ -22,12 +22,12 @@ from embedrag.runtime.distributed import world_size
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.training.config.options import TrainOptions
 
-GRACE = 10.0  # seconds in which processes may end by themselves after one has failed
-SHOWN = 15  # last lines of a process that failed without a message of its own
+GRACE = 10.0  # seconds in which the other processes may end by themselves after one has failed
+SHOWN = 15  # last lines of a process that failed without a message
 
 
 def wanted_processes(options: TrainOptions) -> int:
-    """How many processes this run has to start; 1 under a launcher, because that has started them already.
+    """How many processes this run has to start; 1 under a launcher, because the launcher has started them already.
 
     Raises:
         UserError: when there are fewer GPUs than asked for.
@@ -66,7 +66,9 @@ def launch(options: TrainOptions, count: int) -> None:
                 if child.poll() is None:
                     child.send_signal(number)
 
-        in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python has no handlers
+        in_main_thread = (
+            threading.current_thread() is threading.main_thread()
+        )  # in other threads Python has no handlers
         before = {number: signal.signal(number, forward) for number in SIGNALS if in_main_thread}
         try:
             for rank in range(count):
@@ -82,7 +84,7 @@ def launch(options: TrainOptions, count: int) -> None:
 
 
 def child_options(options: TrainOptions) -> dict[str, Any]:
-    """The options of each process: those that were given, so that the others still follow the base model."""
+    """The options of each process: only the given ones, so that all others still follow the base model."""
     return options.model_dump(exclude_none=True, exclude_unset=True, exclude={"num_processes"})
 
 
@@ -148,5 +150,5 @@ def _free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    """End this process when its launcher is killed (PR_SET_PDEATHSIG); it must not train on alone."""
+    """End this process when its launcher is killed (PR_SET_PDEATHSIG), so that it does not continue to train."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """How many tokens have graphs that fit in memory, measured on the user's own model and data.
 
 The bytes that autograd keeps for a chunk of the longest texts are counted, and the free memory is divided by them. The
-result is a start and not a promise: when memory runs out after all, the step is repeated with half the budget.
+result is only an estimate: when memory runs out in spite of it, the step is repeated with half the budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.runtime.distributed import ProcessGroup
 
-# Share of the free memory that is used: a GPU is ours alone, a CPU is shared with other programs.
+# Share of the free memory that is used. It is higher on a GPU, because the CPU's memory is shared with other programs.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
 PROBE_TOKENS = 4096
 STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
@@ -35,14 +35,14 @@ class TokenBudget:
 
     Attributes:
         tokens: number of tokens of which the graphs are held at the same time; None holds all.
-        token_bytes: bytes of the graph of one token, where they were measured.
+        token_bytes: bytes of the graph of one token, if they were measured.
     """
 
     tokens: int | None = None
     token_bytes: float | None = None
 
     def loss_tokens(self, texts: int, dimension: int) -> float:
-        """Number of tokens that have graphs as large as what the loss needs for the vectors of a batch.
+        """The memory that the loss needs for the vectors of a batch, as a number of tokens with graphs of this size.
 
         These are the vectors, their copies as queries and passages, and the gradients of both. A twentieth of the
         budget is reserved for them anyway.
@@ -117,7 +117,7 @@ def longest_text(store: TokenStore) -> tuple[int, int]:
 
 
 def longest_texts(store: TokenStore, tokens: int) -> np.ndarray:
-    """The longest texts, as many as have `tokens` tokens together, and at least one."""
+    """The longest texts, with about `tokens` tokens together, and at least one text."""
     lengths = np.diff(store.text_offsets)
     order = np.argsort(-lengths, kind="stable")
     return order[: max(1, int((lengths[order].cumsum() <= tokens).sum()))]
@@ -145,7 +145,7 @@ def graph_bytes(encoder: Encoder, tokens: TokenBatch) -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes that this process may still use: what the machine has free, within its limits (cgroup, ulimit)."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what torch has put by counts as used
+        torch.cuda.empty_cache()  # otherwise memory that torch keeps for later would count as used
         return int(torch.cuda.mem_get_info(device)[0])
     used = psutil.Process().memory_info()
     room = [psutil.virtual_memory().available]
@@ -158,7 +158,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _cgroup_room() -> list[int]:
-    """What a container's limit leaves; cached files give way."""
+    """Free bytes under the limit of a container; cached files count as free."""
     limit = CGROUP / "memory.max"
     if not limit.is_file() or (text := limit.read_text().strip()) == "max":
         return []
@@ -168,6 +168,6 @@ def _cgroup_room() -> list[int]:
 
 
 def _place(store: TokenStore, text: int) -> str:
-    """Where a text first stands, as `file:line`."""
+    """The first place of a text, as `file:line`."""
     first = int(np.flatnonzero(store.row_texts == text)[0])
     return store.place(int(np.searchsorted(store.row_offsets, first, side="right")) - 1)

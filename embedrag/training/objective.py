@@ -30,7 +30,7 @@ class ContrastiveObjective(nn.Module):
         encoder: the model that is trained.
         grad_cache: embeds a batch within the token budget.
         loss_settings: of the loss.
-        formats: formats of the vectors; the loss is the weighted sum of theirs, the accuracy is that of the first.
+        formats: formats of the vectors; the loss is the weighted sum of their losses, the accuracy is the first one's.
         guided: the base model (adapters off) decides what is not a negative (GISTEmbed, arXiv 2402.16829).
         teacher: a larger model; its vectors are learnt too.
     """
@@ -162,7 +162,7 @@ def frozen_vectors(encoder: Encoder, tokens: TokenBatch) -> Tensor:
 
 
 def _exchange(own: Tensor, mine: Tensor, count: int, processes: ProcessGroup) -> Tensor:
-    """Vectors of all texts [count, D], without a graph, from those of this process's texts."""
+    """Vectors of all texts [count, D], without a graph, from the vectors of this process's texts."""
     vectors = own.new_zeros(count, own.shape[1])
     vectors[mine.to(own.device)] = own.detach()
     return processes.all_reduce(vectors)

@@ -29,7 +29,7 @@ BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit", "
 def check_optimizer(name: str) -> None:
     """Raise UserError when the optimizer's library is missing."""
     if name in BITSANDBYTES and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"--optimizer {name} needs bitsandbytes: pip install bitsandbytes (or choose adamw)")
+        raise UserError("needs bitsandbytes: pip install bitsandbytes (or choose adamw)", "optimizer", name)
 
 
 def build_optimizer(
@@ -39,10 +39,10 @@ def build_optimizer(
 
     Args:
         name: key of `TORCH` or `BITSANDBYTES`.
-        model: whose parameters are trained.
+        model: its trainable parameters are optimized.
         lr: peak learning rate.
         weight_decay: for matrices.
-        lora_plus_ratio: rate of the adapters' B / that of all others (LoRA+, arXiv 2402.12354).
+        lora_plus_ratio: learning rate of the adapters' B, divided by that of all others (LoRA+, arXiv 2402.12354).
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     faster = {name for name, p in trainable.items() if "lora_B" in name and p.ndim >= 2 and lora_plus_ratio != 1}
@@ -76,7 +76,7 @@ def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup: int, done: i
     """Learning rates that rise linearly over `warmup` optimizer steps and then fall as a cosine.
 
     Step t = 0 … total_steps - 1 uses factor(t). The first step has a learning rate above 0 and the last one nearly 0,
-    whatever the accumulation.
+    for any accumulation.
 
     Args:
         optimizer: its groups have the peak learning rate.

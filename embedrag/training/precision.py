@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU, when a step of this very model is faster with it."""
+"""Choose bfloat16 on a CPU when a step of the model is faster with it."""
 
 from __future__ import annotations
 

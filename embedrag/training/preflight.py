@@ -27,7 +27,7 @@ from embedrag.training.state.run_log import check_tracker
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known before data or model are read.
+    """Everything that is known before data and model are read.
 
     Attributes:
         options: with everything filled in that follows from other options, and from the checkpoint.
@@ -52,7 +52,7 @@ def preflight(options: TrainOptions) -> Preflight:
     """Check the options against this machine, the output folder and the checkpoint.
 
     Raises:
-        UserError: for everything the user can mend.
+        UserError: for everything that the user can fix.
     """
     options = with_engine(options).resolved()
     asked, output_dir = options.model_dump(), Path(options.output_dir, options.run_name or "")
@@ -104,7 +104,7 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
 
 
 def with_engine(options: TrainOptions) -> TrainOptions:
-    """What `accelerate launch` asks for, as our own option.
+    """Turn the request of `accelerate launch` into our own option.
 
     Raises:
         UserError: when it asks for sharding of something that can't be sharded.

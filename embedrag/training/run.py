@@ -28,7 +28,7 @@ from embedrag.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a training left in its folder.
+    """The result of a training, and the files that it wrote.
 
     Attributes:
         output_dir: folder of the run.
@@ -57,10 +57,10 @@ class RunResult:
 
 
 def train(options: TrainOptions) -> RunResult:
-    """Fine-tune as the options say, and leave the promised files in `output_dir`.
+    """Fine-tune a model, and write the files of the run to `output_dir`.
 
     Raises:
-        UserError: the caller can mend it; nothing was written.
+        UserError: the caller can fix it; nothing was written.
         RunError: the run went wrong; earlier checkpoints are whole.
     """
     output_dir = Path(options.output_dir, options.run_name or "")
@@ -139,7 +139,7 @@ def _merge(adapter: Path, base: str, options: TrainOptions) -> None:
         adapter.with_name("merged"),
         base_model_path=base,
         trust_remote_code=options.trust_remote_code,
-        overwrite=True,  # the run's own merged model, from before it went on
+        overwrite=True,  # replaces the merged model of this run from before it was resumed
     )
     for line in report.lines():
         say(line)

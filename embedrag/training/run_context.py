@@ -1,4 +1,4 @@
-"""What is settled before the first step of a run and stays as it is."""
+"""Everything that is decided before the first step of a run and does not change afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunContext:
         options: every setting, filled in.
         output_dir: folder of the run.
         processes: this process among those that train together.
-        device: where it computes.
+        device: the device that computes.
         dtype: precision of the computation.
         data: the rows to train on.
         evaluation: what the model is scored on during the training, if anything.

@@ -32,7 +32,7 @@ LONG_TEXT = "word " * 20_000
 
 @torch.no_grad()
 def self_test(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
-    """Check that a text has the same vector alone and in a batch, and that a cut text keeps its end token.
+    """Check that the vector of a text does not depend on its batch, and that a cut text keeps its end token.
 
     Args:
         encoder: ready for training; it is left as it was.
@@ -82,7 +82,7 @@ def processes_distance(
     Dropout is off. The gradients are cleared afterwards.
 
     Raises:
-        UserError: when they are not the same, because the run would then learn something else.
+        UserError: when they are not the same, because the run would then learn something different.
     """
     if processes.size == 1:
         return None
@@ -94,7 +94,7 @@ def processes_distance(
         with dropout_on(objective, False):
             objective.backward(batch.to(objective.encoder.device), 1.0, processes=team)
         team.all_reduce_gradients(parameters)
-        # With sharded weights each gradient was summed over all processes, whoever computed it.
+        # With sharded weights each gradient was already summed over all processes.
         times = processes.size if objective.encoder.sharded and team.size == 1 else 1
         found.append([to_local(torch.zeros_like(p) if p.grad is None else p.grad / times) for p in parameters])
         objective.zero_grad(set_to_none=True)
@@ -106,7 +106,7 @@ def processes_distance(
     tolerance = GRADIENT_TOLERANCE[torch.bfloat16 if quantised else objective.encoder.dtype]
     if difference > tolerance * norm:
         raise UserError(
-            f"self-test: the gradient of {processes.size} processes is not that of one (relative difference "
+            f"self-test: the gradient of {processes.size} processes is not the gradient of one (relative difference "
             f"{difference / norm:.1e}); please report it, and train with `num_processes=1`"
         )
     return difference / norm if norm else 0.0
@@ -122,7 +122,7 @@ def _texts(store: TokenStore) -> TokenBatch:
 
 
 def _flipped(tokens: TokenBatch) -> TokenBatch:
-    """Each text backwards: padding at the right lies at the left when the result is flipped again."""
+    """Each text in reverse order: padding at the right is at the left when the result is reversed again."""
     texts = torch.split(tokens.input_ids, tokens.lengths.tolist())
     return TokenBatch.from_lists([text.flip(0).tolist() for text in texts])
 
@@ -139,7 +139,7 @@ def _keeps_end(encoder: Encoder) -> bool:
     )
     if not kept and encoder.embedding_config.pooling == "last_token":
         raise UserError(
-            "self-test: the tokenizer drops the end token of texts that are cut, and their vector is taken from it"
+            "self-test: the tokenizer drops the end token of cut texts, but their vector is taken from this token"
         )
     return kept
 

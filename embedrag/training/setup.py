@@ -41,7 +41,7 @@ def setup(start: Preflight) -> RunContext:
     """Read the tokenizer, the data and the model.
 
     Raises:
-        UserError: for everything the user can mend.
+        UserError: for everything that the user can fix.
     """
     options, processes, checkpoint = start.options, start.processes, start.checkpoint
     text_model = _read_text_model(options)
@@ -95,7 +95,7 @@ def loss_settings(options: TrainOptions) -> LossSettings:
 
 
 def lora_settings(options: TrainOptions) -> LoraSettings | None:
-    """The adapters that are trained; None where all weights are."""
+    """The adapters that are trained; None when all weights are trained."""
     if options.finetune_type == "full":
         return None
     return LoraSettings(
@@ -112,7 +112,7 @@ def lora_settings(options: TrainOptions) -> LoraSettings | None:
 
 @dataclass(frozen=True)
 class _TextModel:
-    """A base model without its weights: what it says of itself, and how it turns texts into token ids."""
+    """A base model without its weights: its small files, and how it turns texts into token ids."""
 
     base: Base
     embedding_config: EmbeddingConfig
@@ -138,7 +138,7 @@ def _read_text_model(options: TrainOptions) -> _TextModel:
 
 
 def _load_encoder(start: Preflight, text_model: _TextModel, store: TokenStore) -> tuple[Encoder, float | None]:
-    """Load the weights, and settle how texts are laid out and in which precision; see `left_padding_distance`."""
+    """Load the weights, and decide between packed and padded texts, and the precision; see `left_padding_distance`."""
     options, device = start.options, start.device
     backbone = trainable_backbone(
         text_model.base,

@@ -1,4 +1,4 @@
-"""Search for the best settings: trainings of one config with different values, compared by evaluation (Optuna, TPE).
+"""Search for the best settings: train one config with different values, and compare the evaluations (Optuna, TPE).
 
 Each trial is a training in a process of its own, in a folder named after its values. So a sweep that was stopped can go
 on: complete trials are not trained again, and an unfinished one resumes from its checkpoint. The sweep reads the
@@ -61,7 +61,7 @@ def sweep(
     Args:
         config: JSON file of a training, with eval_dataset or eval_split and without an output_dir.
         space: JSON file, see `read_space`.
-        output_dir: folder of all trials; a sweep that it holds goes on.
+        output_dir: folder of all trials; a sweep that is in it is continued.
         trials: number of trials in all, those of earlier starts included.
         seed: of the sampler.
 
@@ -112,10 +112,10 @@ def read_base(path: str) -> Json:
     """The settings that all trials share, by their flat names.
 
     Raises:
-        UserError: for a file that is no config.
+        UserError: for a file that is not a config.
     """
     found, problems = read_config(TrainOptions, path)
-    problems += [UserError(f"{path}: {name} is given by the sweep; leave it out") for name in OWN if name in found]
+    problems += [UserError(f"{path}: {name} is set by the sweep; leave it out") for name in OWN if name in found]
     raise_all(problems)
     return {name: value for name, (_, value) in found.items()}
 
@@ -200,7 +200,7 @@ def train(settings: Json, folder: Path, metric: str, hopeless: Callable[[int, fl
             [sys.executable, "-m", "embedrag", "train", "--config", str(config)], stdout=lines, stderr=file
         )
         try:
-            seen: set[int] = {0}  # the evaluation of the base says nothing about the settings
+            seen: set[int] = {0}  # the evaluation of the base does not depend on the settings
             while process.poll() is None:
                 ended = ended or _ended(process, folder, metric, hopeless, seen)
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -26,7 +26,7 @@ from embedrag.training.state.checkpoint import checkpoints
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of the gradient of a step.
+    """What happened to the gradient of a step.
 
     Attributes:
         finite: losses and gradient are finite.
@@ -73,7 +73,7 @@ class TrainStep:
             )
         )
         self.skipped = 0
-        # Those that work on one batch. Without gathering, each process has rows, negatives and a loss of its own.
+        # The processes that work on one batch. Without gathering, each process has its own rows, negatives and loss.
         self._team = run.processes if options.gather_negatives else ProcessGroup()
         self._start_schedule(0)
 
@@ -234,7 +234,7 @@ class TrainStep:
         return [objective.grad_cache.work(tokens) for tokens in shares]
 
     def _check_finite(self, batches: list[Batch], outputs: list[dict[str, Tensor]], norm: float, number: int) -> bool:
-        """Whether losses and gradient are finite; if not, `on_nonfinite` says what happens.
+        """Whether losses and gradient are finite; if not, `on_nonfinite` decides what happens.
 
         Raises:
             RunError: naming the rows, when the run should stop.

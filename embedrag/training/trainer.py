@@ -47,7 +47,7 @@ class TrainerState:
         global_step: optimizer steps done.
         epoch: the current epoch, from 0.
         done: optimizer steps done in the current epoch.
-        losses: of these steps; None where one was not finite.
+        losses: of these steps; None for a loss that was not finite.
         epoch_seconds: seconds that the current epoch has taken.
         last: the newest row of the log.
     """
@@ -218,7 +218,7 @@ class Trainer:
             )
 
     def _evaluate(self) -> None:
-        """Score the model as it is, and save it when it is the best so far."""
+        """Score the current model, and save it when it is the best so far."""
         if not self.validation or self.validation.last_step == self.state.global_step:
             return
         epoch = min(self.state.epoch + (self.state.done > 0), self.options.epochs)
@@ -273,7 +273,7 @@ class Trainer:
         }
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> dict[str, Any]:
-        """Restore weights, optimizer, schedule and place; returns where the log stood."""
+        """Restore weights, optimizer, schedule and place; returns the state of the log."""
         restore_weights(checkpoint, state["weights"], self.run.objective.encoder.backbone)
         if state["processes"] != self.processes.size:
             self._take_up(state)
@@ -281,7 +281,7 @@ class Trainer:
         if self.validation and state["monitor"]:
             self.validation.restore(state["monitor"])
         self.state = TrainerState(**{item.name: state[item.name] for item in fields(TrainerState)})
-        # The run may have ended early there, and been killed before it wrote final/.
+        # Perhaps the run ended early at this step, and was killed before it wrote final/.
         self.stopped_early = self._out_of_patience() and self.state.global_step < self.total_steps
         say(f"resume: {checkpoint.folder}, step {self.state.global_step} of {self.total_steps}")
         here = checkpoint.folder.parent.resolve() == self.run.output_dir.resolve()
@@ -313,7 +313,7 @@ class Trainer:
         part = (0, 1) if options.gather_negatives else (self.processes.rank, self.processes.size)
         sampling = SamplingSettings(neg_nums=options.neg_nums, pos_nums=options.pos_nums, seed=options.seed)
         data = Batches(self.run.data.at(epoch), self.run.data.order, bounds, sampling, part)
-        # A generator of its own: the loader draws a seed from it, and a resumed epoch would draw it a second time.
+        # A separate generator, because the loader draws a seed from it, and a resumed epoch would draw it again.
         loader = iter(DataLoader(data, None, num_workers=options.num_workers, generator=torch.Generator()))
         for step in steps:
             yield [next(loader) for _ in step]

@@ -49,7 +49,7 @@ class Validation:
         self.cutoffs = sorted({*CUTOFFS, int(metric.split("@")[1])})
 
     def measure(self, encoder: Encoder, processes: ProcessGroup, step: int, epoch: int) -> tuple[dict[str, Any], bool]:
-        """Score the model as it is.
+        """Score the current model.
 
         Args:
             encoder: the model; its mode and the random state are left as they are.
@@ -68,7 +68,7 @@ class Validation:
         if step == 0:
             self.base = found
             return row, False
-        # The main process decides: the others may differ in the last bit, and all must save and stop together.
+        # The main process decides, because the others may differ in the last bit, and all must save and stop together.
         better = processes.gather(self.best is None or self.value(found) > self.value(self.best))[0]
         if better:
             self.best, self.best_step, self.since_best = found, step, 0

@@ -61,7 +61,7 @@ def test_weight_makes_rows_come_more_often(two, run, tmp_path, capsys) -> None:
 def test_weight_that_leaves_no_row_is_named(two, run, capsys) -> None:
     fruit, metal = map(str, two)
     assert run("out", "--train_dataset", f"{fruit}:0.05", metal) == 2
-    assert "fruit.jsonl:0.05: its weight leaves none of its 6 rows in an epoch" in capsys.readouterr().err
+    assert "fruit.jsonl:0.05: with this weight, an epoch has none of its 6 rows" in capsys.readouterr().err
 
 
 def test_weight_of_one_is_none(two, run, tmp_path) -> None:
@@ -181,4 +181,4 @@ def test_source_whose_weight_gives_it_nothing_is_named(two, run, capsys) -> None
     fruit, metal = map(str, two)
     words = ["--train_dataset", f"{fruit}:0.01", metal, "--stream", "--steps_per_epoch", "2"]
     assert run("out", *words) == 2
-    assert "fruit.jsonl:0.01: its weight gives it none of the 6 rows of an epoch" in capsys.readouterr().err
+    assert "fruit.jsonl:0.01: with this weight, an epoch of 6 rows has none of its rows" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_gradient_of_a_wrong_scale_is_found_at_the_start(
     step = ContrastiveObjective(encoder_of(tiny_bert, "lora"), LossSettings(0.1))
     tokenizer = step.encoder.tokenizer
     store = open_store([str(data)], tokenizer, tokenizer.key, data.parent / "cache")[0]
-    for factor, message in ((1.0, None), (0.5, "is not that of one")):
+    for factor, message in ((1.0, None), (0.5, "is not the gradient of one")):
         # The whole batch is this process's share, so the sum over both is what it has itself.
         monkeypatch.setattr("embedrag.training.objective.share_out", lambda costs, size: [list(range(len(costs))), []])
         monkeypatch.setattr(ProcessGroup, "all_reduce", lambda self, tensor: tensor)

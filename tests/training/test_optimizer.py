@@ -70,7 +70,7 @@ def test_optimizer_steps_downhill_and_leaves_frozen_weights(name) -> None:
 
 def test_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--optimizer lion8bit needs bitsandbytes: pip install bitsandbytes"):
+    with pytest.raises(UserError, match="`optimizer=lion8bit`: needs bitsandbytes: pip install bitsandbytes"):
         check_optimizer("lion8bit")
     check_optimizer("adamw")
 

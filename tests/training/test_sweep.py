@@ -108,7 +108,7 @@ def test_value_that_no_training_takes_is_refused_before_the_first_trial(base, wr
 
 
 def test_config_of_a_sweep_has_an_evaluation_and_no_folder(base, write) -> None:
-    with pytest.raises(UserError, match="output_dir is given by the sweep"):
+    with pytest.raises(UserError, match="output_dir is set by the sweep"):
         read_base(write("a.json", base | {"output_dir": "x"}))
     without = read_base(write("b.json", {key: value for key, value in base.items() if key != "eval_dataset"}))
     with pytest.raises(UserError, match="needs eval_dataset or eval_split"):

@@ -53,7 +53,9 @@ def test_training_on_what_is_scored_is_said(
         more = ["--eval_dataset", str(write_jsonl(part, f"{name}.jsonl")), "--dry_run"]
         assert main(words(tiny_bert, data, tmp_path / name, *more)) == 0
         said = capsys.readouterr().out
-        assert ("1 training rows have a query of it, 2 a relevant passage of it" in said) == (number == 0)
+        assert ("1 training rows have a query of the evaluation set, 2 have a relevant passage of it" in said) == (
+            number == 0
+        )
         assert ("training rows" in said) == (number == 0)
 
 

@@ -1,4 +1,4 @@
-"""Options of a training that say what is learnt: what is scored against what, and how it becomes a loss."""
+"""Options of a training about the loss: what is scored against what, and how the scores become a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a training that say what is trained: the base model and its adapters."""
+"""Options of a training about the model: the base model and its adapters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""THE list of training options: every flag, JSON key, default, help text, check and resume rule, each defined once.
+"""The list of training options: every flag, JSON key, default, help text, check and resume rule, each defined once.
 
-The options of the model and of the loss are in `model_options` and `loss_options`, all others are below. Adding an
-option: one field, and one line where it takes effect.
+The options of the model and of the loss are in `model_options` and `loss_options`, all others are below. A new option
+is one field here, and one line in the place where it takes effect.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# What the papers (docs/losses.md) say of loss, negatives and schedule. Learning rates are not among them: they follow
-# `finetune_type`, because those of the papers are for full fine-tunes with batches of hundreds.
+# Loss, negatives and schedule as in the papers (docs/losses.md). Learning rates are not included: they follow
+# `finetune_type`, because the papers' learning rates are for full fine-tunes with batches of hundreds of rows.
 RECIPES: dict[str, dict[str, Any]] = {
     "mnrl": {"temperature": 0.05, "neg_nums": 1, "warmup_proportion": 0.1},
     "bge": {"temperature": 0.02, "neg_nums": 7, "warmup_proportion": 0.1},

@@ -1,4 +1,4 @@
-"""Training options that contradict each other: for each, the argument and the remedy."""
+"""Training options that contradict each other. Each contradiction names the argument and the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Wrong = Callable[[str, str], UserError]
 
 
 def contradictions(options: Any) -> Iterator[UserError]:
-    """What can't be done together.
+    """Find options that can't be used together.
 
     Args:
         options: `TrainOptions`; each of them is valid by itself.
@@ -36,14 +36,14 @@ def contradictions(options: Any) -> Iterator[UserError]:
 
 def _of_the_machine(o: Any, wrong: Wrong) -> Iterator[UserError]:
     if o.use_cpu and o.device not in ("auto", "cpu"):
-        yield wrong("use_cpu", f"contradicts `device={o.device}`; drop one of them")
+        yield wrong("use_cpu", f"contradicts `device={o.device}`; leave one of them out")
     if o.dtype == "float16" and (o.use_cpu or o.device == "cpu"):
         yield wrong("dtype", "is not trained on a CPU; use `dtype=float32` or `dtype=bfloat16`")
 
 
 def _of_evaluation(o: Any, wrong: Wrong) -> Iterator[UserError]:
     if o.eval_dataset and o.eval_split:
-        yield wrong("eval_split", "contradicts `eval_dataset`; drop one of them")
+        yield wrong("eval_split", "contradicts `eval_dataset`; leave one of them out")
     if o.eval_steps and not (o.eval_dataset or o.eval_split):
         yield wrong("eval_steps", "needs `eval_dataset` or `eval_split`")
     if o.early_stopping_patience and not (o.eval_dataset or o.eval_split):
@@ -56,7 +56,7 @@ def _of_losses(o: Any, wrong: Wrong) -> Iterator[UserError]:
     if "query_passage" not in o.directions:
         yield wrong("directions", "must contain query_passage; the other directions are added to it")
     if o.candidates == "hard" and len(o.directions) > 1:
-        yield wrong("candidates", "is for `directions=query_passage` alone")
+        yield wrong("candidates", "works only with `directions=query_passage` and no other direction")
     if o.partition_mode == "separate" and set(o.directions) != {"query_passage", "passage_query"}:
         yield wrong("partition_mode", "needs `directions=query_passage passage_query`, and no others")
     if o.false_negative_guide == "base" and o.false_negative_margin is None:
@@ -80,23 +80,31 @@ def _of_adapters(o: Any, wrong: Wrong) -> Iterator[UserError]:
     elif o.lora_init == "pissa" and o.finetune_type == "qlora":
         yield wrong("lora_init", "changes the base, which qlora has quantised; use `lora_init=loftq`")
     elif o.lora_init == "loftq" and (o.finetune_type != "qlora" or o.quantization_bits != 4):
-        yield wrong("lora_init", "makes up for 4-bit quantisation; set `finetune_type=qlora` and `quantization_bits=4`")
+        yield wrong(
+            "lora_init", "corrects the error of 4-bit quantisation; set `finetune_type=qlora` and `quantization_bits=4`"
+        )
     if o.lora_init != "default" and o.use_dora:
-        yield wrong("lora_init", "does not go together with `use_dora`, which starts from an unchanged base; drop one")
+        yield wrong(
+            "lora_init",
+            "does not go together with `use_dora`, which starts from an unchanged base; leave one of them out",
+        )
     if o.lora_init == "pissa" and o.false_negative_guide == "base":
-        yield wrong("lora_init", "changes the base, and `false_negative_guide=base` needs it unchanged; drop one")
+        yield wrong(
+            "lora_init", "changes the base, and `false_negative_guide=base` needs it unchanged; leave one of them out"
+        )
 
 
 def _of_streaming(o: Any, wrong: Wrong) -> Iterator[UserError]:
     if not o.steps_per_epoch:
-        yield wrong("stream", "has no end that could be the end of an epoch; set `steps_per_epoch`")
+        yield wrong("stream", "has no end, so the length of an epoch is not known; set `steps_per_epoch`")
     if o.eval_split:
         yield wrong("eval_split", "can't hold out rows of a stream; name an `eval_dataset`")
     if not o.train_dataset:
         yield wrong("stream", "needs `train_dataset`")
     if o.embedding_teacher:
         yield wrong(
-            "embedding_teacher", "embeds all texts before the training, and a `stream` brings them later; drop one"
+            "embedding_teacher",
+            "embeds all texts before the training, and a `stream` brings them later; leave one of them out",
         )
 
 
@@ -106,6 +114,6 @@ def _of_sharding(o: Any, wrong: Wrong) -> Iterator[UserError]:
     if o.optimizer == "adafactor" or o.optimizer.endswith("8bit"):
         yield wrong("optimizer", "has a state that `shard_weights` can't divide; use `optimizer=adamw`")
     if not o.gather_negatives:
-        yield wrong("gather_negatives", "is not possible with `shard_weights`; drop one of them")
+        yield wrong("gather_negatives", "is not possible with `shard_weights`; leave one of them out")
     if o.dtype == "float16":
         yield wrong("dtype", "is not possible with `shard_weights`; use `dtype=float32` or `dtype=bfloat16`")

@@ -1,7 +1,7 @@
-"""Checkpoints: what a run needs to go on as if it had never stopped. No pickle; each file has a checksum.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped. No pickle; files have checksums.
 
 A checkpoint folder is a model folder with `training_state/` in it: `state.json` (numbers and names), and
-`state.safetensors` (weights that the model's own files do not hold as they are, optimizer, random generators).
+`state.safetensors` (optimizer, random generators, and weights that the model's own files do not hold bit for bit).
 `checksums.json` names every file of the folder; it is written last.
 """
 
@@ -145,12 +145,12 @@ def damage(folder: Path) -> list[str]:
         elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
         elif _fingerprint(path)[1] != digest:
-            problems.append(f"{name} has another checksum than {STATE_CHECKSUMS} says")
+            problems.append(f"the checksum of {name} is not the one in {STATE_CHECKSUMS}")
     return problems
 
 
 def prune(folder: Path, limit: int, best_step: int | None = None) -> None:
-    """Keep the newest `limit` states: older step checkpoints go, older epochs keep their model.
+    """Keep the newest `limit` states: older step checkpoints are removed, older epochs keep their model.
 
     A best model is removed when no checkpoint refers to it, except the one of `best_step`.
     """
@@ -183,7 +183,7 @@ def _state_folders(folder: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder in such a way that a kill in between leaves nothing that looks complete."""
+    """Remove a folder. If the process is killed meanwhile, nothing that looks complete is left."""
     doomed = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     path.rename(doomed / path.name)
     shutil.rmtree(doomed)

@@ -1,7 +1,8 @@
 """Resume a run: which settings may differ from those of the checkpoint, and what is taken from it.
 
-A resumed run repeats the unbroken one: bit for bit on a CPU, where sums have a fixed order. So what was measured at the
-first start (precision, packing, token budget) is taken from the checkpoint and not measured again.
+A resumed run has the same result as an uninterrupted one: bit for bit on a CPU, because sums have a fixed order there.
+Therefore everything that was measured at the first start (precision, packing, token budget) is taken from the
+checkpoint and not measured again.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
         UserError: for `fixed` options with another value.
     """
     before = renamed(TrainOptions, checkpoint.state["options"])
-    # The run's own settings file, given to `config`, has what `auto` and the base model came to: that is no change.
+    # The run's own settings file, given to `config`, has values instead of `auto`: that is not a change.
     settled = _settled(checkpoint)
     changed = [
         name
@@ -89,7 +90,7 @@ def check_processes(checkpoint: Checkpoint, size: int, options: TrainOptions) ->
     divided = "steps_per_epoch" if options.steps_per_epoch else "one_source_per_batch"
     if getattr(options, divided) and before != size:
         raise UserError(
-            f"{before} processes wrote it and {size} are here; with `{divided}` the rows of an epoch would be others, "
+            f"{before} processes wrote it, and now there are {size}; with `{divided}` an epoch would have other rows, "
             f"so continue with `num_processes={before}`",
             "resume",
             checkpoint.folder,
@@ -97,7 +98,7 @@ def check_processes(checkpoint: Checkpoint, size: int, options: TrainOptions) ->
 
 
 def engine_state(objective: ContrastiveObjective) -> dict[str, Any]:
-    """What was settled about the computation at the start of the run."""
+    """The decisions about the computation from the start of the run."""
     encoder, budget = objective.encoder, objective.grad_cache.budget
     return {
         "dtype": str(encoder.dtype).removeprefix("torch."),
@@ -108,7 +109,7 @@ def engine_state(objective: ContrastiveObjective) -> dict[str, Any]:
 
 
 def engine_options(checkpoint: Checkpoint, options: TrainOptions) -> TrainOptions:
-    """The options, with what the run had settled in the place of `auto` and of lengths that are not given."""
+    """The options, with the decisions of the run instead of `auto` and of lengths that are not given."""
     engine, settled = checkpoint.state["engine"], _settled(checkpoint)
     lengths = {"query_max_len", "passage_max_len"} - options.model_fields_set
     return options.model_copy(

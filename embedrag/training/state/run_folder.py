@@ -37,7 +37,7 @@ def check_output_dir(folder: Path, overwrite: bool, only_logs: bool = False) -> 
 
 
 def check_sources(folder: Path, sources: list[str]) -> None:
-    """Refuse a base model or data inside what `overwrite` would remove.
+    """Refuse a base model or data in a folder that `overwrite` would remove.
 
     Raises:
         UserError: naming it.
@@ -59,7 +59,7 @@ def clear_output_dir(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed run had begun to write, and restore what it was replacing."""
+    """Remove half-written files of a killed run, and restore the files that it was replacing."""
     for path in [path for pattern in LEFTOVERS for path in folder.glob(pattern)]:
         remove_leftover(path)
 

@@ -19,7 +19,7 @@ from embedrag.runtime.console import now
 from embedrag.runtime.files import write_atomic
 
 FIRST_KEY = b'"epoch_logs"'
-TAIL = b"\n], " + FIRST_KEY  # where the closing bytes of the log begin
+TAIL = b"\n], " + FIRST_KEY  # the closing bytes of the log begin with this
 MAX_TAIL = 1 << 24  # bytes; all epochs and evaluations of a run have room in it
 NOT_FINITE = (float("inf"), float("-inf"))
 

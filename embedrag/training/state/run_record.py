@@ -1,4 +1,4 @@
-"""What a run writes about itself: on the screen, in its logs and in training_config.json."""
+"""The descriptions that a run writes: on the screen, in its logs and in training_config.json."""
 
 from __future__ import annotations
 

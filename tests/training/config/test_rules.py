@@ -25,7 +25,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"early_stopping_patience": 2}, "`early_stopping_patience=2`: needs `eval_dataset` or `eval_split`"),
     ({"candidates": "hard", "neg_nums": 0}, "`candidates=hard`: with `neg_nums=0` there are no negatives"),
     ({"directions": ["query_query"]}, "`directions=query_query`: must contain query_passage"),
-    ({"candidates": "hard", "directions": ["query_passage", "query_query"]}, "`directions=query_passage` alone"),
+    ({"candidates": "hard", "directions": ["query_passage", "query_query"]}, "works only with `directions=query_passage`"),
     ({"partition_mode": "separate"}, "needs `directions=query_passage passage_query`"),
     ({"partition_mode": "separate", "directions": ["query_passage", "passage_query", "query_query"]}, "and no others"),
     (GUIDED | {"false_negative_margin": None}, "`false_negative_guide=base`: needs `false_negative_margin`"),
@@ -36,11 +36,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"finetune_type": "full", "use_rslora": True}, "`use_rslora`: is for adapters"),
     ({"finetune_type": "full", "lora_plus_ratio": 16}, "`lora_plus_ratio=16.0`: is for adapters"),
     ({"lora_init": "pissa"}, "`lora_init=pissa`: changes the base, which qlora has quantised"),
-    ({"lora_init": "loftq", "finetune_type": "lora"}, "`lora_init=loftq`: makes up for 4-bit quantisation"),
-    ({"lora_init": "loftq", "quantization_bits": 8}, "`lora_init=loftq`: makes up for 4-bit quantisation"),
+    ({"lora_init": "loftq", "finetune_type": "lora"}, "`lora_init=loftq`: corrects the error of 4-bit quantisation"),
+    ({"lora_init": "loftq", "quantization_bits": 8}, "`lora_init=loftq`: corrects the error of 4-bit quantisation"),
     ({"lora_init": "pissa", "finetune_type": "lora", "use_dora": True}, "does not go together with `use_dora`"),
     (GUIDED | {"lora_init": "pissa"}, "and `false_negative_guide=base` needs it unchanged"),
-    (STREAM | {"steps_per_epoch": None}, "`stream`: has no end that could be the end of an epoch"),
+    (STREAM | {"steps_per_epoch": None}, "`stream`: has no end, so the length of an epoch is not known"),
     (STREAM | {"eval_split": 0.1}, "`eval_split=0.1`: can't hold out rows of a stream"),
     (STREAM | {"train_dataset": None}, "`stream`: needs `train_dataset`"),
     (STREAM | {"embedding_teacher": "m"}, "`embedding_teacher=m`: embeds all texts before the training"),
@@ -73,6 +73,6 @@ def test_all_contradictions_are_told_together_and_as_flags_on_the_command_line()
     with pytest.raises(UserError) as caught:
         TrainOptions(**NEEDED, use_cpu=True, device="cuda", candidates="hard", neg_nums=0)
     assert caught.value.text(cli.spelling(TrainOptions)).splitlines() == [
-        "--use_cpu: contradicts --device cuda; drop one of them",
+        "--use_cpu: contradicts --device cuda; leave one of them out",
         "--candidates hard: with --neg_nums 0 there are no negatives; set --neg_nums 1 or more",
     ]
