@@ -1,8 +1,8 @@
-"""What clients can make the server hold: texts that wait for the model, and bytes of requests and answers.
+"""Limits for what the server holds for its clients: texts that wait for the model, bytes of requests and answers.
 
-Each of the two has a quota. A request that does not fit is refused with status 429 and may come again later, so the
-server's memory stays bounded whatever clients send. A request keeps its bytes until the client has read the answer,
-because a client may read slowly.
+Each of the two has a quota. A request that does not fit is refused with status 429 and may be sent again later, so
+clients can't fill the server's memory. A request keeps its bytes until the client has read the answer, because a
+client may read slowly.
 
 All counts change on the event loop only, so there are no locks.
 """
@@ -20,18 +20,18 @@ from embedrag.serving.openai_protocol import ApiError
 from embedrag.serving.request import MAX_CHARACTERS, TooLargeError
 
 MAX_BYTES = 8 * MAX_CHARACTERS  # of one request; JSON may write a character as six bytes (\u00e9)
-MAX_HELD_BYTES = 16 * MAX_BYTES  # of all requests and answers together, beside the largest answer
+MAX_HELD_BYTES = 16 * MAX_BYTES  # of all requests and answers together, without the largest answer
 
 
 class Reservation:
-    """What one holder has taken of a quota; the end of the `with` block gives it back."""
+    """A part of a quota that one holder has taken; the end of the `with` block gives it back."""
 
     def __init__(self, quota: Quota) -> None:
         self._quota = quota
         self._taken = 0
 
     def grow(self, count: int) -> bool:
-        """Take `count` more; return False and take nothing where the quota has less left."""
+        """Take `count` more; return False and take nothing if the quota has less left."""
         if self._quota.used + count > self._quota.limit:
             return False
         self._quota.used += count
@@ -80,7 +80,7 @@ class Admission:
     """
 
     def __init__(self, max_queue: int) -> None:
-        """Let nobody in before `open` is called.
+        """Refuse all requests until `open` is called.
 
         Args:
             max_queue: the most texts that may wait or be computed.
@@ -92,18 +92,18 @@ class Admission:
         self._idle.set()
 
     def open(self, largest_answer: int, seconds_to_wait: Callable[[], int]) -> None:
-        """Let requests in.
+        """Accept requests.
 
         Args:
             largest_answer: bytes of an answer to `max_queue` texts.
-            seconds_to_wait: tells a refused client when to come again.
+            seconds_to_wait: gives the number of seconds after which a refused client may try again.
         """
         self.bytes.limit += largest_answer
         self._seconds_to_wait = seconds_to_wait
         self.state = "ready"
 
     async def close(self) -> None:
-        """Let nobody in any more, and wait until all texts are answered."""
+        """Refuse all further requests, and wait until all texts are answered."""
         self.state = "stopping"
         for reading in self._reading:
             reading.cancel()
@@ -135,7 +135,7 @@ class Admission:
         except asyncio.TimeoutError:
             raise ApiError(408, f"the request did not arrive within {READ_SECONDS} seconds", "timeout") from None
         except asyncio.CancelledError:
-            self.check_open()  # `close` cancels the reading; its client is told why
+            self.check_open()  # `close` cancels the reading; the client then gets the reason
             raise
         finally:
             self._reading.discard(reading)
@@ -157,7 +157,7 @@ class Admission:
         try:
             with self.texts.reserve() as reservation:
                 if not reservation.grow(texts):
-                    raise self._busy(f"{self.texts.used:,} texts are waiting; at most {self.texts.limit:,} may")
+                    raise self._busy(f"{self.texts.used:,} texts are waiting; at most {self.texts.limit:,} may wait")
                 if not held.grow(answer_size):
                     raise self._busy("too many large answers are being sent")
                 self._idle.clear()

@@ -1,7 +1,7 @@
-"""The routes of `embedrag serve`, who may ask them, and how errors are answered.
+"""The routes of `embedrag serve`, the checks of who may use them, and the answers to errors.
 
-`ROUTES` is the one place where a route is added. `embedrag.serving.embedding_service` computes the answers, and
-`embedrag.serving.admission` limits what clients can make the server hold.
+A new route is one entry of `ROUTES`. `embedrag.serving.embedding_service` computes the answers, and
+`embedrag.serving.admission` limits what the server holds for its clients.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Route:
         method: of HTTP.
         path: as FastAPI writes it.
         endpoint: a method of `Endpoints`.
-        needs_key: whether the API key must be sent, where the server has one.
-        openapi: what FastAPI can't see by itself, for /openapi.json.
+        needs_key: whether the API key must be sent, if the server has one.
+        openapi: further details for /openapi.json that FastAPI can't find out.
     """
 
     method: str
@@ -101,11 +101,11 @@ def make_app(service: EmbeddingService, api_key: str | None, hosts: Sequence[str
     Args:
         service: computes the answers.
         api_key: must be sent to the routes that need a key; None: no route needs one.
-        hosts: names under which the server may be asked; "*": any name, and web pages may ask too.
+        hosts: names of the server that requests may use; "*": any name, and web pages may send requests too.
     """
 
     async def check_origin(request: Request) -> None:
-        """Without a key, refuse web pages: of other sites, and of names that lead to this machine."""
+        """Without a key, refuse web pages of other sites, and requests under names that are not allowed."""
         name = PORT.sub("", request.headers.get("host", "")).lower()
         if "*" not in hosts and (name not in hosts or request.headers.get("sec-fetch-site") == "cross-site"):
             reason = "only programs on this machine are answered; start the server with an API key to answer others"
@@ -166,11 +166,11 @@ class CountedApp:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, but whoever starts it handles the signals."""
+    """uvicorn's server without its signal handlers; the caller handles the signals."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leave them alone."""
+        """Change no signal handler."""
         yield
 
 
@@ -193,7 +193,7 @@ def make_server(app: ASGIApp) -> Server:
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
-    """The answer to a client for an error; uvicorn also logs those that nobody foresaw."""
+    """The answer to a client for an error; uvicorn also logs unexpected errors."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=GONE)
     if isinstance(error, HTTPException):  # of the router: no such path, no such method

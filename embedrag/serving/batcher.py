@@ -25,7 +25,7 @@ from embedrag.errors import RunError
 
 Vectors = Callable[[Sequence[Sequence[int]]], np.ndarray]
 Watch = Callable[[int, int, float], object]
-LONGEST_WAIT = 60  # seconds that a caller is told to wait, at most
+LONGEST_WAIT = 60  # the most seconds that a caller is asked to wait
 log = logging.getLogger(__name__)
 
 
@@ -90,7 +90,7 @@ class Batcher:
         return job.future
 
     def seconds_to_wait(self) -> int:
-        """About how many seconds the queue needs at the speed so far: from 1 to LONGEST_WAIT."""
+        """The seconds that the queue needs, estimated from the speed so far: from 1 to LONGEST_WAIT."""
         with self._changed:
             waiting = sum(len(job.ids[index]) for job in self._jobs for index in job.left)
             seconds = waiting * self._seconds_done / self._tokens_done if self._tokens_done else 0

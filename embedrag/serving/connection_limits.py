@@ -1,8 +1,8 @@
-"""Connections that end when the client is too slow, and a limit for their number.
+"""Connections that are closed when the client is too slow, and a limit for their number.
 
-uvicorn itself lets a client be silent for ever, before a request and after an answer. Here a client that is too slow is
-cut off, and so is a new connection when there are too many. Otherwise silent clients could take all file descriptors of
-the process, or its memory.
+uvicorn itself waits forever for a client, before a request and after an answer. Here a client that is too slow is
+disconnected, and a new connection is refused when there are too many. Otherwise silent clients could take all file
+descriptors of the process, or its memory.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, and wait until the client has read this answer and closed the connection."""
+        """Refuse bytes that are not HTTP, and wait until the client has read this answer and closed the connection."""
         self._request.cancel()
         self._request = self._cut_off_in(READ_SECONDS)
         super().send_400_response(msg)
@@ -71,7 +71,7 @@ class Connection(H11Protocol):
         self._answer = self._cut_off_in(READ_SECONDS * max(1, size / READ_BYTES))
 
     def resume_writing(self) -> None:
-        """The client has read it."""
+        """The client has read the answer; stop waiting."""
         if self._answer:
             self._answer.cancel()
         super().resume_writing()
@@ -89,7 +89,7 @@ class Connection(H11Protocol):
 def limited_connection() -> type[Connection]:
     """The class of connections for this process.
 
-    The limit of file descriptors is raised first. Then `most` is as large as that limit allows.
+    The limit of file descriptors is raised first. Then `most` is the largest number that this limit allows.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + OWN_FILES

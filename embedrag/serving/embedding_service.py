@@ -1,4 +1,4 @@
-"""From the request to the vectors and back to bytes: what a server does with /v1/embeddings, apart from HTTP's routes.
+"""From the request to the vectors and back to bytes: everything of /v1/embeddings except the routes of HTTP.
 
 Three threads share the work. The event loop reads requests and admits them (`embedrag.serving.admission`). One helper
 thread tokenises texts and writes answers. One thread runs the model (`embedrag.serving.batcher`).
@@ -30,7 +30,7 @@ from embedrag.serving.openai_protocol import (
 from embedrag.serving.prometheus import Telemetry
 from embedrag.serving.request import TooLargeError
 
-TRIM_SECONDS = 5  # memory that batches left behind is given back to the system this often, at most
+TRIM_SECONDS = 5  # memory of earlier batches is given back to the system at most once in this time
 T = TypeVar("T")
 
 

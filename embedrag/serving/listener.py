@@ -1,4 +1,4 @@
-"""The socket that a server listens on, taken before anything is computed, and who can reach it."""
+"""The socket that a server listens on, opened before anything is computed, and who can reach it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import socket
 
 from embedrag.errors import UserError
 
-# A server on loopback answers to these names only. A web page can make a name of its own lead to this machine; under
-# such a name it is refused.
+# A server on loopback answers only under these names. A web page can let a name of its own point to this machine; its
+# requests under such a name are refused.
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -23,7 +23,7 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_names(host: str) -> list[str]:
-    """Names under which a server on this address may be asked; ["*"], any name, where other machines can reach it."""
+    """Names that requests to a server on this address may use; ["*"], any name, if other machines can reach it."""
     return sorted({*LOOPBACK_NAMES, host}) if is_loopback(host) else ["*"]
 
 

@@ -24,7 +24,7 @@ class ApiError(Exception):
     Attributes:
         status: HTTP status of the answer.
         code: a word for programs.
-        retry_after: seconds after which the same request may succeed; None: it never will.
+        retry_after: seconds after which the same request may succeed; None: it will never succeed.
     """
 
     def __init__(self, status: int, message: str, code: str, retry_after: int | None = None) -> None:
@@ -43,7 +43,7 @@ class ApiError(Exception):
 
 def _as_texts(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], (int, list)):
-        raise ValueError("token ids are not taken, because the server adds prompts and cuts texts; send texts")
+        raise ValueError("token ids are not accepted, because the server adds prompts and cuts texts; send texts")
     return [value] if isinstance(value, str) else value
 
 
@@ -79,7 +79,7 @@ def read_embeddings_request(raw: bytes) -> EmbeddingsRequest:
     if not name or role not in ROLES:
         return request
     if "prompt_name" in request.model_fields_set and request.role != ROLES[role]:
-        raise UserError(f"model says {role}, prompt_name {request.prompt_name}; leave one out")
+        raise UserError(f"model asks for {role}, and prompt_name for {request.prompt_name}; leave one out")
     return request.model_copy(update={"model": name, "prompt_name": role})
 
 
@@ -99,7 +99,7 @@ def embeddings_body(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int
     """The body of the answer to a request.
 
     Args:
-        request: says which form the vectors get.
+        request: decides the form of the vectors.
         vectors: [n, D] as the model gives them.
         tokens: number of tokens of all texts, with prompts and special tokens.
         model: name of the model.
@@ -119,7 +119,7 @@ def embeddings_body(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int
 
 
 def models_of(name: str, created: int) -> list[dict[str, Any]]:
-    """What /v1/models lists: the name of the model, alone and with each role.
+    """The list of /v1/models: the name of the model, without a role and with each role.
 
     Args:
         name: of the model.
@@ -145,4 +145,4 @@ def model_body(models: list[dict[str, Any]], name: str) -> bytes:
 def no_such_model(name: str | None, models: list[dict[str, Any]]) -> ApiError:
     """The error for a name that is not served."""
     known = ", ".join(model["id"] for model in models)
-    return ApiError(404, f"the model {name!r} is not here; there is {known}", "model_not_found")
+    return ApiError(404, f"this server has no model {name!r}; it has {known}", "model_not_found")

@@ -52,7 +52,7 @@ class Hit:
 
     @property
     def gain(self) -> int:
-        """By how many ranks the tuning moved it up; below 0, down."""
+        """Number of ranks that the tuning moved it up; a number below 0 means down."""
         return self.base - self.tuned
 
 
@@ -120,8 +120,8 @@ def application(documents: list[str], base: Ranker, tuned: Ranker, hosts: list[s
         documents: p texts.
         base: the base model.
         tuned: the tuned one.
-        hosts: names under which the page may be asked for. A web page can make a name of its own lead to this machine;
-            under such a name it is refused, so that it can't read the documents.
+        hosts: names that requests may use. A web page can let a name of its own point to this machine; its requests
+            under such a name are refused, so that it can't read the documents.
     """
     from fastapi import FastAPI
     from fastapi.responses import HTMLResponse
@@ -173,7 +173,7 @@ def playground(
         trust_remote_code: run Python code that comes with the models.
 
     Raises:
-        UserError: before a model is loaded wherever that is possible.
+        UserError: before a model is loaded, if that is possible.
     """
     need("serve", "fastapi", "uvicorn")
     import uvicorn

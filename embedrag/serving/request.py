@@ -1,4 +1,4 @@
-"""A request for vectors: what it may say, its limits, and errors that say what to change. Nothing here knows HTTP.
+"""A request for vectors: its fields, its limits, and errors that explain what to change. Nothing here knows HTTP.
 
 `score.py` (Azure ML) and `embedrag serve` share it.
 
@@ -28,19 +28,19 @@ class TooLargeError(UserError):
 
 
 class EmbedRequest(BaseModel):
-    """Texts, and how their vectors are wanted.
+    """Texts, and the wanted form of their vectors.
 
     Attributes:
         texts: at least one; none of them blank.
         prompt_name: `query`, or `document` (`passage` means the same).
         dimensions: how many of the first dimensions are kept; None: all.
-        normalize: whether vectors get length 1; otherwise they are as the model gives them, cut to `dimensions`.
+        normalize: whether vectors get length 1; otherwise they are only cut to `dimensions`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     texts_key: ClassVar[str] = "texts"
 
-    # Without FailFast each wrong item would be an error of its own, a kilobyte for two bytes of the request.
+    # Without FailFast each wrong item would be a separate error, which takes a kilobyte for two bytes of the request.
     texts: Annotated[list[str], FailFast(), Field(min_length=1)]
     prompt_name: Literal["query", "document", "passage"] = "document"
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -63,7 +63,7 @@ class EmbedRequest(BaseModel):
 
 
 class NestedRequest(EmbedRequest):
-    """A request that brings its texts as `{"inputs": {"data": […]}}`; errors name them so."""
+    """A request with its texts as `{"inputs": {"data": […]}}`; errors name the texts in this form."""
 
     texts_key: ClassVar[str] = "inputs.data"
 
@@ -143,7 +143,7 @@ def read_request(raw: Any) -> EmbedRequest:
     if "texts" in data or not isinstance(inputs, dict) or set(inputs) != {"data"}:
         raise UserError(
             'the request must have "texts", or {"inputs": {"data": […]}}, and not both; '
-            'other fields stand beside "inputs", not in it'
+            'other fields belong next to "inputs", not inside it'
         )
     rest = {key: value for key, value in data.items() if key != "inputs"}
     return check_request(NestedRequest, rest | {NestedRequest.texts_key: inputs["data"]})

@@ -1,4 +1,4 @@
-"""A model behind OpenAI's embeddings protocol, from its name to the last answer.
+"""Serve a model by OpenAI's embeddings protocol, from loading it to the last answer.
 
 The port is taken before the model is loaded. Until the model is there, requests get status 503. When the server is
 asked to stop, running requests are finished and later ones get status 503.
@@ -73,7 +73,7 @@ def serve(
         and only the end of the process ends that thread.
 
     Raises:
-        UserError: before the model is loaded wherever that is possible.
+        UserError: before the model is loaded, if that is possible.
     """
     need("serve", "fastapi", "orjson", "prometheus_client", "uvicorn")
     _check_model(model, backend, dtype, base_model_path)
@@ -131,7 +131,7 @@ async def _serve(
 
 
 def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Run something that can't be stopped; unlike the threads of an executor, nobody waits for this one at the end."""
+    """Run something that can't be stopped. Unlike a thread of an executor, it does not delay the end of the process."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
 
@@ -146,14 +146,14 @@ def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def _check_model(model: str, backend: str, dtype: str, base_model_path: str | None) -> None:
-    """Refuse what can be refused by a look at the arguments and the folder."""
+    """Refuse mistakes that the arguments and the folder show, before the model is loaded."""
     check_choice("backend", backend, BACKENDS)
     if backend == "torch":
         if Path(model, EXPORT_CONFIG).expanduser().is_file():
             raise UserError("this is an export; serve it with `backend=onnx`", "model", model)
         check_model_path(model)
         return
-    reason = "only with `backend=torch`; an ONNX file is complete in itself"
+    reason = "works only with `backend=torch`; an ONNX file has its base and its precision in it"
     wrong = {"dtype": dtype if dtype != "float32" else None, "base_model_path": base_model_path}
     raise_all(UserError(reason, argument, value) for argument, value in wrong.items() if value is not None)
     onnx_file(model, backend)

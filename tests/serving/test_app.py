@@ -204,7 +204,7 @@ def test_models_and_health_are_told(server: Running) -> None:
     client = server.client()
     assert [model.id for model in client.models.list()] == ["frogs", "frogs:query", "frogs:document"]
     assert client.models.retrieve("frogs:query").id == "frogs:query"
-    with pytest.raises(openai.NotFoundError, match="there is frogs, frogs:query"):
+    with pytest.raises(openai.NotFoundError, match="it has frogs, frogs:query"):
         client.models.retrieve("toads")
     health = server.get("/health")
     assert (health.status_code, health.json()) == (200, {"status": "ready"})
@@ -249,8 +249,8 @@ BAD = [
     (400, {"input": ["a", None]}, "input.1"),
     (400, {"input": 3}, "input"),
     (400, {"input": {"text": "a"}}, "input"),
-    (400, {"input": [1, 2, 3]}, "token ids are not taken"),
-    (400, {"input": [[1, 2], [3]]}, "token ids are not taken"),
+    (400, {"input": [1, 2, 3]}, "token ids are not accepted"),
+    (400, {"input": [[1, 2], [3]]}, "token ids are not accepted"),
     (400, {"input": ["\ud800"]}, "surrogate"),
     (400, {"input": "a", "\ud800": 1}, "no such field; there are input, "),
     (400, {"input": "a", "dimension": 3}, "dimension: no such field; did you mean dimensions?"),
@@ -260,7 +260,7 @@ BAD = [
     (400, {"input": "a", "encoding_format": "hex"}, "encoding_format"),
     (400, {"input": "a", "prompt_name": "title"}, "prompt_name"),
     (400, {"input": "a", "normalize": "yes"}, "normalize"),
-    (404, {"input": "a", "model": "text-embedding-3-small"}, "there is frogs, frogs:query"),
+    (404, {"input": "a", "model": "text-embedding-3-small"}, "it has frogs, frogs:query"),
     (400, {"input": "a", "model": "frogs:query", "prompt_name": "document"}, "leave one out"),
     (400, {"input": None}, "input: Field required"),
     (413, {"input": ["a"] * 10_000}, f"at most {MAX_TEXTS:,}"),

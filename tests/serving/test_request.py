@@ -80,7 +80,7 @@ def test_fields_choose_prompt_size_and_length(score, tiny_bert: str, monkeypatch
         (["a"], "must be an object"),
         ({"inputs": {"data": "a"}}, "inputs.data: "),
         ({"inputs": {"data": ["a", " "]}}, "inputs.data.1: is blank"),
-        ({"inputs": {"data": ["a"], "prompt_name": "query"}}, 'beside "inputs"'),
+        ({"inputs": {"data": ["a"], "prompt_name": "query"}}, 'next to "inputs"'),
         ({"inputs": {"data": ["a"]}, "Dimensions": 3}, "Dimensions: no such field; did you mean dimensions?"),
         ({"texts": ["a"], "dimension": 3}, "dimension: no such field; did you mean dimensions?"),
         ({"texts": ["a"], "dimensions": 0}, "dimensions"),

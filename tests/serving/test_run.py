@@ -61,7 +61,7 @@ def test_command_restricts_who_may_ask_where_there_is_no_key(
         (["--max_queue", "0"], None, "--max_queue"),
         (["--backend", "onnx"], None, "no export with onnx/model.onnx; write it with embedrag export"),
         (["--backend", "onnx_int8"], None, "embedrag export --int8"),
-        (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype bfloat16: only with --backend torch"),
+        (["--backend", "onnx", "--dtype", "bfloat16"], None, "--dtype bfloat16: works only with --backend torch"),
         (["--model", "/no/such/folder"], None, "--model /no/such/folder"),
         (["--model", __file__], None, "test_run.py: this is a file; name the folder that holds it"),
     ],
@@ -141,7 +141,7 @@ def test_function_that_is_stopped_while_it_loads_says_so(folder: str, monkeypatc
             "`host=0.0.0.0`: others could reach the server; set EMBEDRAG_API_KEY (or give `api_key`)",
         ),
         ({"backend": "onx"}, "`backend=onx`: must be one of torch, onnx, onnx_int8; did you mean onnx?"),
-        ({"backend": "onnx", "base_model_path": "x"}, "`base_model_path=x`: only with `backend=torch`"),
+        ({"backend": "onnx", "base_model_path": "x"}, "`base_model_path=x`: works only with `backend=torch`"),
         ({"api_key": " "}, "`api_key` or EMBEDRAG_API_KEY: empty"),
     ],
 )
