@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_run_that_the_earlier_code_began_ends_with_the_weights_that_it_would_have_had(
+def test_run_begun_by_the_earlier_code_ends_with_the_same_weights(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *FLAGS.split()]) == 0

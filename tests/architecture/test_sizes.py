@@ -51,7 +51,7 @@ def test_no_folder_and_no_file_is_too_large_to_look_over() -> None:
         ({"data/checks/__init__.py": "from embedrag.data.rows import Row\n"}, "the __init__ of checks is not empty"),
     ],
 )
-def test_what_is_too_large_would_be_found(tmp_path: Path, files: dict[str, str], fault: str) -> None:
+def test_file_that_is_too_large_would_be_found(tmp_path: Path, files: dict[str, str], fault: str) -> None:
     package = tmp_path / "embedrag"
     good = {"__init__.py": "VERSION = 1\n", "data/__init__.py": "", "data/rows.py": "#\n" * LINES}
     good |= {f"data/__pycache__/m{n}.pyc": "" for n in range(20)}

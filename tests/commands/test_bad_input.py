@@ -118,7 +118,7 @@ def test_batch_of_one_without_negatives_is_refused(run) -> None:
     assert "--batch_size 2 or more" in message
 
 
-def test_single_row_without_negatives_is_refused_whatever_the_batch_size(run) -> None:
+def test_single_row_without_negatives_is_refused_for_any_batch_size(run) -> None:
     assert "leave no negatives at all" in run("--batch_size", "8", rows=[{"query": "q", "pos": ["p"]}])
 
 
@@ -140,7 +140,7 @@ def test_device_that_the_machine_lacks_is_refused(run, monkeypatch: pytest.Monke
     assert "--device cuda: torch finds no such device" in run("--device", "cuda")
 
 
-def test_folder_without_a_model_and_adapter_folder_are_told_apart(run, tmp_path: Path) -> None:
+def test_folder_without_a_model_and_adapter_folder_are_distinguished(run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no model" in run("--model_name_or_path", str(tmp_path / "empty"))
     (tmp_path / "adapter").mkdir()
@@ -172,7 +172,7 @@ def test_output_folder_that_holds_another_run_is_refused(
     assert (tmp_path / "out" / "final" / "adapter_model.safetensors").read_text() == "precious"
 
 
-def test_bad_data_with_overwrite_leaves_the_earlier_run_alone(tiny_bert: str, tmp_path: Path) -> None:
+def test_bad_data_with_overwrite_does_not_change_the_earlier_run(tiny_bert: str, tmp_path: Path) -> None:
     (tmp_path / "out" / "final").mkdir(parents=True)
     (tmp_path / "bad.jsonl").write_text("{")
     words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(tmp_path / "bad.jsonl"), "--batch_size", "2"]
@@ -180,7 +180,7 @@ def test_bad_data_with_overwrite_leaves_the_earlier_run_alone(tiny_bert: str, tm
     assert (tmp_path / "out" / "final").exists()
 
 
-def test_base_whose_weights_are_incomplete_is_refused(
+def test_base_with_incomplete_weights_is_refused(
     tiny_bert: str, write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import shutil
@@ -206,13 +206,13 @@ def test_unexpected_failure_is_not_swallowed(run, monkeypatch: pytest.MonkeyPatc
         run()
 
 
-def test_windows_is_refused_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_is_refused_with_a_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "win32")
     assert main(["train"]) == 2
     assert "WSL 2" in capsys.readouterr().err
 
 
-def test_memory_that_runs_out_is_told_in_words(
+def test_memory_that_runs_out_is_reported_in_words(
     tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "texts.txt").write_text("a frog\n")

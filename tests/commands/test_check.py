@@ -100,7 +100,7 @@ def test_lengths_in_characters_and_in_tokens(minilm: str, write_jsonl, tmp_path:
     assert "1.0 % over 16" in capsys.readouterr().out
 
 
-def test_model_that_is_none_is_named_by_its_flag(rows, write_jsonl, capsys) -> None:
+def test_path_that_is_not_a_model_is_named_by_its_flag(rows, write_jsonl, capsys) -> None:
     assert check(write_jsonl(rows), "--model", "/no/such/model") == 2
     assert "--model /no/such/model: no such folder" in capsys.readouterr().err
 
@@ -145,7 +145,9 @@ def test_wrong_words_are_named(words, message: str, rows, write_jsonl, tmp_path:
 
 @pytest.mark.parametrize("flag", [[], ["--train_dataset"]])
 @pytest.mark.parametrize("front", [True, False])
-def test_files_may_stand_without_their_flag_before_or_behind_others(flag, front, rows, write_jsonl, tmp_path) -> None:
+def test_files_may_stand_without_their_flag_before_or_after_other_flags(
+    flag, front, rows, write_jsonl, tmp_path
+) -> None:
     files = [*flag, write_jsonl(rows[:5], "a.jsonl"), write_jsonl(rows[5:], "b.jsonl")]
     others = ["--query_max_len", "9"]
     assert report_of(tmp_path, *(files + others if front else others + files))["rows"] == 12

@@ -96,7 +96,7 @@ def test_ragged_rows_give_the_negatives_they_have(neg_nums, store, rows) -> None
     assert {len(row["neg"]) for row in rows} == {0, 2, 9}
 
 
-def test_negatives_never_repeat_nor_equal_a_positive_even_when_the_row_says_so(make_store) -> None:
+def test_negatives_never_repeat_and_never_equal_a_positive(make_store) -> None:
     store = make_store([{"query": "q", "pos": ["p", "r"], "neg": ["p", "n", "n", "", "m", "r", "n"]}])
     for data_pass in PASSES:
         assert sorted(drawn(store, 0, 7, data_pass)[2]) == ["m", "n"]
@@ -263,7 +263,7 @@ def test_identical_positives_of_two_rows_exclude_each_other(make_store) -> None:
     assert sorted(map(tuple, batch.excluded.tolist())) == [(0, 1), (1, 0)]
 
 
-def test_positive_of_another_row_of_the_same_query_is_excluded_though_that_row_is_elsewhere(make_store) -> None:
+def test_positive_of_another_row_of_the_same_query_is_excluded_even_if_that_row_is_in_another_batch(make_store) -> None:
     rows = [{"query": "q0", "pos": "a"}, {"query": "q1", "pos": "b", "neg": ["c"]}, {"query": "q0", "pos": "c"}]
     batch = make_batch(make_store(rows), [(0, 0), (0, 1)], SamplingSettings(neg_nums=4, seed=7))
     assert batch.excluded.tolist() == [[0, 2]]
@@ -281,7 +281,7 @@ def test_row_that_meets_itself_in_a_batch_is_not_its_own_negative(make_store) ->
     assert closed == same and len(same) == 4
 
 
-def test_batch_moves_to_a_device_but_for_its_tokens(store) -> None:
+def test_batch_moves_to_a_device_except_its_tokens(store) -> None:
     batch = make_batch(store, [(0, 0), (0, 2)], SamplingSettings(neg_nums=2, seed=7))
     moved = batch.to("meta")
     assert vars(moved).keys() == vars(batch).keys()
@@ -342,7 +342,7 @@ def test_scores_of_a_teacher_go_with_their_passages(make_store) -> None:
 # Prompts of data sets
 
 
-def test_prompt_of_a_data_set_stands_before_its_texts_alone(write_jsonl, cache_folder) -> None:
+def test_prompt_of_a_data_set_stands_only_before_its_texts(write_jsonl, cache_folder) -> None:
     rows = [{"query": f"q{i}", "pos": [f"p{i}"], "neg": [f"n{i}"]} for i in range(4)]
     paths = [str(write_jsonl(rows[:2], "one.jsonl")), str(write_jsonl(rows[2:], "two.jsonl"))]
     store, _ = open_store(paths, letters, "letters", cache_folder, [("find: ", ""), ("", "doc: ")])
@@ -353,7 +353,7 @@ def test_prompt_of_a_data_set_stands_before_its_texts_alone(write_jsonl, cache_f
     assert passages == ["p0", "n0", "p1", "n1", "doc: p2", "doc: n2", "doc: p3", "doc: n3"]
 
 
-def test_texts_that_differ_by_their_prompt_alone_are_never_each_others_negative(write_jsonl, cache_folder) -> None:
+def test_texts_that_differ_only_in_their_prompt_are_never_each_others_negative(write_jsonl, cache_folder) -> None:
     rows = [{"query": "q", "pos": "a"}, {"query": "r", "pos": "b"}]
     paths = [str(write_jsonl(rows, name)) for name in ("one.jsonl", "two.jsonl")]
     for prompts, texts in (([("", ""), ("1 ", "2 ")], 8), ([("", ""), ("", "")], 4)):

@@ -161,24 +161,24 @@ def test_broken_json_on_line_7_is_named_with_its_column(write) -> None:
     assert message.startswith(f"{path}:7: not JSON (") and "column 15" in message
 
 
-def test_several_bad_rows_of_several_files_are_told_together(write) -> None:
+def test_several_bad_rows_of_several_files_are_reported_together(write) -> None:
     first = write("\n".join([GOOD, '{"query": ""}', "{", GOOD]), "a.jsonl")
     second = write("query,pos\na,\n", "b.csv")
     lines = problems(first, second)
     assert [line.split(": ")[0] for line in lines] == [f"{first}:2", f"{first}:3", f"{second}:2"]
 
 
-def test_after_many_bad_rows_the_rest_is_not_looked_at(write) -> None:
+def test_after_many_bad_rows_the_other_rows_are_not_checked(write) -> None:
     lines = problems(write("{\n" * 500))
     assert len(lines) == MAX_ERRORS + 1 and "not looked at" in lines[-1]
     assert len(problems(write("{\n" * (MAX_ERRORS - 1)))) == MAX_ERRORS - 1
 
 
-def test_bad_row_before_a_line_that_is_not_utf8_is_told_too(write) -> None:
+def test_bad_row_before_a_line_that_is_not_utf8_is_reported_too(write) -> None:
     assert len(problems(write(b'{"query": ""}\n\xff\n'))) == 2
 
 
-def test_row_error_carries_no_place_of_its_own() -> None:
+def test_row_error_has_no_place() -> None:
     with pytest.raises(RowError, match="^query is blank$"):
         parse_row({"query": "", "pos": "p"})
 

@@ -47,7 +47,7 @@ def test_batch_of_one_data_set_never_mixes_two_and_loses_no_row(sizes, batch_siz
         assert weight < 1 or set(own) <= set(rows[: len(order)])
 
 
-def test_batches_of_different_data_sets_alternate_and_without_the_wish_they_mix() -> None:
+def test_batches_of_different_data_sets_alternate_and_by_default_they_mix() -> None:
     together, owner = mixed([(40, 1), (40, 1)], batch_size=4)
     batches = np.array([row for _, row in together.between(0, 80)]).reshape(-1, 4)
     turns = owner[batches[:, 0]]
@@ -57,7 +57,7 @@ def test_batches_of_different_data_sets_alternate_and_without_the_wish_they_mix(
     assert any(len(set(owner[batch])) == 2 for batch in batches)
 
 
-def test_order_depends_on_seed_and_position_alone() -> None:
+def test_order_depends_only_on_seed_and_position() -> None:
     order, _ = mixed([(10, 2), (7, 0.5)])
     whole = list(order.between(0, 100))
     again, _ = mixed([(10, 2), (7, 0.5)])
@@ -76,6 +76,6 @@ def test_visits_count_how_often_the_data_set_was_gone_through() -> None:
     assert Counter(visit for visit, _ in order.between(len(order), 2 * len(order))) == {2: 4, 3: 4}
 
 
-def test_one_data_set_is_what_it_always_was() -> None:
+def test_one_data_set_has_the_order_of_earlier_versions() -> None:
     expected = np.random.Generator(np.random.Philox(np.random.SeedSequence([42, 3]))).permutation(9)
     assert [row for _, row in ShuffledSampler(9, 42).between(27, 36)] == expected.tolist()

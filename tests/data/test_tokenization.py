@@ -77,7 +77,7 @@ def unusable(role: str, texts: Sequence[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 2048])
-def test_every_row_comes_back_whatever_the_size_of_a_call(at_once, rows, make, monkeypatch) -> None:
+def test_every_row_comes_back_for_any_size_of_a_call(at_once, rows, make, monkeypatch) -> None:
     monkeypatch.setattr(embedrag.data.tokenization, "TEXTS_PER_CALL", at_once)
     store, found, tokenizer = make(rows)
     assert not found and len(store) == len(rows)
@@ -226,7 +226,7 @@ def test_failure_while_tokenising_leaves_nothing(
     assert not make(rows)[1], "the next start must not find a half store"
 
 
-def test_bad_row_at_the_end_is_told_before_anything_is_tokenised_or_written(rows, write_jsonl, cache) -> None:
+def test_bad_row_at_the_end_is_reported_before_anything_is_tokenised_or_written(rows, write_jsonl, cache) -> None:
     path = write_jsonl([*rows, {"query": "", "pos": "p"}])
     with pytest.raises(UserError, match=rf"{path.name}:{len(rows) + 1}: query is blank"):
         open_store([str(path)], unusable, "key", cache)
@@ -234,7 +234,7 @@ def test_bad_row_at_the_end_is_told_before_anything_is_tokenised_or_written(rows
 
 
 @pytest.mark.parametrize(("mode", "found"), [("a", "the data changed"), ("w", "rows.jsonl")])
-def test_file_that_grows_or_shrinks_while_it_is_read_is_told_and_leaves_nothing(
+def test_file_that_changes_while_it_is_read_is_reported_and_nothing_is_written(
     mode, found, write_jsonl, cache, monkeypatch
 ) -> None:
     monkeypatch.setattr(embedrag.data.tokenization, "TEXTS_PER_CALL", 1)
@@ -265,7 +265,7 @@ def test_store_that_another_process_finished_first_is_taken(rows, write_jsonl, c
     assert len(list(cache.iterdir())) == 1
 
 
-def test_value_error_of_the_tokenizer_is_not_told_as_changed_data(rows, write_jsonl, cache) -> None:
+def test_value_error_of_the_tokenizer_is_not_reported_as_changed_data(rows, write_jsonl, cache) -> None:
     def fail(role: str, texts: Sequence[str]) -> list[list[int]]:
         raise ValueError("no such role")
 
@@ -279,7 +279,7 @@ def test_cache_that_can_not_be_written_is_named(rows, write_jsonl) -> None:
         open_store([str(path)], Tokenizer(), "key", path / "cache")
 
 
-def test_hub_id_that_the_hub_does_not_give_is_named(cache) -> None:
+def test_hub_id_that_can_not_be_read_is_named(cache) -> None:
     with pytest.raises(UserError, match="^`train_dataset=owner/no-such-set`"):
         open_store(["owner/no-such-set"], unusable, "key", cache)
 

@@ -96,7 +96,7 @@ def test_committed_notebook_has_no_outputs(notebook: Any) -> None:
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-def test_base_is_read_from_what_made_the_folder(tmp_path: Path) -> None:
+def test_base_is_read_from_the_files_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no merge_config.json and no training_config.json that name its base"):
         trained_from(str(tmp_path))
     for file, key in (

@@ -76,7 +76,7 @@ def test_vectors_that_are_not_finite_are_an_error() -> None:
         score(Fixed({"q": np.array([1.0, 0.0]), "a": np.array([np.nan, 0.0])}), data, [1])
 
 
-def test_figures_of_wrong_passages_are_left_out_where_there_is_none() -> None:
+def test_figures_of_wrong_passages_are_left_out_when_there_are_none() -> None:
     data = RetrievalDataset(["q"], ["a"], [{0: 1.0}], [[]])
     found = score(Fixed({"q": np.array([1.0, 0.0]), "a": np.array([0.0, 1.0])}), data, [1])
     assert found.summary() == {
@@ -84,7 +84,7 @@ def test_figures_of_wrong_passages_are_left_out_where_there_is_none() -> None:
     }  # fmt: skip
 
 
-def test_drawn_passages_are_never_relevant_and_as_many() -> None:
+def test_drawn_passages_are_never_relevant_and_have_the_right_number() -> None:
     draw = np.random.default_rng(0)
     vectors = {f"p{i}": draw.standard_normal(4) for i in range(9)} | {"q": np.ones(4)}
     data = RetrievalDataset(["q"], [f"p{i}" for i in range(9)], [{0: 1.0, 3: 1.0, 4: 2.0}], [[]])

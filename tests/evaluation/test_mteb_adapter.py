@@ -220,7 +220,7 @@ def test_vectors_without_unit_length_are_compared_by_cosine(tasks: dict[str, Any
     assert np.allclose(model.similarity_pairwise(a, b), [0, 1], atol=1e-6)
 
 
-def test_fingerprint_is_that_of_weights_and_contract(tiny_bert: str, prompted: str, adapter: str) -> None:
+def test_fingerprint_depends_on_weights_and_embedding_config(tiny_bert: str, prompted: str, adapter: str) -> None:
     own = load_model(tiny_bert, "cpu")
     first, again, *others = map(fingerprint, (own, *map(encoder_of, (tiny_bert, prompted, adapter))))
     assert first == again
@@ -281,7 +281,7 @@ def test_finished_tasks_are_taken_from_the_folder_but_never_those_of_other_weigh
 
 
 @pytest.mark.usefixtures("known")
-def test_data_that_cannot_be_had_is_one_line_and_stops_no_other_task(tiny_bert: str, capsys) -> None:
+def test_unreadable_data_is_one_line_and_does_not_stop_other_tasks(tiny_bert: str, capsys) -> None:
     words = ["mteb", "--model", tiny_bert, "--baseline", tiny_bert, "--tasks", "LostRetrieval", "PondRetrieval"]
     assert main(words) == 2
     captured = capsys.readouterr()
@@ -292,7 +292,7 @@ def test_data_that_cannot_be_had_is_one_line_and_stops_no_other_task(tiny_bert: 
 
 
 @pytest.mark.usefixtures("known")
-def test_all_unknown_names_and_languages_are_told_with_near_misses() -> None:
+def test_all_unknown_names_and_languages_are_reported_with_near_misses() -> None:
     with pytest.raises(UserError) as error:
         find_tasks(["SciFcat", "PondRetrieval", "Nfcorpus", "CIFAR10"], ["english"])
     lines = str(error.value).splitlines()
@@ -315,7 +315,7 @@ def test_table_without_baseline_has_one_score(tasks: dict[str, Any]) -> None:
     assert shown.splitlines()[0].split() == ["task", "score", "model"] and "mean" not in shown
 
 
-def test_missing_package_is_told_with_the_pip_command(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_missing_package_is_reported_with_the_pip_command(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "mteb", None)
     assert main(["mteb", "--model", "m", "--tasks", "SciFact"]) == 2
     assert 'pip install "mteb' in capsys.readouterr().err

@@ -35,7 +35,7 @@ def rows(write_jsonl: Callable[..., Path]) -> Path:
     return write_jsonl([{"query": f"query {i}", "pos": [f"answer {i}"], "neg": [f"other {i}"]} for i in range(12)])
 
 
-def test_winners_and_losers_are_named_with_what_came_first() -> None:
+def test_winners_and_losers_are_named_with_the_first_passage_of_each_model() -> None:
     data = RetrievalDataset(["q", "r", "s"], ["a", "b"], [{0: 1.0}, {1: 1.0}, {1: 1.0}], [[], [], []])
     places = {"q": [1, 0], "r": [0, 1], "s": [0, 1], "a": [1, 0], "b": [0, 1]}
     other = places | {"q": [0, 1], "r": [0, 1], "s": [1, 0]}
@@ -130,7 +130,7 @@ def test_wrong_argument_is_named(tiny_bert: str, rows: Path, arguments: dict[str
     assert message in str(error.value)
 
 
-def test_what_is_not_there_is_told_together() -> None:
+def test_missing_files_are_reported_together() -> None:
     with pytest.raises(UserError) as error:
         evaluate("./none", "./nothing", baseline="./no_base", general_data="./nothing_either")
     assert [problem.argument for problem in error.value.problems] == ["model", "baseline", "data", "general_data"]

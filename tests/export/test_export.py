@@ -79,7 +79,7 @@ def test_export_gives_the_vectors_of_the_model_single_and_batched(
     assert np.abs(expected - np.roll(expected, 1, axis=0)).max() > 1e-2  # texts can be told apart
 
 
-def test_texts_may_be_filled_up_at_the_left_as_other_programs_do(qwen3: tuple[str, str]) -> None:
+def test_texts_may_be_padded_on_the_left_as_in_other_programs(qwen3: tuple[str, str]) -> None:
     exported = load_onnx_encoder(qwen3[1], device="cpu")
     rows = exported.tokenizer("passage", TEXTS)
     width = max(map(len, rows))
@@ -89,7 +89,7 @@ def test_texts_may_be_filled_up_at_the_left_as_other_programs_do(qwen3: tuple[st
     assert closeness(found, exported.encode(TEXTS, "passage")).min_cosine > 0.9999
 
 
-def test_tokenizer_of_an_export_fills_up_at_the_right_where_learnt_positions_are_right_too(
+def test_tokenizer_of_an_export_pads_on_the_right_so_that_learnt_positions_are_right(
     qwen3: tuple[str, str],
 ) -> None:
     assert load_model(qwen3[0], "cpu").tokenizer.tokenizer.padding_side == "left"
@@ -107,7 +107,7 @@ def test_memory_of_a_large_batch_is_given_back_with_a_later_one(
     assert held - process.memory_info().rss > 30 << 20
 
 
-def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: tuple[str, str]) -> None:
+def test_eight_bits_make_the_file_smaller_and_the_record_has_the_closeness(bert: tuple[str, str]) -> None:
     folder = Path(bert[1])
     plain, int8 = (folder / "onnx" / name for name in ("model.onnx", "model_int8.onnx"))
     assert int8.stat().st_size < 0.4 * plain.stat().st_size
@@ -120,14 +120,14 @@ def test_eight_bits_make_the_file_smaller_and_the_record_tells_how_close(bert: t
     assert closeness(quantized, load_model(bert[0], "cpu").encode(TEXTS, "query")).min_cosine > 0.9
 
 
-def test_folder_keeps_contract_and_tokenizer(bert: tuple[str, str]) -> None:
+def test_folder_keeps_embedding_config_and_tokenizer(bert: tuple[str, str]) -> None:
     model, output = (load_model(bert[0], "cpu").tokenizer, load_onnx_encoder(bert[1]).tokenizer)
     assert output.embedding_config == model.embedding_config
     assert output.key == model.key
     assert not list(Path(bert[1]).glob("*.safetensors"))
 
 
-def test_data_tells_what_eight_bits_cost(bert: tuple[str, str]) -> None:
+def test_evaluation_data_shows_the_loss_of_eight_bits(bert: tuple[str, str]) -> None:
     files = json.loads(Path(bert[1], "export_config.json").read_text())["files"]
     [plain, int8] = (entry["comparison"] for entry in files.values())
     assert plain["metric"] == int8["metric"] == "ndcg@10"
@@ -164,7 +164,7 @@ def test_graph_that_is_not_the_model_is_caught_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_vector_that_is_no_number_and_texts_that_were_swapped_are_caught() -> None:
+def test_vector_that_is_not_a_number_and_texts_that_were_swapped_are_found() -> None:
     alike = 1 + 1e-3 * np.eye(3)
     export.check(closeness(alike, alike), alike)
     for wrong in (np.where(alike > 1, np.nan, alike), alike[::-1]):
@@ -172,7 +172,7 @@ def test_vector_that_is_no_number_and_texts_that_were_swapped_are_caught() -> No
             export.check(closeness(wrong, alike), alike)
 
 
-def test_model_that_torch_cant_export_is_told(
+def test_model_that_torch_cant_export_is_reported(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*arguments: object, **keywords: object) -> None:
@@ -200,7 +200,7 @@ def test_full_disk_while_the_graph_is_written_is_not_the_models_fault(
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_flags_are_told_before_the_model_is_loaded(
+def test_wrong_flags_are_reported_before_the_model_is_loaded(
     bert: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("embedrag.models.load.load_backbone", None)
@@ -227,7 +227,7 @@ def test_wrong_flags_are_told_before_the_model_is_loaded(
     assert not Path(out).exists()
 
 
-def test_file_that_is_no_graph_of_ours_is_told(bert: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
+def test_file_that_is_not_a_graph_of_ours_is_refused(bert: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(bert[1], tmp_path / "out")
     (tmp_path / "out" / "onnx" / "model.onnx").write_bytes(b"no graph")
     words = ["--model", str(tmp_path / "out"), "--backend", "onnx", "--port", "0"]

@@ -90,7 +90,7 @@ def test_half_precision_embeddings_give_a_float32_loss() -> None:
     assert loss.dtype == torch.float32
 
 
-def test_query_with_no_candidate_but_its_positive_has_loss_zero() -> None:
+def test_query_with_only_its_positive_as_candidate_has_loss_zero() -> None:
     q, p = embeddings(1, 1)
     loss, correct = plain(q, p, torch.tensor([0]), NONE, 0.02)
     assert loss.item() == 0

@@ -25,7 +25,7 @@ def test_teacher_that_says_what_the_student_says_leaves_nothing_to_learn(scores,
     assert (other > -1e-9).all()
 
 
-def test_query_without_a_teacher_learns_from_its_label_alone() -> None:
+def test_query_without_a_teacher_learns_only_from_its_label() -> None:
     q, p = embeddings(5, 9)
     alone = contrastive(q, p, Pairs(LABELS, EXCLUDED, OWNER), LossSettings(0.1))[0]
     for kind in DISTANCES:

@@ -118,7 +118,7 @@ def test_float32_merge_of_lora_gives_the_trained_vectors(
     assert record["merge_onto"] == "original"
 
 
-def test_report_tells_what_the_record_does(tiny_bert: str, train, tmp_path: Path) -> None:
+def test_report_has_the_figures_of_the_record(tiny_bert: str, train, tmp_path: Path) -> None:
     with console.silenced():
         report = merge(train(tiny_bert), tmp_path / "merged")
     assert (report.output_path, report.onto, report.layers) == (tmp_path / "merged", "original", 12)
@@ -144,7 +144,7 @@ def test_wrong_argument_is_named(arguments: dict, message: str, tiny_bert: str, 
     assert str(error.value).startswith(message)
 
 
-def test_missing_base_is_blamed_on_the_flag_that_named_it(tiny_bert: str, train, tmp_path: Path, capsys) -> None:
+def test_missing_base_is_reported_with_the_flag_that_named_it(tiny_bert: str, train, tmp_path: Path, capsys) -> None:
     words = ["--base_model_path", "./none"]
     check_refused(train(tiny_bert), tmp_path / "merged", "error: --base_model_path ./none: no such", capsys, *words)
 
@@ -242,7 +242,7 @@ def test_merged_folder_gives_the_same_vectors_in_plain_transformers(tiny_qwen3: 
     np.testing.assert_allclose(torch.nn.functional.normalize(plain, dim=-1).numpy(), ours, atol=1e-5)
 
 
-def test_base_in_shards_gives_as_many_shards(tiny_qwen3: str, train, tmp_path: Path) -> None:
+def test_merged_model_has_as_many_shards_as_its_base(tiny_qwen3: str, train, tmp_path: Path) -> None:
     base = tmp_path / "sharded"
     transformers.AutoModel.from_pretrained(tiny_qwen3).save_pretrained(base, max_shard_size="80KB")
     transformers.AutoTokenizer.from_pretrained(tiny_qwen3).save_pretrained(base)
@@ -424,7 +424,7 @@ def test_adapter_without_its_config_is_merged_and_proved_with_a_given_alpha(
     assert distance(tmp_path / "expected", tmp_path / "merged") == 0
 
 
-def test_quantised_base_that_the_folder_does_not_record_can_be_told(tiny_qwen3: str, train, tmp_path: Path) -> None:
+def test_quantised_base_that_the_folder_does_not_record_can_be_given(tiny_qwen3: str, train, tmp_path: Path) -> None:
     adapter = train(tiny_qwen3, "--quantization_bits", "4", kind="qlora")
     run_merge(adapter, tmp_path / "expected", "--no_verify")
     settings = adapter / "training_config.json"

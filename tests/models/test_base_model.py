@@ -53,7 +53,7 @@ def test_default_pooling_follows_the_family(tiny_bert: str, tiny_qwen3: str) -> 
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_decoders_are_told_from_encoders(family: str, tmp_path: Path) -> None:
+def test_decoders_are_distinguished_from_encoders(family: str, tmp_path: Path) -> None:
     FAMILIES[family].save_pretrained(tmp_path)
     assert describe_base(str(tmp_path)).is_decoder == (family in DECODERS)
 
@@ -98,7 +98,7 @@ def test_model_with_code_of_its_own_names_the_argument_that_trusts_it(tmp_path: 
     assert describe_base(str(tmp_path), trust_remote_code=True).config.model_type == "own"
 
 
-def test_folder_whose_configuration_is_of_no_known_kind_is_not_said_to_be_missing(tmp_path: Path) -> None:
+def test_folder_with_an_unknown_kind_of_configuration_is_not_reported_as_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
     with pytest.raises(UserError, match="no model can be read there") as error:
         describe_base(str(tmp_path))

@@ -26,7 +26,7 @@ def test_weights_in_a_subfolder_are_found(tiny_bert: str, tmp_path: Path) -> Non
     assert load_model(target, "cpu").encode(["x"], "query").shape == (1, 64)
 
 
-def test_base_that_an_adapter_names_and_that_is_gone_can_be_given(tmp_path: Path) -> None:
+def test_base_that_has_moved_can_be_given(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
     with pytest.raises(UserError, match=r"^`model=/.*`: its base /gone/base: no such folder.*give `base_model_path`"):
         load_model(str(tmp_path), "cpu")
@@ -34,9 +34,7 @@ def test_base_that_an_adapter_names_and_that_is_gone_can_be_given(tmp_path: Path
         load_model(tmp_path, "cpu", base_model_path="./none")
 
 
-def test_path_of_an_adapter_or_of_a_model_passes_the_first_look_and_another_does_not(
-    tiny_bert: str, tmp_path: Path
-) -> None:
+def test_first_check_accepts_paths_of_adapters_and_models_and_no_others(tiny_bert: str, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     check_model_path(tiny_bert)
     check_model_path(str(tmp_path))

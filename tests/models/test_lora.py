@@ -10,7 +10,7 @@ from embedrag.models.lora import LoraSettings, check_lora, lora_targets
 from embedrag.models.quantization import QuantizationConfig
 
 
-def test_target_that_the_model_lacks_is_an_error_that_lists_what_there_is() -> None:
+def test_target_that_the_model_lacks_is_an_error_that_lists_the_existing_ones() -> None:
     model = torch.nn.ModuleDict({"query": torch.nn.Linear(2, 2)})
     assert lora_targets(model, ["query"]) == ["query"]
     with pytest.raises(

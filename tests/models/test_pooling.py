@@ -37,6 +37,6 @@ def test_mean_of_half_precision_states_is_summed_in_float32() -> None:
     torch.testing.assert_close(pool(states, mask, "mean"), states[:, 0].float())
 
 
-def test_unknown_pooling_is_refused_with_what_there_is() -> None:
+def test_unknown_pooling_is_refused_with_the_accepted_ones() -> None:
     with pytest.raises(UserError, match="^`pooling=max`: must be one of mean, cls, last_token$"):
         pool(torch.zeros(1, 1, 1), torch.ones(1, 1), "max")

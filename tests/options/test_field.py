@@ -79,7 +79,7 @@ def test_two_names_of_one_option_must_have_one_value(tmp_path: Path) -> None:
         Example(apart=True, mode="joint")
 
 
-def test_value_that_a_former_switch_does_not_know_is_told_with_the_choices_of_today() -> None:
+def test_value_that_a_former_switch_does_not_know_is_reported_with_the_choices_of_today() -> None:
     with pytest.raises(UserError, match="joint, separate"):
         read("--apart", "maybe")
 

@@ -121,7 +121,7 @@ def test_flag_beats_file_and_file_beats_default(name, default, in_file, as_flag,
     assert getattr(train_options(f"--{name}", *words, "--config", path, *REQUIRED), name) == as_flag
 
 
-def test_flag_mends_a_bad_value_in_the_file(config) -> None:
+def test_flag_replaces_a_bad_value_of_the_file(config) -> None:
     path = config({"epochs": 0})
     assert train_options(*REQUIRED, "--config", path, "--epochs", "3").epochs == 3
     assert problems(*REQUIRED, "--config", path)
@@ -397,7 +397,7 @@ def test_file_that_json_refuses_for_its_size_is_a_user_error(content, config) ->
     assert problems(*REQUIRED, "--config", config(content))
 
 
-def test_all_problems_are_told_together(config) -> None:
+def test_all_problems_are_reported_together(config) -> None:
     path = config({"epocs": 3, "optim": {"lr": -1, "naem": "sgd"}, "neg_nums": "many"})
     lines = problems("--config", path, "--batch_size", "0", "--temprature", "1", "--finetune_type", "lroa")
     named = ("--temprature", "epocs", "optim.naem", "--output_dir", "--batch_size", "optim.lr", "neg_nums", "lroa")
@@ -405,17 +405,17 @@ def test_all_problems_are_told_together(config) -> None:
     assert len(lines) == len(named)
 
 
-def test_all_contradictions_are_told_together() -> None:
+def test_all_contradictions_are_reported_together() -> None:
     text = "\n".join(problems(*REQUIRED, "--use_cpu", "--device", "cuda", "--candidates", "hard", "--neg_nums", "0"))
     assert "--use_cpu" in text and "--candidates hard" in text
 
 
-def test_contradiction_is_told_beside_a_bad_value() -> None:
+def test_contradiction_is_reported_together_with_a_bad_value() -> None:
     text = "\n".join(problems(*REQUIRED, "--use_cpu", "--device", "cuda", "--temperature", "0"))
     assert "--temperature" in text and "--use_cpu" in text
 
 
-def test_misspelled_config_flag_is_told_as_near_miss() -> None:
+def test_misspelled_config_flag_is_reported_with_a_near_miss() -> None:
     assert "did you mean --config?" in problems(*REQUIRED, "--confg", "x.json")[0]
 
 
@@ -434,7 +434,7 @@ def test_negative_number_in_scientific_form_is_a_bad_value() -> None:
 
 
 @pytest.mark.parametrize("key", ["batch_size", "seed"])
-def test_truth_value_in_a_file_is_no_number(key, config) -> None:
+def test_truth_value_in_a_file_is_not_a_number(key, config) -> None:
     assert problems("--config", config({"output_dir": "o", "batch_size": 4} | {key: True}))
 
 
@@ -483,7 +483,7 @@ def test_bad_flags_in_a_fresh_process_exit_with_2_and_no_traceback() -> None:
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
 
 
-def test_unknown_command_is_told_with_its_near_miss(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_reported_with_its_near_miss(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trian", "--lr", "1"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
 

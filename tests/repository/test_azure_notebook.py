@@ -87,7 +87,7 @@ class Cloud:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first time", "again"])
-def test_cells_behind_ask_for_data_job_model_and_endpoint(
+def test_cells_ask_for_data_job_model_and_endpoint(
     notebook: Any, copy: Path, again: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sdk = pytest.importorskip("azure.ai.ml", reason="azure-ai-ml is not installed (extra azure)")

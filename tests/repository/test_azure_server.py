@@ -129,7 +129,7 @@ def test_wrong_request_gets_400_and_the_next_one_an_answer(body: Any, part: str,
     assert again.status_code == 200 and len(again.json()["embeddings"]) == 2
 
 
-def test_bytes_that_are_no_utf8_are_refused_by_azures_server_itself(server: str) -> None:
+def test_bytes_that_are_not_utf8_are_refused_by_azures_server_itself(server: str) -> None:
     answer = ask(server, b"\xff\xfe\x00")
     assert answer.status_code == 400 and "UTF-8" in answer.json()["message"]
     assert ask(server, GOOD).status_code == 200

@@ -41,7 +41,7 @@ PROGRAMS = sorted(path.stem for path in (Path(__file__).parents[2] / "benchmarks
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in ("__init__", "report", "workload")])
-def test_every_benchmark_tells_its_options(
+def test_every_benchmark_lists_its_options(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", [name, "--help"])

@@ -57,7 +57,7 @@ def test_image_runs_as_a_user_without_rights_and_copies_what_is_there(path: Path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_what_is_copied_is_not_ignored(path: Path) -> None:
+def test_files_that_are_copied_are_not_ignored(path: Path) -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(copied(instructions(path))) == kept
 

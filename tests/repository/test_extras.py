@@ -49,7 +49,7 @@ def test_every_module_that_is_asked_for_comes_with_its_extra() -> None:
         assert {normalised(package) for package in packages[module]} & brought[extra], (name, extra, module)
 
 
-def test_development_needs_all_extras_but_those_of_the_site_and_of_an_account() -> None:
+def test_development_needs_all_extras_except_those_of_the_site_and_of_an_account() -> None:
     brought = extras()
     for extra in set(brought) - {"", "dev", "docs", "wandb"}:
         assert brought[extra] <= brought["dev"] | brought[""], extra

@@ -43,7 +43,7 @@ def test_a_broken_workflow_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_actions_are_pinned_to_a_commit_with_their_version_beside_it(path: Path) -> None:
+def test_actions_are_pinned_to_a_commit_and_name_their_version(path: Path) -> None:
     uses = re.findall(r"uses: (.+)", path.read_text(encoding="utf-8"))
     assert uses and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use) for use in uses)
 
@@ -56,7 +56,7 @@ def test_deployment_may_only_read_the_code_and_ask_for_a_token() -> None:
     assert "secrets." not in (ROOT / ".github" / "workflows" / "deploy.yml").read_text(encoding="utf-8")
 
 
-def test_deployment_that_may_have_got_traffic_is_never_removed() -> None:
+def test_deployment_that_may_have_traffic_is_never_removed() -> None:
     job = load("deploy.yml")["jobs"]["deploy"]
     assert {"github.run_number", "github.run_attempt"} <= set(re.findall(r"[\w.]+", job["env"]["DEPLOYMENT"]))
     [traffic] = [step for step in job["steps"] if "--traffic" in step.get("run", "")]

@@ -50,7 +50,7 @@ def test_long_pairs_are_cut_to_the_positions_of_a_family_that_counts_from_the_pa
     assert np.isfinite(found).all() and found[0] == pytest.approx(found[1], abs=1e-6), "both are cut to the same"
 
 
-def test_model_that_is_no_cross_encoder_is_named(make, tiny_bert: str) -> None:
+def test_model_that_is_not_a_cross_encoder_is_named(make, tiny_bert: str) -> None:
     folder, *_ = make(num_labels=3)
     with pytest.raises(UserError, match="gives 3 scores for a pair"):
         CrossEncoder(str(folder), "cpu")

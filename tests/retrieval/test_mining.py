@@ -109,7 +109,9 @@ def test_no_positive_of_the_query_and_no_copy_of_it_comes_out(rows: Path, corpus
     assert sum("type 1 carries" in text for row in mined if "coil" in row["query"] for text in row["neg"]) > 1
 
 
-def test_what_scores_like_a_positive_is_left_out(rows: Path, corpus: Path, tmp_path: Path, tiny_bert: str) -> None:
+def test_passage_that_scores_like_a_positive_is_left_out(
+    rows: Path, corpus: Path, tmp_path: Path, tiny_bert: str
+) -> None:
     more = ["--corpus", str(corpus), "--model", tiny_bert, "--neg_nums", "5", "--range", "0", "60", "--device", "cpu"]
     strict = mine(rows, tmp_path / "strict.jsonl", *more, "--max_positive_ratio", "0.9")
     loose = mine(rows, tmp_path / "loose.jsonl", *more, "--max_positive_ratio", "10")
@@ -257,9 +259,7 @@ def test_input_is_not_overwritten(rows: Path, capsys) -> None:
     assert rows.read_text() == before
 
 
-def test_row_that_finds_nothing_keeps_what_is_wrong_of_its_negatives_and_no_scores(
-    tmp_path: Path, write_jsonl, capsys
-) -> None:
+def test_row_without_new_negatives_keeps_its_right_ones_and_has_no_scores(tmp_path: Path, write_jsonl, capsys) -> None:
     rows = [
         {
             "query": "which fuse",
@@ -276,7 +276,7 @@ def test_row_that_finds_nothing_keeps_what_is_wrong_of_its_negatives_and_no_scor
     assert len(list(read_rows([str(tmp_path / "out.jsonl")]))) == 2
 
 
-def test_passage_is_a_positive_behind_a_title_too(tmp_path: Path, write_jsonl) -> None:
+def test_passage_with_a_title_before_it_is_still_a_positive(tmp_path: Path, write_jsonl) -> None:
     text, other = "the fuse of type 2 carries 6 units", "the fuse of type 3 carries 6 units"
     corpus = [{"title": title, "text": text} for title in ("Fuses", "Parts", "")] + [{"title": "", "text": other}]
     path = write_jsonl(corpus, "corpus.jsonl")

@@ -52,7 +52,7 @@ def test_faiss_finds_the_same_and_its_mistakes_are_explained() -> None:
         search_faiss(queries, [passages], 4, "Flut")
 
 
-def test_wrong_name_of_an_index_is_told_before_passages_are_asked_for() -> None:
+def test_wrong_name_of_an_index_is_reported_before_passages_are_computed() -> None:
     pytest.importorskip("faiss")
 
     def encoded() -> Iterator[np.ndarray]:

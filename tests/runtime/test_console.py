@@ -53,7 +53,7 @@ def test_only_the_first_of_several_processes_speaks(
     assert "bar 0" in output.err and "bar 1" not in output.err
 
 
-def test_what_the_terminal_can_not_show_becomes_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_character_that_the_terminal_can_not_show_becomes_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", screen)
     say("개 frog")

@@ -20,7 +20,7 @@ from embedrag.runtime.device import (
 CPU = torch.device("cpu")
 
 
-def test_device_that_the_machine_lacks_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_that_the_machine_lacks_is_refused_with_the_available_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == CPU

@@ -74,7 +74,7 @@ def short_of_memory(rank: int, size: int, file: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_memory_that_runs_out_in_one_process_has_run_out_in_all(tmp_path: Path) -> None:
+def test_when_memory_runs_out_in_one_process_all_processes_fail(tmp_path: Path) -> None:
     spawn(short_of_memory, (2, str(tmp_path / "meet"), str(tmp_path / "out")), 2)
     found = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in (0, 1)]
     assert found == [[0, "SharedOutOfMemoryError"], [1, "SharedOutOfMemoryError"]]

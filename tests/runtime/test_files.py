@@ -54,7 +54,7 @@ def test_block_that_ends_well_gives_the_new_folder_and_nothing_else(target) -> N
     assert [path.name for path in target.parent.iterdir()] == ["final"]
 
 
-def test_others_may_read_what_a_library_wrote_for_its_owner_alone(target) -> None:
+def test_files_that_a_library_wrote_only_for_their_owner_become_readable_for_all(target) -> None:
     with atomic_folder(target) as folder:
         (folder / "sub").mkdir(mode=0o700)
         (folder / "sub" / "weights").write_text("1")
@@ -80,7 +80,7 @@ def test_failure_in_the_block_leaves_what_was_there_and_passes_on(failure, targe
     assert [path.name for path in target.parent.iterdir()] == ["final"] * existed
 
 
-def test_full_disk_is_told_and_leaves_what_was_there(target) -> None:
+def test_full_disk_is_reported_and_earlier_files_stay(target) -> None:
     before, existed = tree(target), target.exists()
     with pytest.raises(RunError, match="final: not written .No space left") as caught, atomic_folder(target):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -89,7 +89,7 @@ def test_full_disk_is_told_and_leaves_what_was_there(target) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["final"] * existed
 
 
-def test_parent_that_can_not_be_made_is_told(tmp_path: Path) -> None:
+def test_parent_that_can_not_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="can't be written"), atomic_folder(tmp_path / "file" / "final"):
         pytest.fail("the block must not start")

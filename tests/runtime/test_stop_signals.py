@@ -27,7 +27,7 @@ def test_first_signal_is_noted_and_the_second_one_interrupts(
     )
 
 
-def test_elsewhere_than_in_the_main_thread_handlers_stay_as_they_are() -> None:
+def test_outside_of_the_main_thread_handlers_do_not_change() -> None:
     found = []
 
     def enter() -> None:

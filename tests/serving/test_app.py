@@ -139,7 +139,7 @@ def test_dimensions_cut_and_normalize_decides_about_the_length(server: Running, 
     check_own(raw, whole[:, :7])
 
 
-def test_role_may_stand_behind_the_models_name(server: Running, encoder: Encoder, folder: str) -> None:
+def test_role_may_follow_the_models_name(server: Running, encoder: Encoder, folder: str) -> None:
     """LangChain and others can't send `prompt_name`."""
     client = server.client()
     for name, role in (("frogs:query", "query"), (f"{folder}:query", "query"), ("frogs:document", "passage")):
@@ -200,7 +200,7 @@ def test_other_pages_name_only_routes_that_exist() -> None:
             assert path in paths, (page.name, path)
 
 
-def test_models_and_health_are_told(server: Running) -> None:
+def test_models_and_health_are_answered(server: Running) -> None:
     client = server.client()
     assert [model.id for model in client.models.list()] == ["frogs", "frogs:query", "frogs:document"]
     assert client.models.retrieve("frogs:query").id == "frogs:query"
@@ -292,7 +292,7 @@ def test_body_without_a_length_is_cut_off_at_the_limit(server: Running) -> None:
     assert "send several" in refusal(response, 413)
 
 
-def test_many_clients_get_their_own_vectors_also_beside_bad_requests(server: Running, encoder: Encoder) -> None:
+def test_many_clients_get_their_own_vectors_also_next_to_bad_requests(server: Running, encoder: Encoder) -> None:
     words = ("frog", "pond", "heron", "reed", "stone", "rain", "sun", "lamp")
     jobs = [[f"{words[i % 8]} {j} {words[j % 8]} " * (1 + (i * j) % 17) for j in range(1 + i % 5)] for i in range(60)]
     expected = [encoder.encode(texts, "query") for texts in jobs]
@@ -332,7 +332,7 @@ def test_metrics_count_what_was_answered(server: Running, encoder: Encoder) -> N
     assert server.figure("process_resident_memory_bytes") > 1e8
 
 
-def test_full_queue_is_told_and_what_is_in_it_is_answered(server: Running, encoder: Encoder) -> None:
+def test_full_queue_is_reported_and_its_requests_are_answered(server: Running, encoder: Encoder) -> None:
     with ThreadPoolExecutor(1) as pool:
         heavy = pool.submit(server.client().embeddings.create, model="frogs", input=HEAVY)
         server.wait_for(ROOM)
@@ -347,7 +347,7 @@ def test_request_that_could_never_be_queued_is_too_large_and_not_early(server: R
     assert "60 texts" in refusal(server.post(json.dumps({"input": ["a"] * (ROOM + 1)})), 413)
 
 
-def test_client_that_goes_away_frees_its_room(server: Running, encoder: Encoder) -> None:
+def test_client_that_disconnects_frees_its_quota(server: Running, encoder: Encoder) -> None:
     body = json.dumps({"input": HEAVY}).encode()
     gone = {"route": "/v1/embeddings", "status": "499"}
     before = server.figure("embedrag_requests_total", **gone)
@@ -391,7 +391,7 @@ def ask(service: EmbeddingService, path: str = "/v1/embeddings", **request: Any)
     return asyncio.run(go())
 
 
-def test_before_the_model_is_there_all_is_503_and_nothing_is_read() -> None:
+def test_before_the_model_is_loaded_all_requests_get_503_and_are_not_read() -> None:
     service = EmbeddingService("frogs", "", 10)
     assert ask(service, "/health").status_code == 503
     response = ask(service, json={"input": "a"})
@@ -399,7 +399,7 @@ def test_before_the_model_is_there_all_is_503_and_nothing_is_read() -> None:
     assert response.headers["retry-after"] == "1"
 
 
-def test_request_that_does_not_arrive_is_given_up(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_that_does_not_arrive_is_ended(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never() -> Any:
         await asyncio.Event().wait()
         yield b""

@@ -97,7 +97,7 @@ def test_short_job_does_not_wait_for_a_large_one_that_came_first(model: Model, b
 
 
 @pytest.mark.parametrize("token", [POISON, NAN])
-def test_text_that_the_model_fails_on_fails_its_own_job_alone(token: int, model: Model, batcher: Batcher) -> None:
+def test_text_that_the_model_fails_on_fails_only_its_own_job(token: int, model: Model, batcher: Batcher) -> None:
     held_back(model, batcher)
     jobs = [[[20, 21], [22]], [[23], [token]], [[24, 25]], [[26]]]
     futures = [batcher.submit(texts) for texts in jobs]
@@ -108,7 +108,7 @@ def test_text_that_the_model_fails_on_fails_its_own_job_alone(token: int, model:
         futures[1].result()
 
 
-def test_what_a_failed_batch_held_is_free_when_its_halves_are_tried() -> None:
+def test_memory_of_a_failed_batch_is_free_when_its_halves_are_tried() -> None:
     held: list[weakref.ref[np.ndarray]] = []
     alive: list[int] = []
 
@@ -126,7 +126,7 @@ def test_what_a_failed_batch_held_is_free_when_its_halves_are_tried() -> None:
     assert len(alive) == 15 and alive == [0] * 15
 
 
-def test_job_that_is_taken_back_is_not_computed(model: Model, batcher: Batcher) -> None:
+def test_job_that_is_cancelled_is_not_computed(model: Model, batcher: Batcher) -> None:
     held_back(model, batcher)
     gone, kept = batcher.submit([[20]] * 30), batcher.submit([[21]])
     assert gone.cancel()
@@ -135,7 +135,7 @@ def test_job_that_is_taken_back_is_not_computed(model: Model, batcher: Batcher) 
     assert model.batches == [[[21]]]
 
 
-def test_job_taken_back_while_it_is_at_work_hurts_nobody(model: Model, batcher: Batcher) -> None:
+def test_job_that_is_cancelled_while_it_is_computed_does_not_affect_others(model: Model, batcher: Batcher) -> None:
     model.gate.clear()
     gone = batcher.submit([[20]] * 30)
     model.begun.wait()
@@ -151,7 +151,7 @@ def test_close_finishes_what_waits(model: Model) -> None:
     assert all(future.done() for future in futures)
 
 
-def test_wait_is_told_by_the_speed_so_far(model: Model, batcher: Batcher) -> None:
+def test_wait_is_estimated_from_the_speed_so_far(model: Model, batcher: Batcher) -> None:
     assert batcher.seconds_to_wait() == 1
     batcher._tokens_done, batcher._seconds_done = 100, 50.0
     held_back(model, batcher)

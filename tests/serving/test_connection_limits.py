@@ -139,7 +139,7 @@ def test_connection_without_a_next_request_is_ended_in_time(drip: bytes, server:
         assert 0.5 < ended(connection, drip) < 5
 
 
-def test_body_that_follows_a_refusal_for_ever_is_cut_off(server: Listening) -> None:
+def test_endless_body_after_a_refusal_is_cut_off(server: Listening) -> None:
     with server.connect() as connection:
         connection.sendall(b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n")
         assert answer(connection)[0] == 405
@@ -173,7 +173,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedrag.serving.app.limited_connection", lambda: Two)
 
 
-def test_connections_above_the_limit_are_ended_until_another_leaves(
+def test_connections_above_the_limit_are_closed_until_another_one_ends(
     two: None, server: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("READ_SECONDS", "KEEP_ALIVE_SECONDS"):
@@ -220,7 +220,7 @@ def test_answer_keeps_its_bytes_until_it_is_read(server: Listening, monkeypatch:
         assert answer(connection)[0] == 200  # the connection goes on
 
 
-def test_answer_that_nobody_reads_is_given_up_and_its_bytes_are_free(server: Listening) -> None:
+def test_answer_that_nobody_reads_is_cut_off_and_its_bytes_are_free(server: Listening) -> None:
     with unread(server):
         begin = time.monotonic()
         while server.service.admission.bytes.used:

@@ -34,7 +34,7 @@ def test_options_name_the_backends_that_there_are() -> None:
 
 
 @pytest.mark.parametrize(("words", "restricted"), [([], True), (["--api_key", "k"], False), (["--no_api_key"], False)])
-def test_command_restricts_who_may_ask_where_there_is_no_key(
+def test_command_restricts_who_may_ask_when_there_is_no_key(
     words: list[str], restricted: bool, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
@@ -66,7 +66,7 @@ def test_command_restricts_who_may_ask_where_there_is_no_key(
         (["--model", __file__], None, "test_run.py: this is a file; name the folder that holds it"),
     ],
 )
-def test_wrong_flag_is_told_before_the_model_is_loaded(
+def test_wrong_flag_is_reported_before_the_model_is_loaded(
     words: list[str], key: str | None, part: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr("embedrag.serving.run.load_model", None)
@@ -114,7 +114,7 @@ def test_second_signal_ends_the_process_at_once(folder: str, monkeypatch: pytest
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_function_serves_until_it_is_told_to_stop(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_function_serves_until_stop_is_set(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr("embedrag.serving.run.say", lines.put)
     stop = threading.Event()
@@ -150,7 +150,7 @@ def test_function_names_the_wrong_argument(arguments: dict[str, Any], message: s
         serve(folder, port=0, **arguments)
 
 
-def test_taken_port_is_told(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_taken_port_is_reported(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--model", folder, "--port", str(port)]) == 2
@@ -163,7 +163,7 @@ def test_answers_do_not_wait_for_an_acknowledgement() -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_missing_library_is_told_with_the_remedy(
+def test_missing_library_is_reported_with_the_remedy(
     folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = importlib.util.find_spec

@@ -177,7 +177,7 @@ def test_bad_row_of_a_stream_stops_at_its_place(two, tmp_path, run, capsys, monk
     assert "no rows" in capsys.readouterr().err
 
 
-def test_source_whose_weight_gives_it_nothing_is_named(two, run, capsys) -> None:
+def test_source_with_a_weight_too_small_for_one_row_is_named(two, run, capsys) -> None:
     fruit, metal = map(str, two)
     words = ["--train_dataset", f"{fruit}:0.01", metal, "--stream", "--steps_per_epoch", "2"]
     assert run("out", *words) == 2

@@ -144,7 +144,7 @@ def test_run_of_two_processes_is_the_run_of_one_with_batches_twice_as_large(
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
 
 
-def test_weights_in_parts_train_as_whole_ones_and_go_on_bit_for_bit(
+def test_sharded_weights_train_as_whole_ones_and_resume_bit_for_bit(
     tiny_qwen3: str, data: Path, tmp_path: Path
 ) -> None:
     words = ["--finetune_type", "full", "--lr", "1e-3", "--save_steps", "1", "--save_total_limit", "99"]
@@ -229,7 +229,7 @@ def test_process_that_dies_ends_all_with_one_message(tiny_bert: str, data: Path,
         assert not Path(f"/proc/{child}").exists()
 
 
-def test_mistake_is_said_once(tiny_bert: str, tmp_path: Path) -> None:
+def test_mistake_is_reported_once(tiny_bert: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"query": 3}\n')
     process = launch(command(tiny_bert, bad, tmp_path / "out", "--batch_size", "2"))

@@ -155,7 +155,7 @@ def load_base(model: str) -> Encoder:
     return encoder_of(model, "full").eval()
 
 
-def test_frozen_base_leaves_mode_and_adapters_as_they_were(tiny_bert: str) -> None:
+def test_frozen_vectors_do_not_change_mode_and_adapters(tiny_bert: str) -> None:
     encoder = encoder_of(tiny_bert, "lora", dropout=0.2)
     tokens, expected = batch_of_5().tokens, load_base(tiny_bert)(batch_of_5().tokens)
     state = torch.random.get_rng_state()
@@ -274,7 +274,7 @@ def test_random_numbers_go_on_as_if_nothing_had_been_replayed() -> None:
     torch.testing.assert_close(found[2], found[0])
 
 
-def test_a_loss_comes_before_the_way_back() -> None:
+def test_backward_without_a_loss_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="loss of these vectors first"):
         chunks_of_two(0, torch.ones(3, requires_grad=True)).backward()
 

@@ -88,7 +88,7 @@ def test_accelerate_launches_the_sharded_engine(
         ({"finetune_type": "full", "dtype": "float16"}, "`dtype=float16`: is not possible with `shard_weights`"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused_by_flag(words: dict[str, object], message: str) -> None:
+def test_settings_that_can_not_be_sharded_are_refused_by_flag(words: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         options(shard_weights=True, **words)
 

@@ -37,7 +37,7 @@ def test_graph_grows_with_the_tokens_and_nothing_else(tiny_bert: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_weighed_bytes_are_those_that_the_process_grows_by(minilm: str) -> None:
+def test_measured_bytes_are_those_that_the_process_grows_by(minilm: str) -> None:
     """Against the resident memory of this process, which is coarse."""
     import psutil
 
@@ -88,7 +88,7 @@ def test_halving_stops_at_the_longest_text() -> None:
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_what_is_out_of_memory(error: BaseException, expected: bool) -> None:
+def test_errors_that_mean_out_of_memory(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 

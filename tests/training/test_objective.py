@@ -65,7 +65,7 @@ def test_recipe_trains_and_is_not_the_plain_loss(name: str, tiny_bert: str, data
     assert [row[3] for row in plain] != [row[3] for row in found]
 
 
-def test_everything_at_once_goes_on_bit_for_bit_and_its_forms_are_scored(
+def test_run_with_all_options_resumes_bit_for_bit_and_its_formats_are_scored(
     tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*RECIPES["all directions"], *RECIPES["hardness"], *RECIPES["guided"], "--distillation", "kl"]

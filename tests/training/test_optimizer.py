@@ -83,12 +83,12 @@ def test_matrices_decay_and_biases_and_norms_do_not() -> None:
     assert {id(p) for p in plain["params"]} == {id(model[0].bias), id(model[1].weight), id(model[1].bias)}
 
 
-def test_model_of_matrices_alone_has_one_group() -> None:
+def test_model_with_only_matrices_has_one_group() -> None:
     assert len(build_optimizer("adamw", nn.Linear(4, 4, bias=False), 1e-3, 0.1).param_groups) == 1
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_decay_shrinks_matrices_alone_when_there_is_no_gradient(name) -> None:
+def test_decay_shrinks_only_matrices_when_there_is_no_gradient(name) -> None:
     model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for parameter in model.parameters():
@@ -100,7 +100,7 @@ def test_decay_shrinks_matrices_alone_when_there_is_no_gradient(name) -> None:
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(12, 0), (12, 1), (20, 5), (100, 5), (100, 50), (1000, 50), (37, 20)])
-def test_rate_rises_to_the_peak_at_the_end_of_warmup_and_falls_near_zero(total, warmup) -> None:
+def test_learning_rate_rises_to_the_peak_at_the_end_of_warmup_and_falls_near_zero(total, warmup) -> None:
     used = rates(total, warmup, peak=0.5)
     assert used[0] > 0
     assert 0.98 * 0.5 < max(used) == used[max(0, warmup - 1)] <= 0.5
@@ -112,7 +112,7 @@ def test_rate_rises_to_the_peak_at_the_end_of_warmup_and_falls_near_zero(total, 
     assert 0 < used[-1] < 0.02 * 0.5
 
 
-def test_half_of_the_fall_has_half_of_the_rate() -> None:
+def test_in_the_middle_of_the_fall_the_learning_rate_is_half() -> None:
     assert rates(99, 0, peak=1.0)[49] == pytest.approx(0.5)
     assert rates(109, 10, peak=1.0)[59] == pytest.approx(0.5)
 
@@ -124,7 +124,7 @@ def test_steps_after_the_last_one_stay_at_zero() -> None:
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (1, 1), (2, 1), (2, 2), (3, 0)])
-def test_tiny_runs_have_a_rate_above_zero_in_every_step(total, warmup) -> None:
+def test_tiny_runs_have_a_learning_rate_above_zero_in_every_step(total, warmup) -> None:
     assert all(0 < rate <= 0.5 for rate in rates(total, warmup))
 
 
@@ -140,7 +140,7 @@ def test_warmup_of_a_whole_number_of_steps_is_that_number() -> None:
     assert [warmup_steps(total, 0.07) for total in (100, 200, 300)] == [7, 14, 21]
 
 
-def test_adapters_b_has_its_own_rate_under_the_same_schedule() -> None:
+def test_adapters_b_has_its_own_learning_rate_under_the_same_schedule() -> None:
     from embedrag.training.optimizer import build_optimizer, cosine_schedule
 
     model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3) for name in ("lora_A", "lora_B", "head")})

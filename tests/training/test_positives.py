@@ -80,7 +80,7 @@ def test_positives_of_other_rows_of_the_query_are_never_negatives(store: TokenSt
         assert set(candidates) & labelled == {positive} | (lower & set(candidates))
 
 
-def test_positives_take_turns_where_there_are_more(store: TokenStore) -> None:
+def test_positives_take_turns_when_there_are_more(store: TokenStore) -> None:
     for pos_nums, expected in ((2, [["b", "c"], ["d", "b"], ["c", "d"]]), (1, [["b"], ["c"], ["d"]])):
         sampling = SamplingSettings(neg_nums=2, pos_nums=pos_nums, seed=1)
         batches = [make_batch(store, [(visit, 0)], sampling) for visit in range(3)]
@@ -125,7 +125,7 @@ def test_loss_of_pairs_equals_the_loops_in_value_and_gradient(terms, scores, sto
     torch.testing.assert_close(part, found[1][0][2:6], rtol=1e-10, atol=1e-12)
 
 
-def test_step_weighs_the_pairs_of_a_query_and_gives_a_loss_a_query(store: TokenStore, tiny_bert: str) -> None:
+def test_step_weights_the_pairs_of_a_query_and_gives_one_loss_for_each_query(store: TokenStore, tiny_bert: str) -> None:
     step = ContrastiveObjective(encoder_of(tiny_bert), LossSettings(0.1))
     batch = make_batch(store, [(0, row) for row in (0, 3, 1, 2, 4)], SamplingSettings(neg_nums=2, pos_nums=3, seed=1))
     vectors = torch.randn(len(batch.tokens), 64, generator=torch.Generator().manual_seed(0))

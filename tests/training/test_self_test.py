@@ -37,7 +37,7 @@ def test_results_are_in_the_log(
     assert not left or abs(found["left_equals_right_padding"]) < 1e-5
 
 
-def test_vectors_that_depend_on_the_batch_stop_the_run_and_the_switch_lets_it_go(
+def test_vectors_that_depend_on_the_batch_stop_the_run_unless_no_self_test_is_set(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = Encoder.embed
@@ -53,7 +53,7 @@ def test_vectors_that_depend_on_the_batch_stop_the_run_and_the_switch_lets_it_go
     assert train(tiny_bert, data, tmp_path / "out", "--no_self_test") == 0
 
 
-def test_lost_end_token_is_found_where_it_matters(
+def test_lost_end_token_is_found_when_the_pooling_needs_it(
     tiny_qwen3: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from embedrag.models.tokenizer import TextTokenizer

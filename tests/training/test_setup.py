@@ -57,7 +57,7 @@ def test_packed_and_padded_runs_have_the_same_losses(
 
 
 @pytest.mark.parametrize("finetune_type", ["full", "lora", "qlora"])
-def test_model_with_dropout_is_packed_whatever_is_trained(
+def test_model_with_dropout_is_packed_for_every_kind_of_training(
     finetune_type: str, tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
     words = ["--finetune_type", finetune_type, "--lora_dropout", "0.1"]
@@ -78,7 +78,7 @@ def test_model_that_cannot_be_packed_is_padded_with_a_line_or_refused_by_flag(
 
 @pytest.mark.parametrize("winner", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_cpu_takes_bfloat16_where_a_step_is_faster_with_it(
+def test_cpu_takes_bfloat16_when_a_step_is_faster_with_it(
     winner: torch.dtype, kind: str, tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -44,7 +44,7 @@ def start(base: str, space: str, folder: Path, trials: int) -> int:
     return main(["sweep", "--config", base, "--space", space, "--output_dir", str(folder), "--trials", str(trials)])
 
 
-def test_sweep_finds_the_better_rate_and_goes_on(base, write, tmp_path, capsys, monkeypatch) -> None:
+def test_sweep_finds_the_better_learning_rate_and_goes_on(base, write, tmp_path, capsys, monkeypatch) -> None:
     """The first trial is a training; the values of the others are given, because each training takes seconds."""
     config, space, folder = write("base.json", base), write("space.json", SPACE), tmp_path / "sweep"
     trained: list[dict[str, Any]] = []

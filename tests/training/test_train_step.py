@@ -13,7 +13,7 @@ from embedrag.training.train_step import StepOutcome, TrainStep
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_float16_goes_on_after_a_skipped_step_and_tells_one_that_overflowed(fused: bool) -> None:
+def test_float16_continues_after_a_skipped_step_and_reports_an_overflow(fused: bool) -> None:
     Accelerator(cpu=True)  # its optimizer reads the state of the process
     weight = torch.nn.Parameter(torch.ones(3))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)

@@ -41,7 +41,7 @@ def log(output: Path) -> dict[str, Any]:
     return json.loads((output / "detailed_training_logs.json").read_text())
 
 
-def test_training_on_what_is_scored_is_said(
+def test_training_on_the_evaluation_set_is_reported(
     tiny_bert: str, data: Path, write_jsonl: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
@@ -102,7 +102,7 @@ def test_run_ends_early_without_patience_is_then_complete_and_goes_on_with_more(
     assert "ended early" not in capsys.readouterr().out
 
 
-def test_run_that_was_killed_behind_its_early_end_is_not_trained_on(
+def test_run_that_was_killed_after_its_early_end_is_not_trained_further(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ["--eval_dataset", str(data), "--eval_steps", "1", "--epochs", "2", "--early_stopping_patience", "2"]
@@ -123,7 +123,7 @@ def test_run_that_was_killed_behind_its_early_end_is_not_trained_on(
     assert found["training_summary"]["stopped_early"] is True and (tmp_path / "out" / "final").is_dir()
 
 
-def test_best_state_comes_along_into_another_folder(
+def test_best_state_is_copied_into_another_folder(
     tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--eval_dataset", str(data), "--eval_steps", "1", "--epochs", "1", "--save_steps", "1"]
@@ -140,7 +140,7 @@ def test_best_state_comes_along_into_another_folder(
     assert "the best model so far, is missing" in capsys.readouterr().err
 
 
-def test_what_is_left_after_the_split_must_teach_something(
+def test_rows_left_after_the_split_must_have_negatives(
     tiny_bert: str, write_jsonl: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = write_jsonl([{"query": f"q{i}", "pos": [f"p{i}"]} for i in range(2)])

@@ -86,7 +86,7 @@ def test_adapter_that_can_not_be_merged_exactly_is_refused(config: Any, reason: 
         read_adapter(write(factors(), config))
 
 
-def test_all_reasons_are_told_together_with_the_argument_of_the_caller(write) -> None:
+def test_all_reasons_are_reported_together_with_the_argument_of_the_caller(write) -> None:
     path = write(factors(), PLAIN | {"lora_bias": True, "layer_replication": [[0, 1]]})
     with pytest.raises(UserError) as error:
         read_adapter(path, argument="model")

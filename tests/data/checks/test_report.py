@@ -26,7 +26,7 @@ def test_texts_are_measured_in_tokens_and_what_training_would_cut_is_counted(wri
     assert "50.0 % over 101" in str(report)
 
 
-def test_report_can_be_written_as_json_and_says_nothing_by_itself(faulty: Path, evaluation: Path, capsys) -> None:
+def test_report_can_be_written_as_json_and_does_not_print_by_itself(faulty: Path, evaluation: Path, capsys) -> None:
     report = embedrag.check(faulty, eval=evaluation)
     data = json.loads(json.dumps(report.as_dict()))
     assert data["level"] == report.level == "error"

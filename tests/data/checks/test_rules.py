@@ -51,7 +51,7 @@ def test_comparison_finds_what_double_loops_find(data, small_parts: bool) -> Non
     assert found.contradictions.tolist() == contradictions
 
 
-def test_many_equal_queries_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_equal_queries_are_compared_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     texts = [[draw.randrange(9), draw.randrange(50), draw.randrange(50, 99)] for _ in range(3000)]
     rows = Rows(np.array(texts).ravel(), np.arange(3001) * 3, np.ones(3000, int))
@@ -65,7 +65,7 @@ def test_every_kind_has_a_level_and_words() -> None:
     assert {level for level, _ in KINDS.values()} == {"error", FAULT, NOTE}
 
 
-def test_start_of_a_training_tells_what_check_finds(tmp_path: Path) -> None:
+def test_start_of_a_training_reports_what_check_finds(tmp_path: Path) -> None:
     from embedrag.data.tokenization import open_store
     from embedrag.training.data import _data_lines
 

@@ -220,7 +220,7 @@ def test_wrong_answer_of_the_interface_is_a_failed_page(body: str, site: Site, c
     assert result.pairs == 0 and result.failed == len(result.pages) > 1
 
 
-def test_dry_run_needs_no_network_and_writes_where_told(tmp_path: Path) -> None:
+def test_dry_run_needs_no_network_and_writes_to_the_given_folder(tmp_path: Path) -> None:
     code = (
         "import socket, sys\n"
         "def closed(*words): raise SystemExit('network')\n"

@@ -77,7 +77,7 @@ def test_busy_server_is_asked_again_after_the_time_it_names(site: Site, clock: C
     assert site.times("/busy") == 3 and max(clock.slept) >= 7
 
 
-def test_server_that_stays_busy_or_asks_for_an_hour_is_left_alone(site: Site, clock: Clock) -> None:
+def test_server_that_stays_busy_or_asks_for_an_hour_is_not_asked_again(site: Site, clock: Clock) -> None:
     site.page("/busy", status=503)
     site.page("/hour", status=429, Retry_After="3600")
     site.page("/fine")
@@ -119,7 +119,7 @@ def test_gzip_is_read_and_a_gzip_bomb_is_not(site: Site, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_page_that_drips_ends_with_its_time(part: str, site: Site, clock: Clock) -> None:
+def test_page_that_comes_too_slowly_ends_after_the_time_limit(part: str, site: Site, clock: Clock) -> None:
     def drip(handler: Handler) -> None:
         if part == "body":
             handler.send_response(200)

@@ -162,7 +162,7 @@ def test_tables_of_spreadsheets_are_read(text: str, tmp_path: Path) -> None:
     assert [(p.term, p.definition) for p in table.pairs] == [("LED", "a lamp"), ("fuse", "a wire")] and not table.faults
 
 
-def test_quotes_between_tabs_are_letters_where_they_quote_nothing(tmp_path: Path) -> None:
+def test_quotes_between_tabs_are_letters_when_they_do_not_quote_a_cell(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text('term\tdefinition\ndisk\t"hard" store\nfuse\ta wire\n', encoding="utf-8")
     assert [pair.definition for pair in read_table(path).pairs] == ['"hard" store', "a wire"]

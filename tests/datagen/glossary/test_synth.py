@@ -197,7 +197,7 @@ def test_no_row_comes_twice_and_no_negative_is_an_answer(made: tuple[str, Path, 
         assert main(["check", path]) == 0
 
 
-def test_columns_can_be_named_and_a_missing_header_is_said(tmp_path: Path, write_jsonl: Any, capsys) -> None:
+def test_columns_can_be_named_and_a_missing_header_is_reported(tmp_path: Path, write_jsonl: Any, capsys) -> None:
     path = tmp_path / "t.csv"
     rows = [f"pump {i},x,a machine with number {i} for water" for i in range(6)]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -277,7 +277,9 @@ def test_everything_that_shares_a_text_is_one_group(tmp_path: Path, write_jsonl:
     assert apart
 
 
-def test_spacing_and_punctuation_bind_terms_and_signs_that_tell_do_not(tmp_path: Path, write_jsonl: Any) -> None:
+def test_spacing_and_punctuation_do_not_separate_terms_but_signs_such_as_plus_do(
+    tmp_path: Path, write_jsonl: Any
+) -> None:
     pairs = [
         ("압전 효과", "압력을 주면 전압이 생기는 현상"),
         ("압전효과", "눌린 결정에 전하가 나타나는 일"),
@@ -541,7 +543,7 @@ def test_a_dead_or_slow_server_is_a_clear_error(
         ("", []),
     ],
 )
-def test_lists_of_models_are_read_with_patience(answer: str, expected: list[str]) -> None:
+def test_faulty_lists_of_language_models_are_read(answer: str, expected: list[str]) -> None:
     assert parse_list(answer) == [text.strip() for text in expected]
 
 

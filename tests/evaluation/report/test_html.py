@@ -228,7 +228,7 @@ def test_headline_says_the_verdict_in_words(verdict: str, words: str) -> None:
     assert headline(result | {"comparison": []}) == (words, "")
 
 
-def test_forgetting_without_a_known_verdict_is_not_told() -> None:
+def test_forgetting_without_a_known_verdict_is_not_shown() -> None:
     assert forgetting({}, "ndcg@10") is None
     assert forgetting({"verdict": "no clear difference"}, "ndcg@10") == (
         "no clear difference",
@@ -275,7 +275,7 @@ def test_long_text_is_cut_and_whole_on_hover_and_when_opened(full: Page) -> None
     assert "✓ the relevant passage" in full.texts["won"]
 
 
-def test_texts_that_are_no_valid_unicode_do_not_stop_the_page(tmp_path: Path) -> None:
+def test_texts_that_are_not_valid_unicode_do_not_stop_the_page(tmp_path: Path) -> None:
     points = [{"x": 0, "y": 0, "kind": "query", "text": "half \ud83d", "pair": 0}]
     write_html(FULL | {"won": [example("half \ud83d", 0, 1)], "map": {"points": points}}, tmp_path / "page.html")
     assert "half ?" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).texts["won"]

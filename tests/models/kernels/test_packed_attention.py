@@ -164,7 +164,7 @@ def test_family_that_cannot_be_packed_is_refused_and_left_as_it_was(config: tran
     assert torch.equal(model(input_ids=text).last_hidden_state, before)
 
 
-def test_positions_start_anew_with_each_text() -> None:
+def test_positions_start_again_with_each_text() -> None:
     packing = Packing(torch.tensor([0, 2, 5, 6]).int(), [2, 3, 1])
     assert packing.position_ids(0).tolist() == [[0, 1, 0, 1, 2, 0]]
     assert packing.position_ids(2).tolist() == [[2, 3, 2, 3, 4, 2]]

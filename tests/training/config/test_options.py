@@ -67,7 +67,7 @@ def test_paths_and_single_values_are_taken_as_people_write_them(tmp_path: Path) 
     assert TrainOptions(**NEEDED, train_dataset=(tmp_path / "a", "b:2")).train_dataset[1].weight == 2
 
 
-def test_missing_and_wrong_arguments_are_told_together() -> None:
+def test_missing_and_wrong_arguments_are_reported_together() -> None:
     with pytest.raises(UserError) as caught:
         TrainOptions(batch_size=0, use_cpu=True, device="cuda")
     assert [problem.argument for problem in caught.value.problems] == ["output_dir", "batch_size", "use_cpu"]

@@ -25,7 +25,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"early_stopping_patience": 2}, "`early_stopping_patience=2`: needs `eval_dataset` or `eval_split`"),
     ({"candidates": "hard", "neg_nums": 0}, "`candidates=hard`: with `neg_nums=0` there are no negatives"),
     ({"directions": ["query_query"]}, "`directions=query_query`: must contain query_passage"),
-    ({"candidates": "hard", "directions": ["query_passage", "query_query"]}, "works only with `directions=query_passage`"),
+    (
+        {"candidates": "hard", "directions": ["query_passage", "query_query"]},
+        "works only with `directions=query_passage`",
+    ),
     ({"partition_mode": "separate"}, "needs `directions=query_passage passage_query`"),
     ({"partition_mode": "separate", "directions": ["query_passage", "passage_query", "query_query"]}, "and no others"),
     (GUIDED | {"false_negative_margin": None}, "`false_negative_guide=base`: needs `false_negative_margin`"),
@@ -69,7 +72,7 @@ def test_settings_that_agree_are_accepted(settings: dict[str, Any]) -> None:
     TrainOptions(**NEEDED, **settings)
 
 
-def test_all_contradictions_are_told_together_and_as_flags_on_the_command_line() -> None:
+def test_all_contradictions_are_reported_together_and_as_flags_on_the_command_line() -> None:
     with pytest.raises(UserError) as caught:
         TrainOptions(**NEEDED, use_cpu=True, device="cuda", candidates="hard", neg_nums=0)
     assert caught.value.text(cli.spelling(TrainOptions)).splitlines() == [

@@ -108,7 +108,7 @@ def test_continued_run_equals_the_unbroken_one_bit_for_bit(
         assert_same_run(part, whole)
 
 
-def test_checkpoints_change_nothing_and_dropout_is_really_on(tiny_bert: str, data: Path, tmp_path: Path) -> None:
+def test_saving_checkpoints_changes_no_weight_and_dropout_is_on(tiny_bert: str, data: Path, tmp_path: Path) -> None:
     for name, more in (("plain", []), ("saved", ["--save_steps", "1"]), ("seed", ["--seed", "1"])):
         assert train(tiny_bert, data, tmp_path / name, *KINDS["full"], *more) == 0
     assert_same_run(tmp_path / "saved", tmp_path / "plain")
@@ -189,7 +189,7 @@ def flip(path: Path) -> None:
         (Path.unlink, "training_state/checksums.json"),
     ],
 )
-def test_damage_is_named_and_the_checkpoint_before_it_taken_or_offered(
+def test_damage_is_named_and_the_checkpoint_before_it_is_used_or_suggested(
     spoil: Callable[[Path], None], name: str, killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
     newest = checkpoints(killed)[0].folder
@@ -206,7 +206,7 @@ def test_damage_is_named_and_the_checkpoint_before_it_taken_or_offered(
     assert f"{newest} is damaged" in said and f"resume: {killed}/checkpoint-step-2, step 2" in said
 
 
-def test_nothing_whole_is_an_error_and_keeps_all_files(
+def test_without_a_whole_checkpoint_there_is_an_error_and_all_files_stay(
     killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for checkpoint in checkpoints(killed):
@@ -278,7 +278,7 @@ def test_resumed_run_takes_the_token_budget_of_the_checkpoint_and_measures_nothi
     assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", "auto") == 0
 
 
-def test_changed_rate_is_said_and_used_and_moved_data_is_no_change(
+def test_changed_learning_rate_is_reported_and_used_and_moved_data_is_not_a_change(
     killed: Path, tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     moved = tmp_path / "moved.jsonl"
@@ -289,7 +289,7 @@ def test_changed_rate_is_said_and_used_and_moved_data_is_no_change(
     assert rows[2]["learning_rate"] > 1e-4 > 1e-5 > rows[3]["learning_rate"]
 
 
-def test_checkpoint_can_be_gone_on_from_in_another_folder(
+def test_run_can_continue_from_a_checkpoint_in_another_folder(
     killed: Path, whole_and_killed: Path, tiny_bert: str, data: Path, tmp_path: Path
 ) -> None:
     newest, output, whole = checkpoints(killed)[0].folder, tmp_path / "elsewhere", whole_and_killed / "whole"
@@ -300,7 +300,7 @@ def test_checkpoint_can_be_gone_on_from_in_another_folder(
     assert newest.is_dir()
 
 
-def test_auto_starts_where_there_is_nothing_and_leaves_a_complete_run_alone(
+def test_auto_starts_a_new_run_and_does_not_change_a_complete_one(
     tiny_bert: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "out"
@@ -312,7 +312,7 @@ def test_auto_starts_where_there_is_nothing_and_leaves_a_complete_run_alone(
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == times
 
 
-def test_states_behind_the_one_that_is_gone_on_from_are_forgotten_and_foreign_files_stay(
+def test_states_after_the_resumed_one_are_removed_and_foreign_files_stay(
     killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Else `auto` would take the newest state of a way that was left."""
@@ -352,7 +352,7 @@ def test_step_that_is_not_finite_is_skipped_and_counted_on_request(
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "skip").values())
 
 
-def test_missing_checkpoint_is_named_with_what_there_is(
+def test_missing_checkpoint_is_named_with_the_existing_ones(
     killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert train(tiny_bert, data, killed, *KINDS["lora"], "--resume", str(killed / "checkpoint-step-9")) == 2

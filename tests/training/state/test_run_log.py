@@ -25,7 +25,7 @@ TAIL = {"epoch_logs", "training_end_time", "training_summary"}
 SUMMARY = {"total_training_time", "total_epochs", "total_steps", "final_loss", "best_loss", "avg_step_duration"}
 
 
-def test_line_that_a_terminal_can_not_show_is_said_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_that_a_terminal_can_not_show_is_still_written(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1"))
     say("query ≤ 64 é")
@@ -144,7 +144,7 @@ def test_killed_process_leaves_every_line_so_far(tmp_path: Path) -> None:
     assert not (tmp_path / "training_summary_report.json").exists()
 
 
-def test_step_writes_its_row_and_the_closing_bytes_alone(log, tmp_path, monkeypatch) -> None:
+def test_step_writes_only_its_row_and_the_closing_bytes(log, tmp_path, monkeypatch) -> None:
     written: list[tuple[int, int]] = []
     real = os.pwrite
 
