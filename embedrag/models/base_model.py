@@ -166,11 +166,16 @@ def resolve_embedding_config(
 
     Returns:
         The configuration, and a line for each length that was asked for and had to be shortened.
+
+    Raises:
+        UserError: when a length is below 2 tokens.
     """
     own = base.embedding_config
     lengths: dict[str, Any] = {}
     notices = []
     for side, asked in (("query_max_len", query_max_len), ("passage_max_len", passage_max_len)):
+        if asked is not None and asked < 2:
+            raise UserError("must be 2 or more", side, asked)
         length = min(getattr(own, side), getattr(EmbeddingConfig, side)) if asked is None else asked
         if base.position_limit and length > base.position_limit:
             if asked is not None:

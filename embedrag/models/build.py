@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedrag.errors import check_choice
+from embedrag.errors import UserError, check_choice
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import describe_base, resolve_embedding_config
 from embedrag.models.encoder import Encoder
@@ -93,6 +93,8 @@ def build_model(
     check_choice("finetune_type", finetune_type, FINETUNE_TYPES)
     check_choice("quantization_bits", quantization_bits, QUANTIZERS)
     check_choice("pooling", pooling, (None, *POOLING))
+    if lora_r < 1:
+        raise UserError("must be 1 or more", "lora_r", lora_r)
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
     base = describe_base(str(model_name_or_path), trust_remote_code, local_files_only)
