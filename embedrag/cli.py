@@ -10,11 +10,13 @@ its state saved, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from embedrag import __version__
 from embedrag.errors import (
@@ -28,11 +30,12 @@ from embedrag.errors import (
     as_python,
     is_out_of_memory,
     near_miss,
+    to_record,
 )
 from embedrag.options.command import Command
 from embedrag.options.field import Options, extra
 from embedrag.options.parsing import parse
-from embedrag.runtime.console import console
+from embedrag.runtime.console import PYTHON_NAMES, console
 
 # In the order of `embedrag --help`; each is a module of `embedrag.commands`.
 COMMANDS = (
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
         if sys.platform == "win32":
             raise UserError("EmbedRAG does not run on Windows itself; use it under WSL 2")
         command = load_command(name)
-        console.spell = spelling(command.options)
+        console.spell = as_python if os.environ.get(PYTHON_NAMES) == "1" else spelling(command.options)
         return _guarded(lambda: run(name, command, words[1:], script))
     except UserError as error:
         return _report(error)
@@ -130,8 +133,6 @@ def _guarded(run: Callable[[], int]) -> int:
     try:
         return run()
     except EmbedRagError as error:
-        if isinstance(error, LostContactError) and LAUNCHED in os.environ:
-            return error.exit_code
         return _report(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -146,6 +147,11 @@ def _guarded(run: Callable[[], int]) -> int:
 
 
 def _report(error: EmbedRagError) -> int:
+    """Write the message of an error, or hand it to the process that started this one; returns the exit code."""
+    if LAUNCHED in os.environ:
+        if not isinstance(error, LostContactError):  # the process that ended first says why
+            Path(os.environ[LAUNCHED]).write_text(json.dumps(to_record(error)), encoding="utf-8")
+        return error.exit_code
     if isinstance(error, ChildError) and error.said:
         return error.exit_code
     for line in error.text(console.spell).splitlines():

@@ -11,11 +11,13 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 # Messages of torch's allocator on a CPU, of cuBLAS, and of kernels that allocate memory themselves. (torch has a class
 # for its own errors on a GPU.)
 OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-LAUNCHED = "EMBEDRAG_LAUNCHED"  # in the environment of the processes that `embedrag.training.launcher` started
+# In the environment of a process that `embedrag.training.launcher` started: the file for its error, see `to_record`.
+LAUNCHED = "EMBEDRAG_LAUNCHED"
 ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 Spelling = Callable[[str, str | None], str]
@@ -101,6 +103,28 @@ class ChildError(RunError):
         self.exit_code, self.said = exit_code, said
 
 
+def to_record(error: EmbedRagError) -> dict[str, Any]:
+    """An error as JSON, for the process that started this one."""
+    problems = error.problems if isinstance(error, UserError) else ()
+    return {
+        "kind": type(error).__name__,
+        "text": str(error),
+        "problems": [[problem.reason, problem.argument, _shown(problem.value)] for problem in problems],
+    }
+
+
+def from_record(record: dict[str, Any]) -> EmbedRagError:
+    """The error of which `to_record` made the record.
+
+    >>> error = from_record(to_record(UserError("must be 1 or more", "batch_size", 0)))
+    >>> error.argument, str(error)
+    ('batch_size', '`batch_size=0`: must be 1 or more')
+    """
+    if not record["problems"]:
+        return {"StoppedError": StoppedError}.get(record["kind"], RunError)(record["text"])
+    return joined([UserError(*problem) for problem in record["problems"]])
+
+
 def all_problems(checks: Iterable[Callable[[], object]]) -> None:
     """Run checks to the end, and report what all of them found.
 
@@ -118,13 +142,18 @@ def all_problems(checks: Iterable[Callable[[], object]]) -> None:
 
 def raise_all(problems: Iterable[UserError]) -> None:
     """Raise one UserError for all problems; nothing happens when there are none."""
-    found = tuple(problem for error in problems for problem in error.problems)
+    if found := list(problems):
+        raise joined(found)
+
+
+def joined(errors: Iterable[UserError]) -> UserError:
+    """One UserError for all problems of one or more errors."""
+    found = tuple(problem for error in errors for problem in error.problems)
     if len(found) == 1:
-        raise found[0]
-    if found:
-        error = UserError("\n".join(map(str, found)))
-        error.problems = found
-        raise error
+        return found[0]
+    error = UserError("\n".join(map(str, found)))
+    error.problems = found
+    return error
 
 
 def as_python(argument: str, value: str | None) -> str:

@@ -16,6 +16,7 @@ from embedrag.errors import Spelling, as_python, spelled
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+PYTHON_NAMES = "EMBEDRAG_PYTHON_NAMES"  # likewise: 1 when its messages write arguments as Python has them
 SILENT = "EMBEDRAG_SILENT"  # in the environment: 1 in a process that a silenced one has started
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from embedrag.errors import LAUNCHED, ChildError, LostContactError, UserError
-from embedrag.runtime.console import SILENT, console
+from embedrag.errors import LAUNCHED, ChildError, LostContactError, UserError, as_python, from_record
+from embedrag.runtime.console import PYTHON_NAMES, SILENT, console
 from embedrag.runtime.distributed import world_size
 from embedrag.runtime.stop_signals import SIGNALS
 from embedrag.training.config.options import TrainOptions
@@ -52,7 +52,7 @@ def launch(options: TrainOptions, count: int) -> None:
     Lines, logs and files come from the first process. When one fails, the others are ended, and there is one message.
 
     Raises:
-        ChildError: with the exit code of the first process that failed.
+        EmbedRagError: the error of the process that failed first; a ChildError when it ended without one.
     """
     with tempfile.TemporaryDirectory(prefix="embedrag-") as folder:
         config = Path(folder, "options.json")
@@ -91,8 +91,9 @@ def child_options(options: TrainOptions) -> dict[str, Any]:
 def _start(config: Path, rank: int, count: int, port: int, errors: Path) -> subprocess.Popen[bytes]:
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = {
-        LAUNCHED: 1,
+        LAUNCHED: errors.with_suffix(".json"),
         SILENT: int(console.silent),
+        PYTHON_NAMES: int(console.spell is as_python),
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": count,
@@ -126,11 +127,14 @@ def _wait(children: list[subprocess.Popen[bytes]], errors: list[Path]) -> None:
         first = next((rank for rank, code in enumerate(codes) if code), None)
     if first is None:
         return
-    lost = LostContactError.exit_code
-    if codes[0] and codes[0] > 0 and codes[0] != lost:
-        raise ChildError("the training failed; the reason is on standard error", codes[0], said=True)
-    first = next((rank for rank, code in enumerate(codes) if code not in (None, 0, lost)), first)
+    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, LostContactError.exit_code)]
+    for rank in sorted(failed, key=lambda rank: (rank != 0, rank != first)):
+        if (record := errors[rank].with_suffix(".json")).is_file():
+            raise from_record(json.loads(record.read_text(encoding="utf-8")))
+    first = failed[0] if failed else first
     code = codes[first] or 1
+    if first == 0 and code > 0:
+        raise ChildError("the training failed; the reason is on standard error", code, said=True)
     raise ChildError(f"process {first} of {len(children)} {_reason(code, errors[first])}", code if code > 0 else 1)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from embedrag.errors import UserError
+from embedrag.errors import EmbedRagError, RunError, StoppedError, UserError, joined, to_record
 from embedrag.runtime.console import console
 from embedrag.training.config.options import TrainOptions
-from embedrag.training.launcher import child_options, launch, wanted_processes
+from embedrag.training.launcher import _wait, child_options, launch, wanted_processes
 from embedrag.training.preflight import with_engine
 
 SCRIPTS = Path(__file__).parents[2] / "configs" / "launch"
@@ -157,3 +157,32 @@ def test_processes_of_a_silenced_console_are_silent_too(
     assert capfd.readouterr() == ("", "")
     launch(options(), 2)
     assert capfd.readouterr().out == "seen\n"
+
+
+def ended(code: int, *records: EmbedRagError | None, folder: Path) -> None:
+    """What the launcher makes of processes that ended with this exit code and left these errors."""
+    children, errors = [], []
+    for rank, error in enumerate(records):
+        errors.append(folder / f"errors-{rank}")
+        errors[-1].write_text("error: said on standard error\n")
+        if error:
+            errors[-1].with_suffix(".json").write_text(json.dumps(to_record(error)))
+        children.append(subprocess.Popen([sys.executable, "-S", "-c", f"raise SystemExit({code if error else 70})"]))
+    _wait(children, errors)
+
+
+def test_error_of_a_process_is_the_error_of_the_call(tmp_path: Path) -> None:
+    """In a notebook with two GPUs a mistake must name its argument, as with one."""
+    mistake = joined([UserError("must be 1 or more", "batch_size", 0), UserError("rows.jsonl:3: no query")])
+    with pytest.raises(UserError) as caught:
+        ended(2, mistake, mistake, folder=tmp_path)
+    assert [problem.argument for problem in caught.value.problems] == ["batch_size", None]
+    assert str(caught.value) == "`batch_size=0`: must be 1 or more\nrows.jsonl:3: no query"
+    with pytest.raises(StoppedError, match="`resume=auto` goes on") as stopped:
+        ended(75, StoppedError("stopped; `resume=auto` goes on"), None, folder=tmp_path / "..")
+    assert stopped.value.exit_code == 75
+
+
+def test_error_of_another_process_than_the_first_is_raised_too(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the disk is full"):
+        ended(1, None, RunError("the disk is full"), folder=tmp_path)
