@@ -69,7 +69,8 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize("settings", [{}, GUIDED, STREAM, SHARDED])
 def test_settings_that_agree_are_accepted(settings: dict[str, Any]) -> None:
-    TrainOptions(**NEEDED, **settings)
+    accepted = TrainOptions(**NEEDED, **settings)
+    assert list(rules.contradictions(accepted)) == []
 
 
 def test_all_contradictions_are_reported_together_and_as_flags_on_the_command_line() -> None:
