@@ -28,6 +28,7 @@ from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
 from embedrag.models.encoder import Encoder, TextEncoder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import adapter_file, load_model
+from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 
@@ -208,6 +209,7 @@ def _write_surroundings(encoder: Encoder, source: Path, folder: Path) -> None:
     # Padded on the right: there every graph gives the right vectors, also a graph with learnt positions.
     encoder.tokenizer.tokenizer.padding_side = "right"
     encoder.tokenizer.save(folder)
+    add_older_names(folder)
     encoder.embedding_config.write(folder, encoder.dimension)
     for path in source.glob("*.py"):  # of a configuration that is Python code
         shutil.copy(path, folder)

@@ -35,6 +35,7 @@ from embedrag.models.load import (
 )
 from embedrag.models.model_card import training_section, write_card
 from embedrag.models.quantization import QUANTIZERS, QuantizationConfig, QuantizedLayers, quantized_layers
+from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.weights.adapter_file import Adapter, read_adapter, targets
@@ -270,6 +271,7 @@ def _write_model(plan: Plan, folder: Path) -> None:
     source, base = plan.adapter.file.parent, plan.base
     embedding_config = saved_embedding_config(source, base, ADAPTER)
     load_adapter_tokenizer(source, base, embedding_config, plan.trust_remote_code, ADAPTER).save(folder)
+    add_older_names(folder)
     embedding_config.write(folder, int(base.config.hidden_size))
     if (source / TRAINING_CONFIG).is_file():
         shutil.copy(source / TRAINING_CONFIG, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from embedrag.models.model_card import write_card
 from embedrag.models.quantization import QuantizationConfig
 from embedrag.runtime.console import quiet
 from embedrag.runtime.files import atomic_folder, check_folder, write_json
+
+# model_type -> older names of (the base of the angles, the base for layers with a window, the rotated share)
+ROPE_NAMES = {
+    "modernbert": ("global_rope_theta", "local_rope_theta", ""),
+    "gpt_neox": ("rotary_emb_base", "", "rotary_pct"),
+}
+ROPE_DEFAULT = ("rope_theta", "rope_local_base_freq", "partial_rotary_factor")
+ONE_CALL = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only")
 
 
 def save_model(
@@ -55,6 +64,7 @@ def save_model(
         if start := getattr(encoder.backbone, "adapter_start", None):
             subtract_start(folder, start)
         encoder.tokenizer.save(folder)
+        add_older_names(folder)
         encoder.embedding_config.write(folder, encoder.dimension)
         write_json(folder / TRAINING_CONFIG, settings)
         if probes:
@@ -62,6 +72,54 @@ def save_model(
         write_card(folder, settings["model_name_or_path"], settings, results=results)
         if add_files:
             add_files(folder)
+
+
+def add_older_names(folder: Path) -> None:
+    """Let programs with transformers 4, fastembed and transformers.js read a folder as transformers 5 does.
+
+    transformers 5 renamed some settings. Programs that look for the older names do not fail: they take a default and
+    give other vectors. Here the older names are written next to the newer ones; transformers 5 reads both.
+
+    Args:
+        folder: with tokenizer_config.json, and config.json unless it holds an adapter.
+    """
+    path = folder / "config.json"
+    if path.is_file():
+        write_json(path, with_older_rope(json.loads(path.read_text(encoding="utf-8"))))
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    # Settings of one call that the base was saved with. fastembed would cut texts at such a max_length.
+    settings = {name: value for name, value in settings.items() if name not in ONE_CALL}
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):  # transformers 4 fails on a list under this name
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(path, settings)
+    tokens = {name: value for name, value in settings.items() if name.endswith(("_token", "l_special_tokens"))}
+    write_json(folder / "special_tokens_map.json", {name: value for name, value in tokens.items() if value})
+
+
+def with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Content of config.json, with the settings of rotary positions also under the names of transformers 4.
+
+    >>> config = with_older_rope({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})
+    >>> config["rope_theta"], config["rope_parameters"]["rope_theta"]
+    (1000000.0, 1000000.0)
+    """
+    parts = {name: with_older_rope(part) for name, part in config.items() if isinstance(part, dict) and part}
+    config = config | parts
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return config
+    full = rope.get("full_attention") or rope
+    theta, local_theta, share = ROPE_NAMES.get(config.get("model_type", ""), ROPE_DEFAULT)
+    older = {theta: full.get("rope_theta"), share: full.get("partial_rotary_factor")}
+    older[local_theta] = (rope.get("sliding_attention") or {}).get("rope_theta")
+    scaling = {name: value for name, value in full.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    if full.get("rope_type", "default") != "default" and theta == "rope_theta":
+        older["rope_scaling"] = scaling
+    added = {name: value for name, value in older.items() if name and value is not None and config.get(name) is None}
+    return config | added
 
 
 def model_settings_of(encoder: Encoder) -> dict[str, Any]:
