@@ -6,6 +6,8 @@ gives it back its own.)
 
 A symlink is followed: its target is what is written. A device or a pipe (`/dev/null`, `/dev/stdout`, a FIFO) can't be
 replaced without being lost, so it is written in place.
+
+New files and folders have the modes that the user's umask gives to any new file or folder.
 """
 
 from __future__ import annotations
@@ -13,21 +15,26 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError
-
-from embedrag.errors import RunError, UserError, raise_all
+from embedrag.errors import EmbedRagError, RunError, UserError, raise_all
 
 if TYPE_CHECKING:
     import numpy as np
+
+T = TypeVar("T")
+_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+# How an error of the disk is told in messages of libraries in Rust (safetensors, tokenizers), and of `shutil`.
+OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 
 @contextmanager
@@ -42,15 +49,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.tmp-", dir=place.parent))
-        temporary.chmod(0o755)
+        temporary, _ = _made_beside(place, Path.mkdir)
     except OSError as error:
-        raise RunError(f"{target}: can't be written ({error.strerror})") from None
+        raise RunError(f"{target}: can't be written ({disk_error(error, target)})") from None
     try:
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            path.chmod(0o755 if path.is_dir() else 0o644)  # some libraries write files that only their owner may read
-            _flush(path)
+        _settle(temporary)
         old = temporary.with_name(f"{temporary.name}.old")
         if place.exists():
             place.rename(old)
@@ -62,11 +66,57 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             raise
         _flush(place.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # first, so that it does not count as room that is taken
+        if not (reason := disk_error(error, place.parent)):
+            raise
         raise RunError(f"{target}: not written ({reason}); what was there before is unchanged") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def disk_error(error: Exception, place: Path) -> str:
+    """What the disk says in an error of any library; empty for another kind of error.
+
+    Args:
+        error: an OSError, or an error of safetensors or tokenizers about a file.
+        place: a path on that disk; it does not have to exist.
+    """
+    if isinstance(error, EmbedRagError):
+        return ""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := OS_ERROR.search(str(error))):
+        number = int(found[1] or found[2])
+    if number is None:
+        return str(error) if isinstance(error, OSError) else ""
+    return f"{os.strerror(number)}; {_room(place)}" if number == errno.ENOSPC else os.strerror(number)
+
+
+def _room(place: Path) -> str:
+    """How much room the disk of a path has, in words."""
+    try:
+        disk = os.statvfs(next(path for path in (place, *place.absolute().parents) if path.exists()))
+    except (OSError, StopIteration):
+        return "free some room there"
+    if disk.f_files and not disk.f_favail:
+        return "it can hold no further file, because no inode is free"
+    return f"it has {disk.f_bavail * disk.f_frsize / 2**20:,.1f} MiB free, and more is needed"
+
+
+def _made_beside(place: Path, make: Callable[[Path], T]) -> tuple[Path, T]:
+    """A new hidden path beside another one, and what `make` returned for it."""
+    while True:
+        path = place.with_name(f".{place.name}.tmp-{secrets.token_hex(4)}")
+        with suppress(FileExistsError):
+            return path, make(path)
+
+
+def _settle(folder: Path) -> None:
+    """Give everything in a new folder the folder's own rights, and flush it to the disk."""
+    mode = stat.S_IMODE(folder.stat().st_mode)  # by the umask of the user; some libraries write files that are private
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(mode if path.is_dir() else mode & 0o666)
+        _flush(path)
 
 
 def remove_leftover(path: Path) -> None:
@@ -125,21 +175,22 @@ def _opened(target: Path, mode: str, **settings: Any) -> Iterator[IO[Any]]:
         else:
             place = _real_path(target)
             place.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{place.name}.tmp-", dir=place.parent)
-            temporary = Path(name)
+            temporary, handle = _made_beside(place, lambda path: os.open(path, _NEW, 0o666))
             file = os.fdopen(handle, mode, **settings)
     except OSError as error:
-        raise RunError(f"{target}: can't be written ({error.strerror or error})") from None
+        raise RunError(f"{target}: can't be written ({disk_error(error, target)})") from None
     try:
         with file:
-            if temporary:
-                temporary.chmod(0o644)
             yield file
         if temporary:
             _flush(temporary)
             temporary.replace(place)
+    except BrokenPipeError:  # whoever read it has ended, for example `head`
+        raise
     except OSError as error:
-        raise RunError(f"{target}: not written ({error.strerror or error})") from None
+        if temporary:
+            temporary.unlink(missing_ok=True)  # first, so that it does not count as room that is taken
+        raise RunError(f"{target}: not written ({disk_error(error, target)})") from None
     finally:
         if temporary:
             with suppress(OSError):
@@ -234,7 +285,16 @@ def _refusal(path: Path, read: list[Path], seen: dict[str, str], overwrite: bool
     if any(parent.is_file() for parent in path.parents):
         return "no folder can be made there; name another place"
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    return "" if os.access(folder, os.W_OK) else f"{folder} can't be written; name another place"
+    return f"{folder} can't be written ({reason}); name another place" if (reason := not_writable(folder)) else ""
+
+
+def not_writable(folder: Path) -> str:
+    """Why no file can be made in a folder that exists; empty when one can. A file is tried; it never has a name."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def check_folder(argument: str, output: Path, overwrite: bool, marker: str, kind: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from embedrag.errors import RunError, UserError
 from embedrag.runtime.files import (
@@ -54,12 +56,31 @@ def test_block_that_ends_well_gives_the_new_folder_and_nothing_else(target) -> N
     assert [path.name for path in target.parent.iterdir()] == ["final"]
 
 
-def test_files_that_a_library_wrote_only_for_their_owner_become_readable_for_all(target) -> None:
-    with atomic_folder(target) as folder:
+@pytest.fixture(params=[0o022, 0o077, 0o027], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_files_and_folders_have_the_rights_of_the_umask(tmp_path: Path, umask: int) -> None:
+    """Also those that a library wrote for their owner only, or for everybody."""
+    with atomic_folder(tmp_path / "new" / "model") as folder:
         (folder / "sub").mkdir(mode=0o700)
-        (folder / "sub" / "weights").write_text("1")
-        (folder / "sub" / "weights").chmod(0o600)
-    assert [(target / name).stat().st_mode & 0o777 for name in ("sub", "sub/weights")] == [0o755, 0o644]
+        for name, mode in (("sub/private", 0o600), ("public", 0o666)):
+            (folder / name).write_text("1")
+            (folder / name).chmod(mode)
+    write_atomic(tmp_path / "report.json", "{}")
+    write_vectors(tmp_path / "v.npy", [np.zeros((2, 3), np.float32)], (2, 3))
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_folder_keeps_the_group_of_a_shared_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2755)
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "sub").mkdir(mode=0o700)
+    assert all(path.stat().st_mode & stat.S_ISGID for path in (tmp_path / "model", tmp_path / "model" / "sub"))
 
 
 def test_target_is_untouched_while_the_block_runs(target) -> None:
@@ -80,13 +101,55 @@ def test_failure_in_the_block_leaves_what_was_there_and_passes_on(failure, targe
     assert [path.name for path in target.parent.iterdir()] == ["final"] * existed
 
 
-def test_full_disk_is_reported_and_earlier_files_stay(target) -> None:
+FULL = "No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        Exception(FULL),
+        SafetensorError(f"Error while serializing: I/O error: {FULL}"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
+    ],
+    ids=["Python", "tokenizers", "safetensors", "shutil"],
+)
+def test_full_disk_is_reported_and_earlier_files_stay(target, error) -> None:
     before, existed = tree(target), target.exists()
-    with pytest.raises(RunError, match="final: not written .No space left") as caught, atomic_folder(target):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    words = r"final: not written \(No space left on device; it has [\d,.]+ MiB free, and more is needed\); what was"
+    with pytest.raises(RunError, match=words) as caught, atomic_folder(target):
+        raise error
     assert caught.value.exit_code == 1
     assert tree(target) == before
     assert [path.name for path in target.parent.iterdir()] == ["final"] * existed
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.EFBIG]
+)
+def test_other_errors_of_the_disk_are_told_in_its_words(number: int, tmp_path: Path) -> None:
+    for error in (OSError(number, os.strerror(number)), Exception(f"(os error {number})")):
+        with pytest.raises(RunError, match=re.escape(f"m: not written ({os.strerror(number)}); what was there before")):
+            with atomic_folder(tmp_path / "m"):
+                raise error
+    with pytest.raises(RunError, match="can't be written .File name too long"):
+        write_atomic(tmp_path / ("x" * 300), "")
+
+
+def test_disk_without_a_free_inode_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.statvfs_result((4096, 4096, 9000, 9000, 9000, 100, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(
+        RunError, match="No space left on device; it can hold no further file, because no inode is free"
+    ):
+        with atomic_folder(tmp_path / "m"):
+            raise OSError(errno.ENOSPC, "")
+
+
+def test_error_that_is_not_of_the_disk_passes_on(tmp_path: Path) -> None:
+    for error in (ValueError("x"), UserError("the base can't be read (os error 2)")):
+        with pytest.raises(type(error), match=re.escape(str(error))), atomic_folder(tmp_path / "m"):
+            raise error
 
 
 def test_parent_that_can_not_be_made_is_reported(tmp_path: Path) -> None:
@@ -225,8 +288,14 @@ def test_all_outputs_that_can_not_be_written_are_named_at_once(tmp_path: Path) -
 def test_place_where_nobody_may_write_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = {"output": str(tmp_path / "new" / "deep" / "x.jsonl")}
     check_targets(target, [], False)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
-    with pytest.raises(UserError, match=f"`output=.*x.jsonl`: {tmp_path} can't be written; name another place"):
+    assert list(tmp_path.iterdir()) == [], "the file that is tried leaves nothing"
+
+    def refuse(dir: Path) -> None:  # root may write everywhere
+        raise OSError(errno.EROFS if dir == tmp_path else errno.EIO, "Read-only file system")
+
+    monkeypatch.setattr("embedrag.runtime.files.tempfile.TemporaryFile", refuse)
+    words = f"`output=.*x.jsonl`: {tmp_path} can't be written .Read-only file system.; name another place"
+    with pytest.raises(UserError, match=words):
         check_targets(target, [], True)
     (tmp_path / "link").symlink_to(tmp_path / "new" / "x.jsonl")  # what counts is the folder of its target
     with pytest.raises(UserError, match=f"`output=.*link`: {tmp_path} can't be written"):
