@@ -7,7 +7,6 @@ vectors. For 8 bits the difference is only reported.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +30,7 @@ from embedrag.models.load import adapter_file, load_model
 from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
+from embedrag.runtime.paths import copy_code
 
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # all probe texts must fit in memory as one batch, attention matrices included
@@ -119,7 +119,7 @@ def export(
     reference = _Reference.of(encoder, source, retrieval)
     with atomic_folder(target) as folder:
         (folder / "onnx").mkdir()
-        _write_surroundings(encoder, source, folder)
+        _write_surroundings(encoder, source, folder, trust_remote_code)
         names = ("onnx", "onnx_int8") if int8 else ("onnx",)
         paths = [folder / ONNX_FILES[name] for name in names]
         write_graph(encoder, paths[0], model)
@@ -202,7 +202,7 @@ def _record(model: str, encoder: Encoder, probes: int, files: tuple[ExportedFile
     return record
 
 
-def _write_surroundings(encoder: Encoder, source: Path, folder: Path) -> None:
+def _write_surroundings(encoder: Encoder, source: Path, folder: Path, trust_remote_code: bool) -> None:
     """Tokenizer and configuration, so that the folder is a sentence-transformers folder."""
     backbone: Any = encoder.backbone
     backbone.config.save_pretrained(folder)
@@ -211,8 +211,8 @@ def _write_surroundings(encoder: Encoder, source: Path, folder: Path) -> None:
     encoder.tokenizer.save(folder)
     add_older_names(folder)
     encoder.embedding_config.write(folder, encoder.dimension)
-    for path in source.glob("*.py"):  # of a configuration that is Python code
-        shutil.copy(path, folder)
+    if trust_remote_code:
+        copy_code(source, folder)
 
 
 def _ndcg(encoder: TextEncoder, data: RetrievalDataset, title: str) -> np.ndarray:

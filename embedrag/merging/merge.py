@@ -10,7 +10,6 @@ models.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from embedrag.models.quantization import QUANTIZERS, QuantizationConfig, Quantiz
 from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
+from embedrag.runtime.paths import copy_code
 from embedrag.weights.adapter_file import Adapter, read_adapter, targets
 from embedrag.weights.safetensors_io import WeightFile, blocks, weight_files, write_tensors
 
@@ -261,9 +261,8 @@ def make_plan(
 def _write_model(plan: Plan, folder: Path) -> None:
     """Write weights, configuration, tokenizer and embedding config of the merged model."""
     _write_weights(plan, folder)
-    for path in plan.root.iterdir():
-        if path.suffix == ".py":
-            shutil.copy(path, folder)
+    if plan.trust_remote_code:
+        copy_code(plan.root, folder)
     config = json.loads((plan.root / "config.json").read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
@@ -273,8 +272,8 @@ def _write_model(plan: Plan, folder: Path) -> None:
     load_adapter_tokenizer(source, base, embedding_config, plan.trust_remote_code, ADAPTER).save(folder)
     add_older_names(folder)
     embedding_config.write(folder, int(base.config.hidden_size))
-    if (source / TRAINING_CONFIG).is_file():
-        shutil.copy(source / TRAINING_CONFIG, folder)
+    if settings := model_settings(source):
+        write_json(folder / TRAINING_CONFIG, settings)
 
 
 def _write_weights(plan: Plan, folder: Path) -> None:

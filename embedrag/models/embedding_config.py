@@ -15,6 +15,7 @@ from typing import Any
 from embedrag.errors import UserError
 from embedrag.models.pooling import POOLING
 from embedrag.runtime.files import write_json
+from embedrag.runtime.paths import is_inner_path
 
 PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
 UNLIMITED = 10**7  # tokens; more than any model reads
@@ -104,7 +105,13 @@ class ModelFiles:
     local_files_only: bool
 
     def json(self, path: str) -> Any:
-        """Content of a JSON file; None when the model has no such file."""
+        """Content of a JSON file; None when the model has no such file.
+
+        Raises:
+            UserError: the file is damaged, or the path leads out of the model's folder.
+        """
+        if not is_inner_path(path):
+            raise self.error(f"its modules.json names {path!r}, which is not in its folder; download the model again")
         local = Path(self.name).expanduser()
         if local.is_dir():
             found: str | None = str(local / path) if (local / path).is_file() else None

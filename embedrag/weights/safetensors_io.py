@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from embedrag.errors import UserError
@@ -32,36 +33,29 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BLOCK_BYTES = 16 << 20
+LFS_POINTER = b"version https://git-lfs"
 
 
 class TensorFile:
     """A safetensors file, read by rows."""
 
     def __init__(self, path: Path) -> None:
-        """Read and check the header.
+        """Read the header, after the safetensors library has checked it.
 
         Raises:
-            UserError: when the file is cut off, or is not a safetensors file.
+            UserError: the file is cut off or damaged, is no safetensors file, or holds types that are not supported.
         """
         self.path = path
-        size = path.stat().st_size
+        try:
+            with safe_open(path, "pt"):  # maps the file and checks the header; no page of weights is read
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _unreadable(path, str(error)) from None
         with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            if 8 + length > size:
-                raise UserError(f"{path}: cut off, or not a safetensors file; download it again")
-            try:
-                self._header: dict[str, Any] = json.loads(file.read(length))
-            except ValueError:
-                raise UserError(f"{path}: not a safetensors file (its header is not JSON)") from None
+            length = struct.unpack("<Q", file.read(8))[0]
+            self._header: dict[str, Any] = json.loads(file.read(length))
         self._header.pop("__metadata__", None)
         self._start = 8 + length
-        end = max((entry["data_offsets"][1] for entry in self._header.values()), default=0)
-        if self._start + end != size:
-            raise UserError(
-                f"{path}: damaged (it has {size:,} bytes, but by its header it should have {self._start + end:,}); "
-                "download it again"
-            )
         unknown = {entry["dtype"] for entry in self._header.values()} - set(DTYPES)
         if unknown:
             raise UserError(
@@ -109,7 +103,9 @@ class PickledFile:
         try:
             self._tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:  # torch raises many kinds for damaged and for unsafe files
-            raise UserError(f"{path}: can't be read as weights ({str(error).splitlines()[0]})") from None
+            raise _unreadable(path, str(error)) from None
+        if not isinstance(self._tensors, dict) or not all(map(torch.is_tensor, self._tensors.values())):
+            raise UserError(f"{path}: holds more than tensors; save the model's state_dict there, and nothing else")
 
     def names(self) -> list[str]:
         """Names of the tensors."""
@@ -145,14 +141,40 @@ def weight_files(root: Path) -> list[WeightFile]:
     for name, kind in kinds:
         index = root / f"{name}.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            absent = [file for file in names if not (root / file).is_file()]
-            if absent:
-                raise UserError(f"{root}: {', '.join(absent)} is missing, but {index.name} names it; download it again")
-            return [kind(root / file) for file in names]
+            return [kind(root / file) for file in _shards(index)]
         if (root / name).is_file():
             return [kind(root / name)]
     raise UserError(f"{root}: no weights there (model.safetensors, its shards, or pytorch_model.bin)")
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index names.
+
+    Raises:
+        UserError: when the index is damaged, names a file that is missing, or a path out of its folder.
+    """
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        places = []
+    if not places or not all(isinstance(place, str) and place == Path(place).name for place in places):
+        raise UserError(
+            f"{index}: damaged; it needs a `weight_map` from names of weights to names of files beside it. Download "
+            "it again"
+        )
+    names = sorted(set(places))
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise UserError(f"{index.parent}: {', '.join(absent)} is missing, but {index.name} names it; download it again")
+    return names
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    """The error about a file of weights that can't be read."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return UserError(f"{path}: is a pointer of Git LFS and not the file itself; run `git lfs pull` there")
+    first = reason.strip().splitlines()[0] if reason.strip() else "no reason given"
+    return UserError(f"{path}: damaged, cut off, or not a file of weights ({first}); download it again")
 
 
 def blocks(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[int, int]]:

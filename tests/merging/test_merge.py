@@ -441,3 +441,33 @@ def test_training_that_moved_less_than_the_precision_can_not_be_proved(
     adapter = train(tiny_bert, "--lr", "1e-6", "--epochs", "1")
     words = ["--training_precision", "bfloat16"]
     check_refused(adapter, tmp_path / "merged", "so it is not precise enough", capsys, *words, code=1)
+
+
+def test_merge_follows_no_path_out_of_the_base(tiny_bert: str, train, tmp_path: Path, capsys) -> None:
+    """Links to files of the user end in a folder that people upload; so do weights that an index names elsewhere."""
+    adapter, base, secret = train(tiny_bert), tmp_path / "base", tmp_path / "secret.txt"
+    secret.write_text("TOP SECRET")
+    shutil.copytree(tiny_bert, base)
+    (base / "own.py").write_text("harmless = True")
+    (base / "leak.py").symlink_to(secret)
+    for words, expected in (([], []), (["--trust_remote_code"], ["own.py"])):
+        words = ["--base_model_path", str(base), "--no_verify", "--overwrite", *words]
+        assert run_merge(adapter, tmp_path / "merged", *words) == 0
+        assert [path.name for path in (tmp_path / "merged").glob("*.py")] == expected
+    (base / "1_Pooling").mkdir()
+    (tmp_path / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    modules = [{"type": f"sentence_transformers.models.{name}", "path": ""} for name in ("Transformer", "Pooling")]
+    (base / "modules.json").write_text(json.dumps([modules[0], modules[1] | {"path": ".."}]))
+    words = ["--base_model_path", str(base)]
+    check_refused(adapter, tmp_path / "other", "'../config.json', which is not in its folder", capsys, *words)
+
+
+def test_links_of_the_hub_s_cache_are_followed(tiny_bert: str, train, tmp_path: Path) -> None:
+    blobs, snapshot = (tmp_path / "models--a--b" / name for name in ("blobs", "snapshots/1"))
+    snapshot.mkdir(parents=True)
+    shutil.copytree(tiny_bert, blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    adapter = train(tiny_bert)
+    assert run_merge(adapter, tmp_path / "merged", "--base_model_path", str(snapshot)) == 0
+    assert distance(adapter, tmp_path / "merged") <= 1e-5

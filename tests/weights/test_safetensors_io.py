@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import struct
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from embedrag.errors import UserError
@@ -55,15 +62,85 @@ def test_file_written_in_blocks_is_read_by_the_library(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cut off, or not a safetensors file"),
-        (b"\xff" * 64, "cut off, or not a safetensors file"),
-        (b"\x04" + b"\0" * 7 + b"text", "its header is not JSON"),
+        (b"", "not a file of weights"),
+        (b"\xff" * 64, "not a file of weights"),
+        (b"\x04" + b"\0" * 7 + b"text", "not a file of weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "pointer of Git LFS .* run `git lfs pull`"),
     ],
 )
-def test_file_of_another_kind_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [TensorFile, PickledFile])
+def test_file_of_another_kind_is_named(kind: type, content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path}: .*{message}"):
+        kind(path)
+
+
+HEADER = {
+    "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+    "b": {"dtype": "F16", "shape": [3], "data_offsets": [16, 22]},
+}
+NUMBERS = st.sampled_from([-8, 0, 1, 2, 3, 7, 8, 16, 18, 22, 24, 2**40, 2**63, 2**64, 10**30, 1.5, "2", None, True])
+DAMAGE = st.one_of(
+    st.tuples(st.sampled_from("ab"), st.just("data_offsets"), st.lists(NUMBERS, max_size=3)),
+    st.tuples(st.sampled_from("ab"), st.just("shape"), st.lists(NUMBERS, max_size=3)),
+    st.tuples(st.sampled_from("ab"), st.just("dtype"), st.sampled_from(["F32", "F16", "I64", "F8_E4M3", "X", 1, None])),
+    st.tuples(st.sampled_from("ab"), st.just(None), st.sampled_from([None, [], 1, "x", {}])),
+)
+
+
+def with_header(path: Path, header: bytes, size: int = 22) -> Path:
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(range(size)))
+    return path
+
+
+@settings(max_examples=150)
+@given(st.lists(DAMAGE, max_size=3), st.sampled_from([22, 22, 22, 0, 16, 21, 23]))
+def test_header_is_accepted_when_the_library_accepts_it_and_read_alike(damage: list[Any], size: int) -> None:
+    header: dict[str, Any] = copy.deepcopy(HEADER)
+    for name, field, value in damage:
+        if field is None or not isinstance(header[name], dict):
+            header[name] = value
+        else:
+            header[name][field] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = with_header(Path(folder) / "model.safetensors", json.dumps(header).encode(), size)
+        try:
+            with safe_open(path, "pt") as library:
+                expected = {name: library.get_tensor(name) for name in library.keys()}  # noqa: SIM118
+        except Exception:
+            with pytest.raises(UserError, match=str(path)):
+                TensorFile(path)
+            return
+        if any(entry["dtype"] == "F8_E4M3" for entry in header.values()):
+            return
+        file = TensorFile(path)
+        assert {name: file.rows(name).tolist() for name in file.names()} == {
+            name: tensor.tolist() for name, tensor in expected.items()
+        }
+
+
+ENTRY = '{"dtype":"F32","shape":[4],"data_offsets":[%s,%s]}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[1]",
+        "null",
+        "[" * 200_000,
+        '{"a":' + ENTRY % (0, 16) + ',"b":' + ENTRY % (0, 16) + "}",  # two tensors on the same bytes
+        '{"a":' + ENTRY % (-8, 8) + "}",  # the header as weights
+        '{"a":' + ENTRY % (6, 22) + "}",  # a hole
+        '{"a":' + ENTRY % ("NaN", 16) + "}",
+        '{"a":{"dtype":"F32","shape":[4]}}',
+        '{"__metadata__":1,"a":' + ENTRY % (0, 16) + "}",
+    ],
+)
+def test_damaged_header_is_named_with_the_remedy(header: str, tmp_path: Path) -> None:
+    size = 16 if "[0,16]" in header or "[-8" in header else 22
+    path = with_header(tmp_path / "model.safetensors", header.encode(), size)
+    with pytest.raises(UserError, match=f"{path}: damaged.*download it again"):
         TensorFile(path)
 
 
@@ -84,7 +161,36 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         weight_files(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../other/model.safetensors"}}',
+        '{"weight_map": {"a": "/other/model.safetensors"}}',
+        '{"weight_map": {"a": "sub/model.safetensors"}}',
+        "[" * 100_000,
+    ],
+)
+def test_damaged_index_and_index_that_leaves_the_folder_are_refused(text: str, tmp_path: Path) -> None:
+    for folder in ("other", "base", "base/sub"):
+        (tmp_path / folder).mkdir()
+        save_file({"a": torch.zeros(1)}, tmp_path / folder / "model.safetensors")
+    index = tmp_path / "base" / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(UserError, match=rf"{index}: damaged.* Download it again"):
+        weight_files(tmp_path / "base")
+
+
 def test_pickle_that_holds_more_than_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": Path("x")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="can't be read as weights"):
+    with pytest.raises(UserError, match="not a file of weights"):
         weight_files(tmp_path)
+    for content in ({"weight": 5}, {"state_dict": {"weight": torch.ones(1)}}, torch.ones(1)):
+        torch.save(content, tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError, match="holds more than tensors"):
+            weight_files(tmp_path)
