@@ -9,7 +9,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ class RetrievalDataset:
         relevant: [q] for each query: number of a passage that answers it -> gain (above 0).
         negatives: [q] for each query: numbers of the passages that are labelled as wrong.
         skipped: how many queries were left out because they have no relevant passage.
+        own: number of a query -> number of the passage that is this query itself. It is left out of its ranking.
+        missing: number of a query -> gains of its relevant passages that are not among `passages`. They count as
+            passages that no model can find.
     """
 
     queries: list[str]
@@ -39,6 +42,8 @@ class RetrievalDataset:
     relevant: list[dict[int, float]]
     negatives: list[list[int]]
     skipped: int = 0
+    own: dict[int, int] = field(default_factory=dict)
+    missing: dict[int, list[float]] = field(default_factory=dict)
 
 
 def load_retrieval_dataset(
@@ -85,6 +90,8 @@ def sample_queries(data: RetrievalDataset, sample_size: int) -> RetrievalDataset
         queries=[data.queries[number] for number in picked],
         relevant=[data.relevant[number] for number in picked],
         negatives=[data.negatives[number] for number in picked],
+        own={place: data.own[number] for place, number in enumerate(picked) if number in data.own},
+        missing={place: data.missing[number] for place, number in enumerate(picked) if number in data.missing},
     )
 
 
@@ -102,6 +109,7 @@ def fewer_passages(data: RetrievalDataset, count: int) -> RetrievalDataset:
         passages=[data.passages[number] for number in place],
         relevant=[{place[number]: gain for number, gain in gains.items()} for gains in data.relevant],
         negatives=[[place[number] for number in wrong] for wrong in data.negatives],
+        own={query: place[number] for query, number in data.own.items() if number in place},
     )
 
 

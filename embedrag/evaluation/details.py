@@ -29,7 +29,7 @@ def gains_and_losses(
             "query": data.queries[query][:LONGEST],
             "base": float(base.metrics[metric][query]),
             "tuned": float(tuned.metrics[metric][query]),
-            "relevant": data.passages[max(relevant, key=lambda number: relevant[number])][:LONGEST],
+            "relevant": data.passages[max(relevant, key=lambda n: relevant[n])][:LONGEST] if relevant else "",
             "base_first": data.passages[base.first[query]][:LONGEST],
             "tuned_first": data.passages[tuned.first[query]][:LONGEST],
         }

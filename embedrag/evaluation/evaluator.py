@@ -1,7 +1,8 @@
 """How a model ranks the passages of a retrieval set for each query.
 
 The search is exact unless FAISS is asked for. Passages are searched block by block while they are encoded, so memory
-holds their texts but not their vectors.
+holds their texts but not their vectors. A text that is there several times is encoded once, so all its passages have
+the same score.
 
 Letters: q queries, m passages of a block, D dimensions of a vector.
 """
@@ -9,7 +10,7 @@ Letters: q queries, m passages of a block, D dimensions of a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from embedrag.data.retrieval_dataset import RetrievalDataset
 from embedrag.evaluation.metrics import METRICS
 from embedrag.models.embedding_format import EmbeddingFormat
 from embedrag.models.encoder import TEXTS_PER_BLOCK, TextEncoder
-from embedrag.retrieval.topk import TopK, search_faiss
+from embedrag.retrieval.topk import TopK, cosines, search_faiss
 from embedrag.retrieval.vector_cache import unit
 from embedrag.runtime.console import console
 from embedrag.runtime.distributed import ProcessGroup
@@ -90,40 +91,104 @@ def score(
         RunError: when the model gives a vector that is not finite.
         UserError: when FAISS is missing or does not know the index.
     """
-    texts = len(data.queries) + len(data.passages)
+    distinct, places = _distinct(data)
+    depth = max(cutoffs) + bool(data.own)
+    texts = len(distinct.queries) + len(distinct.passages)
     bar = console.progress(texts, "text", desc=title, leave=False, disable=not processes.main)
     queries = unit(np.concatenate(list(_vectors(encoder, data.queries, "query", bar.update, processes))))
-    pairs = _Pairs(data, queries)
+    pairs = _Pairs(distinct, queries)
     place = "cuda" if encoder.device.type == "cuda" else "cpu"
-    others = [TopK(unit(form.of(queries)), max(cutoffs), place) for form in forms]
+    others = [TopK(_compared(form, queries), depth, place) for form in forms]
 
     def passages() -> Iterator[np.ndarray]:
-        for block in _vectors(encoder, data.passages, "passage", bar.update, processes):
+        for block in _vectors(encoder, distinct.passages, "passage", bar.update, processes):
             vectors = unit(block)
             pairs.see(vectors)
             for form, top in zip(forms, others, strict=True):
-                top.add(unit(form.of(vectors)))
+                top.add(_compared(form, vectors))
             yield vectors
 
     if faiss_index:
-        found, _ = search_faiss(queries, passages(), max(cutoffs), faiss_index)
+        result = search_faiss(queries, passages(), min(depth, len(distinct.passages)), faiss_index)
     else:
-        top = TopK(queries, max(cutoffs), place)
+        top = TopK(queries, depth, place)
         for block in passages():
             top.add(block)
-        found, _ = top.result()
+        result = top.result()
     bar.close()
-    of_forms = [_metrics(top.result()[0], data, cutoffs) for top in others]
+    found = _rankings(*result, data, places, max(cutoffs))
+    of_forms = [_metrics(_rankings(*top.result(), data, places, max(cutoffs)), data, cutoffs) for top in others]
     means = [{name: float(values.mean()) for name, values in metrics.items()} for metrics in of_forms]
+    positive, negative, triplets, mapped, vectors = pairs.result()
     return Scores(
-        _metrics(found, data, cutoffs), found[:, 0], *pairs.result(), forms=list(zip(forms, means, strict=True))
+        _metrics(found, data, cutoffs),
+        np.array([next(iter(numbers), 0) for numbers in found]),
+        positive,
+        negative,
+        triplets,
+        [(query, places[passage][0]) for query, passage in mapped],
+        vectors,
+        forms=list(zip(forms, means, strict=True)),
     )
 
 
-def _metrics(found: np.ndarray, data: RetrievalDataset, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
-    """Name of each metric -> [q], of the passages that were found, [q, k]."""
-    gains = [[rel.get(int(doc), 0.0) for doc in docs] for docs, rel in zip(found, data.relevant, strict=True)]
-    judged = list(zip(gains, [list(rel.values()) for rel in data.relevant], strict=True))
+def _compared(form: EmbeddingFormat, vectors: np.ndarray) -> np.ndarray:
+    """Vectors [n, D] in a format, as `TopK` compares them: whole numbers, or float32 of length 1."""
+    found = form.of(vectors)
+    return found if found.dtype == np.int8 else unit(found)
+
+
+def _distinct(data: RetrievalDataset) -> tuple[RetrievalDataset, list[list[int]]]:
+    """The same data with each text once among the passages, and for each of these its numbers in `data`."""
+    numbers: dict[str, list[int]] = {}
+    for number, text in enumerate(data.passages):
+        numbers.setdefault(text, []).append(number)
+    if len(numbers) == len(data.passages):
+        return data, list(numbers.values())
+    place = {number: index for index, same in enumerate(numbers.values()) for number in same}
+    relevant: list[dict[int, float]] = []
+    for gains in data.relevant:
+        relevant.append({})
+        for number, gain in gains.items():
+            relevant[-1][place[number]] = max(gain, relevant[-1].get(place[number], 0.0))
+    negatives = [
+        [index for index in dict.fromkeys(place[number] for number in wrong) if index not in right]
+        for wrong, right in zip(data.negatives, relevant, strict=True)
+    ]
+    return replace(data, passages=list(numbers), relevant=relevant, negatives=negatives), list(numbers.values())
+
+
+def _rankings(
+    found: np.ndarray, scores: np.ndarray, data: RetrievalDataset, places: list[list[int]], k: int
+) -> list[list[int]]:
+    """[q] numbers of the k best passages of each query, best first.
+
+    Args:
+        found: [q, at least k] distinct texts, best first.
+        scores: of these.
+        data: what is searched.
+        places: the passages of each distinct text.
+        k: passages of a ranking, at most. The passage that is the query itself is not among them.
+    """
+    if len(places) == len(data.passages):
+        rankings = found.tolist()
+    else:
+        rankings = [
+            [
+                number
+                for _, number in sorted((-score, n) for text, score in zip(*row, strict=True) for n in places[text])
+            ]
+            for row in zip(found.tolist(), scores.tolist(), strict=True)
+        ]
+    own = (data.own.get(query) for query in range(len(rankings)))
+    return [[number for number in row if number != itself][:k] for row, itself in zip(rankings, own, strict=True)]
+
+
+def _metrics(found: Sequence[Sequence[int]], data: RetrievalDataset, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
+    """Name of each metric -> [q], of the passages that were found, best first."""
+    gains = [[rel.get(number, 0.0) for number in numbers] for numbers, rel in zip(found, data.relevant, strict=True)]
+    relevant = [[*rel.values(), *data.missing.get(query, ())] for query, rel in enumerate(data.relevant)]
+    judged = list(zip(gains, relevant, strict=True))
     return {
         f"{name}@{k}": np.array([metric(got, rel, k) for got, rel in judged])
         for name, metric in METRICS.items()
@@ -162,7 +227,7 @@ class _Pairs:
         self._is_positive = np.array([row[2] for row in rows], bool)
         self._cosines = np.zeros(len(rows), np.float32)
         picked = np.sort(draw.permutation(len(data.queries))[:MAPPED])
-        self._places = [(int(query), next(iter(data.relevant[query]))) for query in picked]
+        self._places = [(int(query), next(iter(data.relevant[query]))) for query in picked if data.relevant[query]]
         self._kept: dict[int, np.ndarray] = {}
         self._wanted = {passage for _, passage in self._places}
         self._queries, self._seen = queries, 0
@@ -183,9 +248,7 @@ class _Pairs:
         """Use the vectors of the next passages, [m, D]."""
         start, stop = np.searchsorted(self._passage, [self._seen, self._seen + len(block)])
         rows = slice(start, stop)
-        self._cosines[rows] = np.einsum(
-            "nd,nd->n", self._queries[self._query[rows]], block[self._passage[rows] - self._seen]
-        )
+        self._cosines[rows] = cosines(self._queries[self._query[rows]], block[self._passage[rows] - self._seen])
         self._kept |= {n: block[n - self._seen] for n in self._wanted if self._seen <= n < self._seen + len(block)}
         self._seen += len(block)
 

@@ -44,9 +44,13 @@ class EmbeddingFormat:
         return kept + (torch.nn.functional.normalize(rounded, dim=1) - kept).detach()
 
     def of(self, vectors: np.ndarray) -> np.ndarray:
-        """[n, D] -> [n, d] float32, the values of what is stored, as a search engine would compare them."""
+        """[n, D] -> [n, d], the numbers of what is stored, as a search engine compares them.
+
+        Returns:
+            float32 as given; for `int8` and `binary` whole numbers of int8, those of `binary` -1 and 1.
+        """
         kept: np.ndarray = vectors[:, : self.dim]
-        return kept if self.precision == "float32" else self._rounded(torch.from_numpy(kept)).float().numpy()
+        return kept if self.precision == "float32" else self._rounded(torch.from_numpy(kept)).numpy().astype(np.int8)
 
     def stored(self, vectors: np.ndarray) -> np.ndarray:
         """What is stored of vectors [n, D].
@@ -58,7 +62,7 @@ class EmbeddingFormat:
         if self.precision == "binary":
             return np.packbits(kept > 0, axis=1)
         if self.precision == "int8":
-            return self._rounded(torch.from_numpy(kept)).numpy().astype(np.int8)
+            return self.of(vectors)
         lengths = np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
         return np.asarray(kept / lengths, np.float32)
 

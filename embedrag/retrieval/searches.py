@@ -12,7 +12,7 @@ from embedrag.data.rows import TrainingRow
 from embedrag.models.encoder import Encoder
 from embedrag.retrieval.bm25 import Bm25
 from embedrag.retrieval.corpus import Corpus
-from embedrag.retrieval.topk import TopK, best_of
+from embedrag.retrieval.topk import TopK, best_of, cosines
 from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.console import say
 
@@ -53,7 +53,7 @@ def dense_search(corpus: Corpus, encoder: Encoder, cache: Path) -> Search:
         positives = _positive_vectors(block, corpus, vectors, encoder)
         for row, (numbers, scores) in enumerate(zip(*top.result(), strict=True)):
             own = np.stack([positives[text] for text in block[row].pos])
-            yield SearchResult(numbers, scores, own @ queries[row])
+            yield SearchResult(numbers, scores, cosines(queries[row], own))
 
     return search
 

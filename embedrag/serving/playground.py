@@ -19,6 +19,7 @@ from embedrag.data.text_files import read_corpus
 from embedrag.errors import UserError, need
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import check_model_path, load_model, trained_from
+from embedrag.retrieval.topk import cosines
 from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.console import say
 from embedrag.runtime.paths import cache_folder
@@ -69,9 +70,6 @@ class Ranker:
         """
         self.name, self._encoder = name, encoder
         self._vectors, found = cached_vectors(encoder, documents, "passage", cache_folder(None))
-        self._lengths = np.concatenate(
-            [np.linalg.norm(self._vectors[start : start + BLOCK], axis=1) for start in range(0, len(documents), BLOCK)]
-        )
         how = "read from" if found else "computed and kept in"
         say(f"{name}: vectors of {len(documents):,} documents, {how} the cache")
 
@@ -79,8 +77,7 @@ class Ranker:
         """[p] cosines of a query with the documents."""
         vector = unit(self._encoder.encode([query], "query"))[0]
         blocks = range(0, len(self._vectors), BLOCK)
-        products = np.concatenate([self._vectors[start : start + BLOCK] @ vector for start in blocks])
-        return np.asarray(products / np.maximum(self._lengths, 1e-12))
+        return np.concatenate([cosines(vector, self._vectors[start : start + BLOCK]) for start in blocks])
 
 
 def compare(
