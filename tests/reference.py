@@ -98,8 +98,15 @@ def contrastive_loop(q: Tensor, p: Tensor, pairs: Pairs, settings: LossSettings,
 
 def pool_loop(hidden: list[Tensor], pooling: str) -> Tensor:
     """Pooling of texts given as a list of [length, H]."""
-    kinds = {"mean": lambda h: h.sum(0) / len(h), "cls": lambda h: h[0], "last_token": lambda h: h[-1]}
-    return torch.stack([kinds[pooling](h) for h in hidden])
+    kinds = {
+        "mean": lambda h: h.sum(0) / len(h),
+        "cls": lambda h: h[0],
+        "last_token": lambda h: h[-1],
+        "max": lambda h: torch.stack([max(column, key=lambda x: x.item()) for column in h.T]),
+        "weighted_mean": lambda h: sum((i + 1) * row for i, row in enumerate(h)) / sum(range(1, len(h) + 1)),
+        "mean_sqrt_len": lambda h: h.sum(0) / math.sqrt(len(h)),
+    }
+    return torch.stack([torch.cat([kinds[name](h) for name in pooling.split("+")]) for h in hidden])
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> float:

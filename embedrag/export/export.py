@@ -210,7 +210,7 @@ def _write_surroundings(encoder: Encoder, source: Path, folder: Path, trust_remo
     encoder.tokenizer.tokenizer.padding_side = "right"
     encoder.tokenizer.save(folder)
     add_older_names(folder)
-    encoder.embedding_config.write(folder, encoder.dimension)
+    encoder.embedding_config.write(folder, encoder.width, encoder.head)
     if trust_remote_code:
         copy_code(source, folder)
 

@@ -1,10 +1,10 @@
-"""A backbone, its pooling and its normalisation as one ONNX graph.
+"""A backbone, its pooling and what follows it as one ONNX graph.
 
 The plain transformers model is exported, with padding and an attention mask, because ONNX has no packed attention.
 Pooling uses only the mask, so texts may be padded on either side. Our own programs pad on the right. With padding on
 the right, every model gives the same vectors as for single texts; on the left, models with learnt positions do not.
 
-Letters: n texts, L tokens of the longest text, H hidden size, D = H dimensions of a vector.
+Letters: n texts, L tokens of the longest text, H hidden size, D dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ STATES = "last_hidden_state"
 class Graph(nn.Module):
     """The module that is exported: ids and mask in, vectors out."""
 
-    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.pooling = pooling
-        self.normalize = normalize
+        self.backbone = encoder.backbone
+        self.head = encoder.head
+        self.pooling = encoder.embedding_config.pooling
+        self.normalize = encoder.embedding_config.normalize
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """[n, L] ids and mask -> token vectors [n, L, H] and text vectors [n, D]."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = pool(hidden, attention_mask, self.pooling)
-        return hidden, F.normalize(pooled, dim=-1) if self.normalize else pooled
+        vectors = self.head(pool(hidden, attention_mask, self.pooling))
+        return hidden, F.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
 def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:
@@ -63,7 +64,7 @@ def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:
     encoder.packed = False
     backbone: Any = encoder.backbone
     backbone.set_attn_implementation("sdpa" if backbone._supports_sdpa else "eager")
-    graph = Graph(backbone, encoder.embedding_config.pooling, encoder.embedding_config.normalize)
+    graph = Graph(encoder)
     ids = torch.randint(3, 9, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0

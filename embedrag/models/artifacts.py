@@ -13,6 +13,7 @@ TRAINING_CONFIG = "training_config.json"  # the settings of the training
 MERGE_CONFIG = "merge_config.json"  # what was merged, and how close the result is
 EXPORT_CONFIG = "export_config.json"  # what was exported, and how close the result is
 PROBE_TEXTS = "probe_texts.json"  # texts of the training data that a merge or an export is checked with
+KEPT_FILES = ("generation_config.json",)  # of the base; copied, because EmbedRAG does not use them
 ONNX_FILES = {"onnx": "onnx/model.onnx", "onnx_int8": "onnx/model_int8.onnx"}
 
 # The state of a run in a checkpoint; a run can be resumed from it.

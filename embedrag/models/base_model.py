@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
-from embedrag.models.embedding_config import EmbeddingConfig, ModelFiles, read_sentence_transformers
+from embedrag.models.embedding_config import EmbeddingConfig, Kept, kept_files, read_sentence_transformers
+from embedrag.models.modules.model_files import ModelFiles
 
 # Families that begin to count positions after the padding index: token 1 has the position pad_token_id + 1.
 OFFSET_POSITIONS = {
@@ -103,7 +104,8 @@ def describe_base(
         raise files.error(f"encoder-decoder models ({kind}) are not supported")
     is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if embedding_config is None:
-        embedding_config = EmbeddingConfig(pooling="last_token" if is_decoder else "mean")
+        kept = Kept(files=kept_files(files))
+        embedding_config = EmbeddingConfig(pooling="last_token" if is_decoder else "mean", kept=kept)
     return Base(name, subfolder, config, is_decoder, position_limit(config), embedding_config)
 
 
@@ -190,6 +192,18 @@ def resolve_embedding_config(
         passage_prompt=own.passage_prompt if passage_prompt is None else passage_prompt,
         **lengths,
     )
+    try:
+        embedding_config.dimension(int(base.config.hidden_size))
+    except UserError as error:
+        remedy = "its folder is damaged" if pooling is None else "leave the pooling out, then the model's own is used"
+        raise UserError(f"{base.name}: {error.reason}; {remedy}", "pooling", pooling) from None
+    if not embedding_config.include_prompt and (embedding_config.query_prompt or embedding_config.passage_prompt):
+        raise UserError(
+            f"{base.name}: 1_Pooling/config.json has include_prompt false: the tokens of the prompt are left out of "
+            "the pooling, which EmbedRAG can't do. Train it without prompts (`query_prompt=`, `passage_prompt=`)",
+            "query_prompt" if embedding_config.query_prompt else "passage_prompt",
+            embedding_config.query_prompt or embedding_config.passage_prompt,
+        )
     return embedding_config, notices
 
 

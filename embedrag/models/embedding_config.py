@@ -1,24 +1,63 @@
 """The embedding configuration: what a program must know besides the weights to compute the same vectors.
 
-Pooling, normalisation, prompts and lengths decide a vector as much as the weights do. They are read from the
-sentence-transformers files of a model folder, and are written to the same files, so that every program that loads the
-folder computes the same vectors. A base without these files has the default of its family.
+Pooling, the modules that follow it, prompts and lengths decide a vector as much as the weights do. They are read from
+the sentence-transformers files of a model folder, and are written to the same files, so that every program that loads
+the folder computes the same vectors. A base without these files has the default of its family.
+
+Settings of the folder that EmbedRAG does not use (further prompts, the similarity function) are kept: they are written
+as they were read.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedrag.errors import UserError
-from embedrag.models.pooling import POOLING
-from embedrag.runtime.files import write_json
-from embedrag.runtime.paths import is_inner_path
+from torch import nn
 
-PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
+from embedrag.models.artifacts import KEPT_FILES
+from embedrag.models.modules.head import KINDS, HeadModule, check_widths, read_head_module, write_head_module
+from embedrag.models.modules.model_files import ModelFiles
+from embedrag.models.modules.prompts import PASSAGE, QUERY, choose_prompt
+from embedrag.models.pooling import POOLING, poolings
+from embedrag.runtime.files import write_json
+
 UNLIMITED = 10**7  # tokens; more than any model reads
+# Where sentence-transformers keeps the settings of the transformer; early versions named the file by the family.
+TEXT_CONFIGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# The order in which sentence-transformers joins several poolings, when its file has one key for each of them.
+JOINED = ("cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last_token")
+OWN_CODE = (
+    "Without this code the vectors would be others. To train the transformer alone, make a copy of the folder without "
+    "modules.json, and name `pooling` and the prompts yourself (and `trust_remote_code`, if config.json has code too)"
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Settings of a model folder that are written as they were read.
+
+    Attributes:
+        settings: config_sentence_transformers.json.
+        text: the settings of the transformer, sentence_bert_config.json.
+        prompt_names: names of the prompts that are used, by side.
+        files: files of the folder, by name.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    prompt_names: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name -> text of all prompts of the folder."""
+        return {name: text or "" for name, text in (self.settings.get("prompts") or {}).items()}
 
 
 @dataclass(frozen=True)
@@ -26,12 +65,16 @@ class EmbeddingConfig:
     """How texts become vectors.
 
     Attributes:
-        pooling: `mean`, `cls` or `last_token`.
+        pooling: a name in `embedrag.models.pooling.POOLING`, or several joined by `+`.
         normalize: whether vectors have length 1.
         query_prompt: put before every query.
         passage_prompt: put before every passage.
         query_max_len: longest query, in tokens, special tokens included.
         passage_max_len: longest passage, likewise.
+        head: modules between the pooling and the last normalisation.
+        lower_case: texts are turned to small letters before they are cut into tokens.
+        include_prompt: whether the tokens of the prompt are pooled too. False only where there is no prompt.
+        kept: settings that are only written again.
     """
 
     pooling: str
@@ -40,41 +83,79 @@ class EmbeddingConfig:
     passage_prompt: str = ""
     query_max_len: int = 256
     passage_max_len: int = 1024
+    head: tuple[HeadModule, ...] = field(default=(), repr=False)
+    lower_case: bool = field(default=False, repr=False)
+    include_prompt: bool = field(default=True, repr=False)
+    kept: Kept = field(default_factory=Kept, repr=False, compare=False)
 
-    def write(self, folder: Path, dimension: int) -> None:
+    def write(self, folder: Path, width: int, head: nn.Module | None = None) -> None:
         """Write the sentence-transformers files next to the weights.
 
         Args:
             folder: model folder.
-            dimension: D, length of a vector.
+            width: H, numbers of a token vector.
+            head: the trained modules that follow the pooling; None: as they were read.
         """
-        modules = ["Transformer", "Pooling"] + (["Normalize"] if self.normalize else [])
-        paths = ["", "1_Pooling", "2_Normalize"]
+        last = [HeadModule("Normalize")] if self.normalize else []
+        following = [*self.head, *last]
+        paths = ["", "1_Pooling", *(f"{number}_{module.kind}" for number, module in enumerate(following, 2))]
+        kinds = ["Transformer", "Pooling", *(module.kind for module in following)]
         write_json(
             folder / "modules.json",
             [
-                {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{name}"}
-                for i, name in enumerate(modules)
+                {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
             ],
         )
-        write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.max_len, "do_lower_case": False})
-        pooling: dict[str, Any] = {"word_embedding_dimension": dimension}
+        # The saved tokenizer turns texts to small letters by itself.
+        lengths = {"max_seq_length": self.max_len, "do_lower_case": False}
+        write_json(folder / TEXT_CONFIGS[0], self.kept.text | lengths)
+        write_json(folder / "1_Pooling" / "config.json", self._pooling_file(width))
+        for number, (path, module) in enumerate(zip(paths[2:], following, strict=True)):
+            trained = head[number].state_dict() if isinstance(head, nn.Sequential) and number < len(head) else None
+            write_head_module(folder / path, module, trained)
+        names = {QUERY: self.query_prompt, "document": self.passage_prompt}
+        names |= {name: getattr(self, f"{side}_prompt") for side, name in self.kept.prompt_names.items()}
+        usual = {"default_prompt_name": None, "similarity_fn_name": "cosine"}
+        settings = usual | {name: value for name, value in self.kept.settings.items() if value is not None}
+        write_json(folder / "config_sentence_transformers.json", settings | {"prompts": self.kept.prompts | names})
+        for name, file in self.kept.files.items():
+            if not (folder / name).exists():
+                shutil.copyfile(file, folder / name)
+
+    def _pooling_file(self, width: int) -> dict[str, Any]:
+        chosen = self.pooling.split("+")
+        found: dict[str, Any] = {"word_embedding_dimension": width}
         for name, entry in POOLING.items():
-            pooling[f"pooling_mode_{entry.sentence_transformers}"] = name == self.pooling
-        write_json(folder / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
-        if self.normalize:
-            (folder / "2_Normalize").mkdir(exist_ok=True)
-            write_json(folder / "2_Normalize" / "config.json", {})
-        prompts = {"query": self.query_prompt, "document": self.passage_prompt}
-        write_json(
-            folder / "config_sentence_transformers.json",
-            {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-        )
+            found[f"pooling_mode_{entry.sentence_transformers}"] = name in chosen
+        if chosen != [name for name in JOINED if name in chosen]:
+            # One key for each pooling can't say in which order they are joined.
+            found = {"embedding_dimension": width, "pooling_mode": [entry.mode for entry in poolings(self.pooling)]}
+        return found | {"include_prompt": self.include_prompt}
+
+    def dimension(self, width: int) -> int:
+        """D, numbers of a text vector, from H, numbers of a token vector.
+
+        Raises:
+            UserError: a module that follows the pooling takes another number.
+        """
+        return check_widths(self.head, width * len(poolings(self.pooling)))
 
     @property
     def max_len(self) -> int:
         """The longer of both lengths, for programs that know only one."""
         return max(self.query_max_len, self.passage_max_len)
+
+    def shown_prompts(self) -> str:
+        """Both prompts with their names in the model's files, and the names of its other prompts."""
+        names = self.kept.prompt_names
+        parts = [
+            f"{getattr(self, f'{side}_prompt')!r}" + (f" ({names[side]})" if names.get(side, side) != side else "")
+            for side in (QUERY, PASSAGE)
+        ]
+        others = [name for name, text in self.kept.prompts.items() if text and name not in names.values()]
+        shown = ", ".join(others[:6]) + (", …" if len(others) > 6 else "")
+        return " and ".join(parts) + (f" (not used: {shown})" if others else "")
 
 
 def read_embedding_config(name: str, argument: str = "model") -> EmbeddingConfig | None:
@@ -90,52 +171,10 @@ def read_embedding_config(name: str, argument: str = "model") -> EmbeddingConfig
     return read_sentence_transformers(ModelFiles(name, argument, local_files_only=True))[1]
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """Small files of a model, in a folder or on the hub.
-
-    Attributes:
-        name: folder or hub id.
-        argument: what the caller calls `name`, for messages.
-        local_files_only: never ask the hub.
-    """
-
-    name: str
-    argument: str
-    local_files_only: bool
-
-    def json(self, path: str) -> Any:
-        """Content of a JSON file; None when the model has no such file.
-
-        Raises:
-            UserError: the file is damaged, or the path leads out of the model's folder.
-        """
-        if not is_inner_path(path):
-            raise self.error(f"its modules.json names {path!r}, which is not in its folder; download the model again")
-        local = Path(self.name).expanduser()
-        if local.is_dir():
-            found: str | None = str(local / path) if (local / path).is_file() else None
-        else:
-            from transformers.utils import cached_file
-
-            found = cached_file(
-                self.name,
-                path,
-                local_files_only=self.local_files_only,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-        if not found:
-            return None
-        try:
-            return json.loads(Path(found).read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{found}: not JSON; the model folder is damaged") from None
-
-    def error(self, reason: str) -> UserError:
-        """An error about this model."""
-        return UserError(reason, self.argument, self.name)
+def kept_files(files: ModelFiles, subfolder: str = "") -> dict[str, Path]:
+    """The files of a model that are copied into what is made of it, by name."""
+    places = {name: files.find(f"{subfolder}/{name}".lstrip("/")) for name in KEPT_FILES}
+    return {name: place for name, place in places.items() if place}
 
 
 def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig | None]:
@@ -150,44 +189,98 @@ def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig 
     modules = files.json("modules.json")
     if modules is None:
         return "", None
-    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown or not {"Transformer", "Pooling"} <= set(kinds):
-        raise files.error(
-            f"its modules.json has {', '.join(kinds)}; only Transformer, Pooling and Normalize are supported, and "
-            "without the others its vectors would change"
-        )
-    subfolder = kinds["Transformer"]
+    kinds = _module_kinds(files, modules)
+    subfolder = modules[0]["path"]
     prefix = f"{subfolder}/" if subfolder else ""
-    text = files.json(f"{prefix}sentence_bert_config.json") or {}
-    if text.get("do_lower_case"):
-        raise files.error("do_lower_case in its sentence_bert_config.json is not supported")
-    length = text.get("max_seq_length") or (files.json(f"{prefix}tokenizer_config.json") or {}).get("model_max_length")
+    text = next(filter(None, (files.settings(prefix + name) for name in TEXT_CONFIGS)), {})
+    _check_text_settings(files, text)
+    length = text.get("max_seq_length") or files.settings(f"{prefix}tokenizer_config.json").get("model_max_length")
     length = int(length) if length and length < UNLIMITED else UNLIMITED
-    settings = files.json("config_sentence_transformers.json") or {}
-    prompts: dict[str, str] = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
-    fallback = prompts.get(settings.get("default_prompt_name") or "", "")
-    passage = next((prompts[name] for name in PASSAGE_PROMPT_NAMES if name in prompts), fallback)
+    settings = files.settings("config_sentence_transformers.json")
+    if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise files.error(
+            f"config_sentence_transformers.json: model_type is {settings['model_type']}; only SentenceTransformer "
+            "models give one vector for a text"
+        )
+    kept = Kept(settings, text, files=kept_files(files, subfolder))
+    default = settings.get("default_prompt_name")
+    chosen = {side: choose_prompt(kept.prompts, side, default) for side in (QUERY, PASSAGE)}
+    names = {side: name for side, name in chosen.items() if name}
+    head = [read_head_module(files, kind, module["path"]) for kind, module in zip(kinds[2:], modules[2:], strict=True)]
+    normalize = bool(head) and head[-1].kind == "Normalize"
+    pooling, include_prompt = _pooling(files, f"{modules[1]['path']}/config.json")
     return subfolder, EmbeddingConfig(
-        pooling=_pooling(files, f"{kinds['Pooling']}/config.json"),
-        normalize="Normalize" in kinds,
-        query_prompt=prompts.get("query", fallback),
-        passage_prompt=passage,
-        query_max_len=length,
-        passage_max_len=length,
+        pooling=pooling,
+        normalize=normalize,
+        query_prompt=kept.prompts[names[QUERY]] if QUERY in names else "",
+        passage_prompt=kept.prompts[names[PASSAGE]] if PASSAGE in names else "",
+        query_max_len=int(text.get("query_length") or length),
+        passage_max_len=int(text.get("document_length") or length),
+        head=tuple(head[:-1] if normalize else head),
+        lower_case=bool(text.get("do_lower_case")),
+        include_prompt=include_prompt,
+        kept=replace(kept, prompt_names=names),
     )
 
 
-def _pooling(files: ModelFiles, path: str) -> str:
-    config = files.json(path) or {}
+def _module_kinds(files: ModelFiles, modules: Any) -> list[str]:
+    """Names of the modules: Transformer, Pooling, and any number of those in `KINDS`.
+
+    Raises:
+        UserError: there is another module, or another order.
+    """
+    if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= set(m) for m in modules):
+        raise files.error("modules.json: not a list of modules with type and path; the model folder is damaged")
+    types = [str(module["type"]) for module in modules]
+    kinds = [name.rsplit(".", 1)[-1] for name in types]
+    supported = {"Transformer", "Pooling", *KINDS}
+    for full, kind in zip(types, kinds, strict=True):
+        if not full.startswith("sentence_transformers."):
+            raise files.error(f"modules.json: {full} is code of the model's authors, which is not run. {OWN_CODE}")
+        if kind not in supported or ".sparse_encoder." in full or ".multi_vector_encoder." in full:
+            raise files.error(
+                f"modules.json: {full} is not supported, and without it the vectors would change. EmbedRAG has "
+                f"{', '.join(sorted(supported))}; train another model"
+            )
+    if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - set(KINDS):
+        raise files.error(
+            f"modules.json has {', '.join(kinds)}; EmbedRAG has a Transformer, then a Pooling, then any number of "
+            f"{', '.join(KINDS)}"
+        )
+    return kinds
+
+
+def _check_text_settings(files: ModelFiles, text: dict[str, Any]) -> None:
+    """Refuse settings of the transformer that make other vectors than the last hidden states."""
+    if text.get("transformer_task", "feature-extraction") != "feature-extraction":
+        key = "transformer_task"
+    elif text.get("query_expansion"):
+        key = "query_expansion"
+    elif (text.get("modality_config") or {}).get("text", {}).get("method_output_name", STATES) != STATES:
+        key = "modality_config"
+    else:
+        return
+    raise files.error(f"{TEXT_CONFIGS[0]}: {key} is {text[key]!r}; only models of plain texts are supported")
+
+
+STATES = "last_hidden_state"
+
+
+def _pooling(files: ModelFiles, path: str) -> tuple[str, bool]:
+    """The pooling, and whether it includes the tokens of the prompt."""
+    config = files.settings(path)
     modes = config.get("pooling_mode")
     if modes is None:
-        modes = [
-            key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
-        ]
-    modes = [modes] if isinstance(modes, str) else modes
-    # Older files have keys such as pooling_mode_mean_tokens, newer ones the value "mean".
-    known = {alias: name for name, entry in POOLING.items() for alias in (entry.sentence_transformers, name)}
-    if len(modes) != 1 or modes[0] not in known or config.get("include_prompt") is False:
-        raise files.error(f"its pooling ({', '.join(modes)}) is not supported; EmbedRAG has {', '.join(POOLING)}")
-    return known[modes[0]]
+        # Early files have keys such as pooling_mode_mean_tokens; without one of them it is the mean.
+        keys = {f"pooling_mode_{POOLING[name].sentence_transformers}": POOLING[name].mode for name in JOINED}
+        known = [mode for key, mode in keys.items() if config.get(key)]
+        others = [key for key, on in config.items() if key.startswith("pooling_mode_") and on and key not in keys]
+        modes = [*known, *others] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    names = {entry.mode: name for name, entry in POOLING.items()}
+    if unknown := [mode for mode in modes if mode not in names]:
+        raise files.error(
+            f"{path}: the pooling {unknown[0]} is not supported; EmbedRAG has {', '.join(POOLING)}. Another one can be "
+            "named with `pooling`, in a copy of the folder without modules.json"
+        )
+    return "+".join(names[mode] for mode in modes), config.get("include_prompt", True) is not False

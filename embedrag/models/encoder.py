@@ -25,7 +25,8 @@ from embedrag.models.chunking import CHUNK_TOKENS, plan_packed, plan_padded
 from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import Packing, pack, packed_states
-from embedrag.models.pooling import POOLING
+from embedrag.models.modules.head import build_head
+from embedrag.models.pooling import pool_packed
 from embedrag.models.tokenizer import TextTokenizer
 from embedrag.runtime.fsdp import is_sharded
 
@@ -99,6 +100,8 @@ class Encoder(nn.Module, TextEncoder):
     """An embedding model: a transformer, its tokenizer, and how its hidden states become vectors.
 
     Attributes:
+        head: modules that follow the pooling, such as Dense layers; often none. They are trained when all weights of
+            the backbone are, and adapters leave them as they are.
         packed: texts lie one after the other without padding; otherwise they are padded.
         chunk_tokens: tokens of one call of the backbone, at most.
     """
@@ -124,6 +127,8 @@ class Encoder(nn.Module, TextEncoder):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.embedding_config = embedding_config
+        self.head = build_head(embedding_config.head).to(self.device)
+        self.head.requires_grad_(not hasattr(backbone, "peft_config"))
         self.dtype = dtype
         self.pad_multiple = pad_multiple
         self.packed = False
@@ -158,7 +163,16 @@ class Encoder(nn.Module, TextEncoder):
     @property
     def dimension(self) -> int:
         """D, the number of dimensions of a vector."""
+        return self.embedding_config.dimension(self.width)
+
+    @property
+    def width(self) -> int:
+        """H, the number of dimensions of a token vector."""
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """All parameters: those of the backbone by its own names, those of the head with `head.` before them."""
+        return dict(self.backbone.named_parameters()) | dict(self.head.named_parameters(prefix="head"))
 
     def forward(self, tokens: TokenBatch) -> Tensor:
         """Embed n texts with their graphs; nothing limits the memory that these take.
@@ -207,9 +221,12 @@ class Encoder(nn.Module, TextEncoder):
         cu_seqlens = tokens.cu_seqlens.to(self.device, non_blocking=True)
         with self.autocast():
             hidden = self._packed(tokens, cu_seqlens) if self.packed else self._padded(tokens)
-        embeddings = POOLING[self.embedding_config.pooling].flat(hidden, cu_seqlens)
-        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        return F.normalize(embeddings, dim=-1) if self.embedding_config.normalize else embeddings
+        return self.finish(pool_packed(hidden, cu_seqlens, self.embedding_config.pooling))
+
+    def finish(self, pooled: Tensor) -> Tensor:
+        """From pooled states [m, k H] to vectors [m, D]: the modules that follow the pooling, and the normalisation."""
+        vectors: Tensor = self.head(pooled.to(torch.promote_types(pooled.dtype, torch.float32)))
+        return F.normalize(vectors, dim=-1) if self.embedding_config.normalize else vectors
 
     def _packed(self, tokens: TokenBatch, cu_seqlens: Tensor) -> Tensor:
         """[T, H] hidden states; all texts in one row."""

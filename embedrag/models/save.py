@@ -65,7 +65,7 @@ def save_model(
             subtract_start(folder, start)
         encoder.tokenizer.save(folder)
         add_older_names(folder)
-        encoder.embedding_config.write(folder, encoder.dimension)
+        encoder.embedding_config.write(folder, encoder.width, encoder.head)
         write_json(folder / TRAINING_CONFIG, settings)
         if probes:
             write_json(folder / PROBE_TEXTS, probes)

@@ -11,6 +11,7 @@ from typing import Any
 from embedrag.errors import UserError
 from embedrag.models.base_model import Base
 from embedrag.models.embedding_config import EmbeddingConfig
+from embedrag.models.modules.lowercase import turn_to_small_letters
 
 
 class TextTokenizer:
@@ -27,6 +28,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: Any, embedding_config: EmbeddingConfig, is_decoder: bool) -> None:
         self.tokenizer = tokenizer
         self.embedding_config = embedding_config
+        if embedding_config.lower_case:
+            turn_to_small_letters(tokenizer)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if is_decoder:

@@ -23,7 +23,10 @@ TOLERANCE = 1e-3  # of a squared length, around 1
 def fingerprint(encoder: Encoder) -> str:
     """16 hex digits that depend on all that decides a vector: weights, tokenizer, embedding config, precision."""
     digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.embedding_config}|{encoder.dtype}".encode())
-    for key, value in sorted(encoder.backbone.state_dict().items()):
+    weights = encoder.backbone.state_dict() | encoder.head.state_dict(prefix="head.")
+    if encoder.embedding_config.head:
+        digest.update(repr(encoder.embedding_config.head).encode())
+    for key, value in sorted(weights.items()):
         digest.update(key.encode())
         if isinstance(value, Tensor):
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -71,7 +71,7 @@ def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
     with dropout_on(encoder, False):
         with encoder.autocast():
             hidden = encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
-        return _distance(hidden, encoder(tokens))
+        return _distance(encoder.finish(hidden), encoder(tokens))
 
 
 def processes_distance(

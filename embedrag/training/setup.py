@@ -152,6 +152,9 @@ def _load_encoder(start: Preflight, text_model: _TextModel, store: TokenStore) -
         options.trust_remote_code,
         options.local_files_only,
     )
+    if options.shard_weights and any(module.weights for module in text_model.embedding_config.head):
+        shown = ", ".join(map(str, text_model.embedding_config.head))
+        raise UserError(f"the base has modules after its pooling ({shown}), which can't be sharded", "shard_weights")
     if options.shard_weights:
         shard(backbone, device, start.processes.size)
     config, pad_multiple = text_model.embedding_config, options.pad_to_multiple_of

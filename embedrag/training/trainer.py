@@ -274,7 +274,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> dict[str, Any]:
         """Restore weights, optimizer, schedule and place; returns the state of the log."""
-        restore_weights(checkpoint, state["weights"], self.run.objective.encoder.backbone)
+        restore_weights(checkpoint, state["weights"], self.run.objective.encoder.weights())
         if state["processes"] != self.processes.size:
             self._take_up(state)
         self.train_step.restore(state, self.total_steps)
@@ -337,7 +337,7 @@ class Trainer:
         encoder = run.objective.encoder
         # With sharded weights all processes help to gather them, and only the main process gets them.
         weights = gather_full(encoder.backbone.state_dict(), self.processes.main) if encoder.sharded else None
-        add_state = partial(write_state, model=encoder.backbone, state=state or {}, full_weights=weights)
+        add_state = partial(write_state, parameters=encoder.weights(), state=state or {}, full_weights=weights)
         if self.processes.main:
             save_model(
                 encoder,

@@ -27,17 +27,27 @@ def test_configuration_is_read_as_it_was_written(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pooling", "message"),
+    ("file", "pooling"),
     [
-        ({"pooling_mode_max_tokens": True}, "max_tokens"),
-        ({"pooling_mode": "weightedmean"}, "weightedmean"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls_token, mean_tokens"),
-        ({"pooling_mode": "mean", "include_prompt": False}, "mean"),
+        ({"pooling_mode_max_tokens": True}, "max"),
+        ({"pooling_mode": "weightedmean"}, "weighted_mean"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls+mean"),  # the order is fixed
+        ({"pooling_mode": ["mean", "cls"]}, "mean+cls"),
+        ({"word_embedding_dimension": 64}, "mean"),  # as sentence-transformers has it
     ],
 )
-def test_pooling_that_would_be_computed_wrongly_is_refused(folder: Path, pooling: dict, message: str) -> None:
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    with pytest.raises(UserError, match=message):
+def test_every_pooling_of_sentence_transformers_is_read_and_written(folder: Path, file: dict, pooling: str) -> None:
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(file))
+    found = describe_base(str(folder)).embedding_config
+    assert found.pooling == pooling
+    found.write(folder, 64)
+    assert describe_base(str(folder)).embedding_config.pooling == pooling
+
+
+def test_unknown_pooling_is_refused_by_file_and_name(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "median"}))
+    with pytest.raises(UserError, match=r"1_Pooling/config.json: the pooling median is not supported"):
         describe_base(str(folder))
 
 

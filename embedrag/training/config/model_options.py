@@ -52,7 +52,9 @@ class ModelOptions(Options):
         group="model",
         resume="fixed",
     )
-    pooling: Annotated[Literal["auto", "last_token", "mean", "cls"], SmallLetters] = option(
+    pooling: Annotated[
+        Literal["auto", "last_token", "mean", "cls", "max", "weighted_mean", "mean_sqrt_len"], SmallLetters
+    ] = option(
         "auto",
         "how token vectors become one vector; auto follows the model (decoders: last_token)",
         group="model",

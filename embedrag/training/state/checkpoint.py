@@ -44,19 +44,22 @@ class Checkpoint:
 
 
 def write_state(
-    folder: Path, model: nn.Module, state: dict[str, Any], full_weights: dict[str, Tensor] | None = None
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    state: dict[str, Any],
+    full_weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Add the state to a model folder while it is still temporary.
 
     Args:
         folder: holds the model's own files.
-        model: its trained weights are saved.
+        parameters: of the model, by name; those that are trained are saved.
         state: everything else to be restored: nested dicts and lists of JSON values and tensors.
         full_weights: weights by name, when this process holds only a shard of them.
     """
     trained = {
         name: full_weights[name] if full_weights else parameter.detach()
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.requires_grad
     }
     held = _held_as_they_are(folder, trained)
@@ -76,14 +79,14 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def restore_weights(checkpoint: Checkpoint, weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Restore the trained weights; `weights` are those that the model's own files do not hold.
+def restore_weights(checkpoint: Checkpoint, weights: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
+    """Restore the trained weights among `parameters`; `weights` are those that the model's own files do not hold.
 
     Raises:
         UserError: when the model has other weights than the one that was saved.
     """
     files = _model_tensors(checkpoint.folder)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
         if name in weights:

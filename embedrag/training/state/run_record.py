@@ -15,6 +15,7 @@ from embedrag.models.base_model import Base
 from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.encoder import Encoder
 from embedrag.models.lora import parameter_counts
+from embedrag.models.pooling import POOLING
 from embedrag.models.quantization import QuantizationConfig
 from embedrag.runtime.console import say
 from embedrag.runtime.device import describe
@@ -53,7 +54,7 @@ def record_of(
 
 def model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
     """Block of that name in the logs."""
-    total, trainable = parameter_counts(encoder.backbone)
+    total, trainable = parameter_counts(encoder)
     lora = {"r": options.lora_r, "alpha": options.lora_alpha, "dropout": options.lora_dropout}
     return {
         "finetune_type": options.finetune_type,
@@ -92,15 +93,19 @@ def say_model(
     config = embedding_config
     say(
         f"model: pooling {config.pooling}, query ≤ {config.query_max_len} and passage ≤ {config.passage_max_len} "
-        f"tokens, prompts {config.query_prompt!r} and {config.passage_prompt!r}"
+        f"tokens, prompts {config.shown_prompts()}"
     )
+    if config.head:
+        state = "trained" if options.finetune_type == "full" else "not trained: the adapters leave them as they are"
+        say(f"model: after the pooling {', '.join(map(str, config.head))}; {state}")
     say(f"device: {describe(device)}, {str(dtype).removeprefix('torch.')}; seed {options.seed}, lr {options.lr:g}")
 
 
 def embedding_options(embedding_config: EmbeddingConfig) -> dict[str, Any]:
     """The settled embedding config as options, so that the saved settings repeat the run."""
     return {
-        "pooling": embedding_config.pooling,
+        # Several joined poolings have no option; they come from the base alone.
+        "pooling": embedding_config.pooling if embedding_config.pooling in POOLING else "auto",
         "query_prompt": embedding_config.query_prompt,
         "passage_prompt": embedding_config.passage_prompt,
         "query_max_len": embedding_config.query_max_len,
