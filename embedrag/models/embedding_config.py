@@ -23,6 +23,7 @@ from embedrag.models.modules.model_files import ModelFiles
 from embedrag.models.modules.prompts import PASSAGE, QUERY, choose_prompt
 from embedrag.models.pooling import POOLING, poolings
 from embedrag.runtime.files import write_json
+from embedrag.runtime.paths import belongs_to
 
 UNLIMITED = 10**7  # tokens; more than any model reads
 # Where sentence-transformers keeps the settings of the transformer; early versions named the file by the family.
@@ -172,9 +173,9 @@ def read_embedding_config(name: str, argument: str = "model") -> EmbeddingConfig
 
 
 def kept_files(files: ModelFiles, subfolder: str = "") -> dict[str, Path]:
-    """The files of a model that are copied into what is made of it, by name."""
+    """The files of a model that are copied into what is made of it, by name. Links out of the model are left out."""
     places = {name: files.find(f"{subfolder}/{name}".lstrip("/")) for name in KEPT_FILES}
-    return {name: place for name, place in places.items() if place}
+    return {name: place for name, place in places.items() if place and belongs_to(place, place.parent)}
 
 
 def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig | None]:

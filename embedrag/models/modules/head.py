@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,17 +229,13 @@ def write_head_module(folder: Path, module: HeadModule, weights: dict[str, Tenso
     Args:
         folder: of the module.
         module: what it is.
-        weights: by name; None: as they are in the file that the module was read from.
+        weights: by name; None: those of the file that the module was read from.
     """
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", module.settings)
     if module.weights is None:
         return
-    if weights is None:
-        shutil.copyfile(
-            module.weights, folder / ("model.safetensors" if module.weights.suffix != ".bin" else WEIGHTS[1])
-        )
-        return
+    weights = _build(module).state_dict() if weights is None else weights
     from safetensors.torch import save_file
 
     save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / WEIGHTS[0])
