@@ -8,10 +8,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from embedrag.data.text import PASSAGE, QUERY
 from embedrag.errors import UserError
 from embedrag.models.base_model import Base
 from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.modules.lowercase import turn_to_small_letters
+from embedrag.models.modules.model_files import ModelFiles
+from embedrag.runtime.files import write_json
+
+# Decoders of which padding at the left changes the vectors: they count positions from the left edge of a row, or read
+# the padding into their state.
+PADDED_RIGHT = {
+    "bert-generation",
+    "biogpt",
+    "ctrl",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "openai-gpt",
+    "recurrent_gemma",
+    "rwkv",
+    "xglm",
+    "xlstm",
+}
+# A text of which fewer tokens are read has no meaning left.
+FEWEST_TOKENS = 4
+PROBES = ("a", "word", "1", ".")
+# A tokenizer of this class takes everything from tokenizer.json, in every version of transformers.
+PLAIN_CLASS = "PreTrainedTokenizerFast"
+OWN_CODE = "has Python code of its own, which runs only if you trust it; read it, and add `trust_remote_code`"
 
 
 class TextTokenizer:
@@ -25,18 +50,35 @@ class TextTokenizer:
         embedding_config: prompts, lengths and pooling.
     """
 
-    def __init__(self, tokenizer: Any, embedding_config: EmbeddingConfig, is_decoder: bool) -> None:
+    def __init__(self, tokenizer: Any, embedding_config: EmbeddingConfig, base: Base) -> None:
+        """Prepare a tokenizer.
+
+        Args:
+            tokenizer: of transformers. It is changed.
+            embedding_config: prompts, lengths and pooling.
+            base: the model that reads the ids.
+
+        Raises:
+            UserError: it has no end token and needs one, or a prompt leaves hardly any token of a text.
+        """
         self.tokenizer = tokenizer
         self.embedding_config = embedding_config
         if embedding_config.lower_case:
             turn_to_small_letters(tokenizer)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if is_decoder:
-            tokenizer.padding_side = "left"
+        self._end_added = False
+        if base.is_decoder:
+            tokenizer.padding_side = _padding_side(tokenizer, base.config.model_type)
             if embedding_config.pooling == "last_token":
-                _end_with_eos(tokenizer)
+                self._end_added = _end_with_eos(tokenizer)
         tokenizer.model_max_length = embedding_config.max_len
+        self._limits = {role: getattr(embedding_config, f"{role}_max_len") for role in (QUERY, PASSAGE)}
+        if base.position_limit and (excess := _excess(tokenizer)):
+            most = base.position_limit - excess
+            self._limits = {role: min(limit, most) for role, limit in self._limits.items()}
+        for role in (QUERY, PASSAGE):
+            self.check_prompt(role, getattr(embedding_config, f"{role}_prompt"))
 
     def __call__(self, role: str, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts.
@@ -56,31 +98,60 @@ class TextTokenizer:
         ids: list[list[int]] = self.tokenizer(
             list(texts),
             truncation=True,
-            max_length=getattr(self.embedding_config, f"{role}_max_len"),
+            max_length=self._limits[role],
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
         return [item or [self.tokenizer.pad_token_id or 0] for item in ids]
 
+    def check_prompt(self, role: str, prompt: str) -> None:
+        """Refuse a prompt that leaves hardly any token of a text.
+
+        Args:
+            role: `query` or `passage`.
+            prompt: put before every text of this role.
+
+        Raises:
+            UserError: with the length of the prompt, the limit, and the remedy.
+        """
+        limit = self._limits[role]
+        taken = len(self.tokenizer(prompt, return_attention_mask=False)["input_ids"])
+        if limit - taken >= FEWEST_TOKENS:
+            return
+        what = f"the {role} prompt {_shortened(prompt)} and the special tokens" if prompt else "the special tokens"
+        shorter = f", or shorten `{role}_prompt`" if prompt else ""
+        raise UserError(
+            f"{what} take {taken} tokens, so {max(0, limit - taken)} tokens of the text of a {role} would be read; "
+            f"give `{role}_max_len={taken + FEWEST_TOKENS}` or more{shorter}. A saved model has both in its "
+            "training_config.json",
+            f"{role}_max_len",
+            limit,
+        )
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer without fixed truncation and padding.
 
-        Its padding side is written too, because transformers forgets a side that was set after loading.
+        Its padding side is written too, because transformers forgets a side that was set after loading. Some classes of
+        transformers make a post-processor of their own when they are loaded, which would lose the end token. Therefore
+        a tokenizer that got an end token here is written with the class that takes everything from tokenizer.json.
         """
         self.tokenizer.init_kwargs["padding_side"] = self.tokenizer.padding_side
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.save_pretrained(folder)
+        if self._end_added:
+            path = folder / "tokenizer_config.json"
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            names = list(self.tokenizer.model_input_names)
+            write_json(path, settings | {"tokenizer_class": PLAIN_CLASS, "model_input_names": names})
 
     @property
     def key(self) -> str:
         """A hash of everything that decides the ids of a text."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state = {name: part for name, part in backend.items() if name not in ("truncation", "padding")}
-        lengths = [self.embedding_config.query_max_len, self.embedding_config.passage_max_len]
-        text = json.dumps(
-            [state, self.embedding_config.query_prompt, self.embedding_config.passage_prompt, *lengths], sort_keys=True
-        )
+        config, lengths = self.embedding_config, self._limits.values()
+        text = json.dumps([state, config.query_prompt, config.passage_prompt, *lengths], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -103,47 +174,131 @@ def load_tokenizer(
         argument: what the caller calls the base, for messages.
 
     Raises:
-        UserError: no tokenizer can be read there, or it does not fit the model.
+        UserError: no tokenizer can be read there, it does not fit the model, or a prompt leaves no room for a text.
     """
     from transformers import AutoTokenizer
 
     name = tokenizer_id or base.name
-    settings: dict[str, Any] = {"subfolder": base.subfolder} if name == base.name else {}
-
-    def error(reason: str) -> UserError:
-        return UserError(reason, "tokenizer_id" if tokenizer_id else argument, name)
-
+    argument = "tokenizer_id" if tokenizer_id else argument
+    subfolder = base.subfolder if name == base.name else ""
+    files = ModelFiles(name, argument, local_files_only)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code, local_files_only=local_files_only, **settings
+            name, trust_remote_code=trust_remote_code, local_files_only=local_files_only, subfolder=subfolder
         )
     except Exception as problem:  # every tokenizer class fails on a broken file in its own way
-        raise error(f"no tokenizer can be read there ({str(problem).splitlines()[0]})") from None
+        if not trust_remote_code and has_own_code(files, subfolder):
+            raise files.error(f"the tokenizer {OWN_CODE}") from None
+        reason = str(problem).strip() or type(problem).__name__
+        raise files.error(f"no tokenizer can be read there ({reason.splitlines()[0]})") from None
     if not getattr(tokenizer, "is_fast", False):
-        raise error("only tokenizers with a tokenizer.json (fast tokenizers) are supported")
+        raise files.error(
+            "only tokenizers with a tokenizer.json (fast tokenizers) are supported, and this one is a "
+            f"{type(tokenizer).__name__}"
+        )
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise error("there are no tokenizer files, so every word would be unknown; download them")
+        raise files.error("there are no tokenizer files, so every word would be unknown; download them")
     vocabulary = getattr(base.config, "vocab_size", None)
     if vocabulary and len(tokenizer) > vocabulary:
-        raise error(
+        raise files.error(
             f"it has {len(tokenizer)} tokens, but the model has vectors for {vocabulary} tokens only; use the model's "
             "own tokenizer"
         )
-    return TextTokenizer(tokenizer, embedding_config, base.is_decoder)
+    return TextTokenizer(tokenizer, embedding_config, base)
 
 
-def _end_with_eos(tokenizer: Any) -> None:
-    """Let the tokenizer end every text with its end token, unless it already ends texts with a special token."""
-    from tokenizers import processors
+def has_own_code(files: ModelFiles, subfolder: str = "") -> bool:
+    """Whether the files of a model name Python code of its tokenizer, or of its configuration."""
+    names = (f"{subfolder}/{name}".lstrip("/") for name in ("tokenizer_config.json", "config.json"))
+    return any((files.json(name) or {}).get("auto_map") for name in names)
 
-    if tokenizer("a")["input_ids"][-1] in tokenizer.all_special_ids:
-        return
-    if tokenizer.eos_token is None:
+
+def _padding_side(tokenizer: Any, kind: str) -> str:
+    """Where a decoder's texts are padded by programs that pad: at the left, unless its files say right.
+
+    Args:
+        tokenizer: of transformers.
+        kind: the family of the model.
+    """
+    if kind in PADDED_RIGHT:
+        return "right"
+    return str(tokenizer.init_kwargs.get("padding_side") or "left")
+
+
+def _end_with_eos(tokenizer: Any) -> bool:
+    """Let the tokenizer end every text with its end token, unless it already adds special tokens at the end.
+
+    The own post-processor is replaced by one template with the tokens that it puts before a text, the text and the end
+    token. A second post-processor after the own one would be wrong: it takes the beginning and the text for two texts.
+
+    Returns:
+        Whether the end token was added.
+
+    Raises:
+        UserError: the tokenizer has no end token, or does not use its post-processor.
+    """
+    before, text, after = _parts(tokenizer)
+    if after:
+        return False
+    end = tokenizer.eos_token
+    if end is None:
         raise UserError("the tokenizer has no end token, which last_token pooling needs; choose `pooling=mean`")
-    eos = tokenizer.eos_token
-    ending = processors.TemplateProcessing(
-        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
-    )
     backend = tokenizer.backend_tokenizer
-    own = backend.post_processor
-    backend.post_processor = ending if own is None else processors.Sequence([own, ending])
+    own = json.loads(backend.to_str())["post_processor"] or {}
+    offsets = [part for part in own.get("processors", [own]) if part.get("type") == "ByteLevel"]
+    template = _template(tokenizer.convert_ids_to_tokens(before), before, end, tokenizer.eos_token_id)
+    backend.post_processor = _post_processor({"type": "Sequence", "processors": [*offsets, template]})
+    if _parts(tokenizer) != (before, text, [tokenizer.eos_token_id]):
+        raise UserError(
+            f"the tokenizer ({type(tokenizer).__name__}) adds its special tokens in code of its own, so that no end "
+            "token can be added, which last_token pooling needs; choose `pooling=mean`"
+        )
+    return True
+
+
+def _parts(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """Ids that the tokenizer puts before a text, ids of a text, and ids that it puts after it."""
+    for probe in PROBES:
+        bare, whole = (tokenizer(probe, add_special_tokens=special)["input_ids"] for special in (False, True))
+        for start in range(len(whole) - len(bare), -1, -1):
+            if bare and whole[start : start + len(bare)] == bare:
+                return whole[:start], bare, whole[start + len(bare) :]
+    raise UserError("the tokenizer gives no tokens for simple texts; its files are damaged")
+
+
+def _template(names: list[str], ids: list[int], end: str, end_id: int) -> dict[str, Any]:
+    """The post-processor `names text end`, as tokenizer.json writes it."""
+
+    def text(sequence: str, kind: int) -> list[dict[str, Any]]:
+        special = [{"SpecialToken": {"id": name, "type_id": kind}} for name in [*names, end]]
+        return [*special[:-1], {"Sequence": {"id": sequence, "type_id": kind}}, special[-1]]
+
+    tokens = dict(zip([*names, end], [*ids, end_id], strict=True))
+    return {
+        "type": "TemplateProcessing",
+        "single": text("A", 0),
+        "pair": [*text("A", 0), *text("B", 1)],
+        "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]} for name, number in tokens.items()},
+    }
+
+
+def _post_processor(state: dict[str, Any]) -> Any:
+    """A post-processor from its form in tokenizer.json."""
+    from tokenizers import Tokenizer, models
+
+    empty = json.loads(Tokenizer(models.WordLevel()).to_str())
+    return Tokenizer.from_str(json.dumps(empty | {"post_processor": state})).post_processor
+
+
+def _excess(tokenizer: Any) -> int:
+    """Tokens by which cut texts are longer than the limit.
+
+    It is 1 for the folders of earlier versions that were trained with two end tokens, and 0 for any other tokenizer.
+    """
+    limit = 16
+    return max(0, len(tokenizer(" ".join(PROBES) * limit, truncation=True, max_length=limit)["input_ids"]) - limit)
+
+
+def _shortened(text: str, most: int = 40) -> str:
+    """A text in quotes, at most so many characters of it."""
+    return repr(text if len(text) <= most else f"{text[:most]}…")

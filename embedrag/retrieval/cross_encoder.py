@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 
 from embedrag.errors import RunError, UserError, as_python
 from embedrag.models.base_model import position_limit
+from embedrag.models.modules.model_files import ModelFiles
+from embedrag.models.tokenizer import OWN_CODE, has_own_code
 from embedrag.runtime.console import quiet
 from embedrag.runtime.device import pick_device
 
@@ -46,6 +48,8 @@ class CrossEncoder:
                     name, trust_remote_code=trust_remote_code, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            if not trust_remote_code and has_own_code(ModelFiles(name, argument, local_files_only=True)):
+                raise UserError(f"the model {OWN_CODE}", argument, name) from None
             raise UserError(f"can't be loaded ({str(error).strip().splitlines()[0]})", argument, name) from None
         if (count := self._model.config.num_labels) != 1:
             reason = f"gives {count} scores for a pair; name a cross-encoder that gives one"

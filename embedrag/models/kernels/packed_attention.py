@@ -38,17 +38,19 @@ class PackingError(Exception):
     """The model can't be packed: texts in one row would mix, or get other vectors."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packing:
     """Where the texts of a row start and end.
 
     Attributes:
         cu_seqlens: start of each text, and the end of the last one: [n + 1] int32 on the device.
         lengths: tokens of each text. Texts of equal length should be neighbours.
+        calls: how often `packed_attention` was called with it.
     """
 
     cu_seqlens: Tensor
     lengths: list[int]
+    calls: int = 0
 
     @cached_property
     def groups(self) -> list[tuple[int, int]]:
@@ -96,6 +98,7 @@ def packed_attention(
     odd = [name for name in ("softcap", "position_bias", "s_aux") if unknown.get(name) is not None]
     if packing is None or attention_mask is not None or odd:
         raise PackingError(f"its attention has {', '.join(odd) or 'a mask'}")
+    packing.calls += 1
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     dtype, device = value.dtype, value.device.type
     if torch.is_autocast_enabled(device):
@@ -197,6 +200,9 @@ def _first_offset_that_fits(
         leak = max(_distance(a, b) for i, (a, b) in enumerate(zip(moved, states, strict=True)) if i != 1)
         if leak > tolerance:
             raise PackingError(f"its texts see each other (1 - cosine {leak:.1e})")
+        if not packing.calls:
+            # GPT-Neo masks the other texts itself. That is slow, and rows longer than its positions are impossible.
+            raise PackingError("its attention is a function of its own")
         return offset
     raise PackingError(f"its packed states are not those of single texts (1 - cosine {min(farthest):.1e})")
 
