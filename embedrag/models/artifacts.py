@@ -25,6 +25,12 @@ STATE_CHECKSUMS = f"{STATE_FOLDER}/checksums.json"
 # The folder of a run.
 BEST_STEP = "best-step-"  # followed by a step number: the best model so far
 MODEL_FOLDERS = ("final", "merged", "checkpoint-", BEST_STEP)
+RUN_LOG = "detailed_training_logs.json"
+LOSSES = "training_losses.json"
+SUMMARY = "training_summary_report.json"
+METRICS = "metrics.json"
+EVALUATION = ("evaluation.json", "evaluation.html")
+TENSORBOARD = "runs"  # a folder that TensorBoard's users share: only single files in it are ours
 LEFTOVERS = (  # of a killed save or removal
     ".final.tmp-*",
     ".merged.tmp-*",
@@ -33,19 +39,6 @@ LEFTOVERS = (  # of a killed save or removal
     f".{BEST_STEP}*.tmp-*",
     f"checkpoint-epoch-*/.{STATE_FOLDER}.tmp-*",
     f"checkpoint-step-*/.{STATE_FOLDER}.tmp-*",
-)
-RUN_FILES = (
-    "final",
-    "merged",
-    "checkpoint-epoch-*",
-    "checkpoint-step-*",
-    f"{BEST_STEP}*",
-    "evaluation.json",
-    "evaluation.html",
-    "detailed_training_logs.json",
-    "training_losses.json",
-    "training_summary_report.json",
-    "metrics.json",
-    "runs",
-    *LEFTOVERS,
+    *(f".{name}.tmp-*" for name in (LOSSES, SUMMARY, METRICS, *EVALUATION)),
+    "..embedrag-run.json.tmp-*",
 )

@@ -75,12 +75,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def disk_error(error: Exception, place: Path) -> str:
+def disk_error(error: Exception, place: Path | None) -> str:
     """What the disk says in an error of any library; empty for another kind of error.
 
     Args:
         error: an OSError, or an error of safetensors or tokenizers about a file.
-        place: a path on that disk; it does not have to exist.
+        place: a path on that disk, which does not have to exist; None: a device or a pipe.
     """
     if isinstance(error, EmbedRagError):
         return ""
@@ -89,7 +89,8 @@ def disk_error(error: Exception, place: Path) -> str:
         number = int(found[1] or found[2])
     if number is None:
         return str(error) if isinstance(error, OSError) else ""
-    return f"{os.strerror(number)}; {_room(place)}" if number == errno.ENOSPC else os.strerror(number)
+    reason = os.strerror(number)
+    return f"{reason}; {_room(place)}" if place and number == errno.ENOSPC else reason
 
 
 def _room(place: Path) -> str:
@@ -120,12 +121,17 @@ def _settle(folder: Path) -> None:
 
 
 def remove_leftover(path: Path) -> None:
-    """Remove what a killed `atomic_folder` left; a folder that was being replaced comes back if no new one is there."""
+    """Remove what a killed `atomic_folder` or `atomic_file` left.
+
+    A folder that was being replaced comes back if no new one is there.
+    """
     target = path.with_name(path.name[1:].rsplit(".tmp-", 1)[0])
     if path.suffix == ".old" and not target.exists():
         path.rename(target)
-    else:
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextmanager
@@ -190,7 +196,7 @@ def _opened(target: Path, mode: str, **settings: Any) -> Iterator[IO[Any]]:
     except OSError as error:
         if temporary:
             temporary.unlink(missing_ok=True)  # first, so that it does not count as room that is taken
-        raise RunError(f"{target}: not written ({disk_error(error, target)})") from None
+        raise RunError(f"{target}: not written ({disk_error(error, temporary and place)})") from None
     finally:
         if temporary:
             with suppress(OSError):

@@ -12,6 +12,7 @@ import torch
 
 from embedrag.data.sources import local_files
 from embedrag.errors import UserError, all_problems
+from embedrag.models.artifacts import EVALUATION, METRICS
 from embedrag.models.base_model import check_local_path
 from embedrag.models.quantization import check_bitsandbytes
 from embedrag.runtime.console import say
@@ -21,7 +22,7 @@ from embedrag.training.config.options import TrainOptions
 from embedrag.training.optimizer import check_optimizer
 from embedrag.training.state.checkpoint import Checkpoint, open_checkpoint
 from embedrag.training.state.resume import compare_settings, engine_options
-from embedrag.training.state.run_folder import check_output_dir, check_sources
+from embedrag.training.state.run_folder import ALWAYS, check_output_dir, check_sources
 from embedrag.training.state.run_log import check_tracker
 
 
@@ -91,7 +92,11 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
     checks: list[Callable[[], object]] = [partial(local_files, path) for path in data]
     checks.append(partial(check_local_path, options.model_name_or_path))
     goes_on = checkpoint is not None and checkpoint.folder.parent.resolve() == output_dir.resolve()
-    checks.append(partial(check_output_dir, output_dir, options.overwrite or goes_on, options.resume == "auto"))
+    writes = [*ALWAYS, *[METRICS] * options.save_metrics, *["merged"] * options.merge]
+    writes += EVALUATION if options.eval_dataset or options.eval_split else ()
+    source = output_dir / checkpoint.folder.name if checkpoint and goes_on else None
+    free_for = partial(check_output_dir, output_dir, options.overwrite or goes_on, options.resume == "auto")
+    checks.append(partial(free_for, writes, source))
     if not goes_on:
         sources = [options.model_name_or_path, options.tokenizer_id or "", *data, options.eval_dataset or ""]
         sources += [str(checkpoint.folder)] if checkpoint else []

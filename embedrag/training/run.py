@@ -10,7 +10,7 @@ from typing import Any
 
 from embedrag.errors import RunError, UserError, is_out_of_memory
 from embedrag.merging.merge import merge
-from embedrag.models.artifacts import BEST_STEP
+from embedrag.models.artifacts import BEST_STEP, EVALUATION, SUMMARY
 from embedrag.runtime.console import say
 from embedrag.runtime.distributed import leave
 from embedrag.runtime.files import atomic_folder
@@ -22,7 +22,7 @@ from embedrag.training.run_context import RunContext
 from embedrag.training.setup import setup
 from embedrag.training.state.checkpoint import Checkpoint, forget_later
 from embedrag.training.state.resume import is_complete
-from embedrag.training.state.run_folder import clear_leftovers, clear_output_dir
+from embedrag.training.state.run_folder import claim_files, go_on, start_run
 from embedrag.training.trainer import Trainer
 
 
@@ -46,10 +46,10 @@ class RunResult:
     @classmethod
     def read(cls, output_dir: Path) -> RunResult:
         """The result of a complete run, from the files in its folder."""
-        report = json.loads((output_dir / "training_summary_report.json").read_text(encoding="utf-8"))
+        report = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         metrics, verdict = dict(report["performance_summary"]), None
-        if (output_dir / "evaluation.json").is_file():
-            evaluation = json.loads((output_dir / "evaluation.json").read_text(encoding="utf-8"))
+        if (output_dir / EVALUATION[0]).is_file():
+            evaluation = json.loads((output_dir / EVALUATION[0]).read_text(encoding="utf-8"))
             metrics |= {name: value for name, value in evaluation.items() if isinstance(value, (int, float))}
             verdict = evaluation.get("verdict")
         merged = report["training_args"]["merge"] and report["training_args"]["finetune_type"] != "full"
@@ -104,11 +104,11 @@ def _result(options: TrainOptions, output_dir: Path) -> RunResult:
 
 def _make_room(run: RunContext) -> None:
     if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
-        clear_output_dir(run.output_dir)
-    elif later := forget_later(run.output_dir, run.checkpoint):
-        say(f"resume: {', '.join(later)} keep their model, but the run goes on from {run.checkpoint.folder.name}")
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(run.output_dir)
+        start_run(run.output_dir)
+    else:
+        go_on(run.output_dir)
+        if later := forget_later(run.output_dir, run.checkpoint):
+            say(f"resume: {', '.join(later)} keep their model, but the run goes on from {run.checkpoint.folder.name}")
     if run.checkpoint:
         _bring_best(run.checkpoint, run.output_dir)
 
@@ -126,6 +126,7 @@ def _bring_best(checkpoint: Checkpoint, output_dir: Path) -> None:
             "resume",
             checkpoint.folder,
         )
+    claim_files(output_dir, name)
     with atomic_folder(output_dir / name) as folder:
         shutil.copytree(origin / name, folder, dirs_exist_ok=True)
 
@@ -134,6 +135,7 @@ def _merge(adapter: Path, base: str, options: TrainOptions) -> None:
     if options.finetune_type == "full":
         say("merge: a full fine-tune has no adapter; final/ is the model")
         return
+    claim_files(adapter.parent, "merged")
     report = merge(
         adapter,
         adapter.with_name("merged"),

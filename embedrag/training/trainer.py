@@ -6,6 +6,7 @@ not change it. Schedule, logs and checkpoints count optimizer steps.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -22,8 +23,8 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader
 
 from embedrag.data.collator import Batch, Batches, SamplingSettings, steps_of_epoch
-from embedrag.errors import StoppedError
-from embedrag.models.artifacts import BEST_STEP
+from embedrag.errors import RunError, StoppedError
+from embedrag.models.artifacts import BEST_STEP, EVALUATION, METRICS
 from embedrag.models.save import save_model
 from embedrag.runtime.console import console, now, say
 from embedrag.runtime.files import atomic_folder, write_atomic
@@ -34,6 +35,7 @@ from embedrag.training.config.options import TrainOptions
 from embedrag.training.run_context import RunContext
 from embedrag.training.state.checkpoint import Checkpoint, prune, read_tensors, restore_weights, write_state
 from embedrag.training.state.resume import engine_state
+from embedrag.training.state.run_folder import claim_files, claim_trackers, tracker_files
 from embedrag.training.state.run_log import RunLog
 from embedrag.training.train_step import TrainStep
 from embedrag.training.validation import Validation
@@ -94,11 +96,14 @@ class Trainer:
         earlier = self._restore(run.checkpoint, saved) if run.checkpoint and saved else None
         folder = run.output_dir if self.processes.main else None
         self.log = RunLog(folder, options.model_dump(), run.record.model_info, earlier)
+        before = tracker_files(run.output_dir)
         self.accelerator.init_trackers(
             options.run_name or "train",
             config=_flat(options),
             init_kwargs={"tensorboard": {"purge_step": self.state.global_step + 1}} if earlier else {},
         )
+        if self.processes.main:
+            claim_trackers(run.output_dir, before)
         self._seed(saved)
 
     def _seed(self, saved: dict[str, Any] | None) -> None:
@@ -115,7 +120,6 @@ class Trainer:
         """Run all epochs. The logs are closed in every case."""
         options = self.options
         say(f"training: {options.epochs} epochs, {self.total_steps} optimizer steps, output in {self.run.output_dir}")
-        completed = False
         bar = console.progress(self.total_steps, "step", initial=self.state.global_step, mininterval=0.5)
         try:
             if self.validation and not self.validation.base:
@@ -125,13 +129,17 @@ class Trainer:
             if self.stopped_early and self.state.done:  # ended within an epoch
                 self._close_epoch()
             self._finish()
-            completed = True
+            summary = self.log.finish(True, **({"stopped_early": True} if self.stopped_early else {}))
+        except BaseException:
+            with contextlib.suppress(RunError):  # of a full disk: what happened first is the better reason
+                self.log.finish(False, **({"stopped_early": True} if self.stopped_early else {}))
+            raise
         finally:
             bar.close()
-            summary = self.log.finish(completed, **({"stopped_early": True} if self.stopped_early else {}))
             self.accelerator.end_training()
         if options.save_metrics and self.processes.main:
-            write_atomic(self.run.output_dir / "metrics.json", json.dumps(self._metrics(summary), indent=2))
+            claim_files(self.run.output_dir, METRICS)
+            write_atomic(self.run.output_dir / METRICS, json.dumps(self._metrics(summary), indent=2))
         seconds, final = summary["total_training_time"], self.run.output_dir / "final"
         count = self.train_step.skipped
         skipped = f", {count} of {self.total_steps} steps were skipped" if count else ""
@@ -246,6 +254,7 @@ class Trainer:
             say(f"training: ended early because {self.validation.since_best} evaluations brought no improvement")
         if self.processes.main:
             folder, options = self.run.output_dir, self.options
+            claim_files(folder, "final", *EVALUATION)
             with atomic_folder(folder / "final") as final:
                 shutil.copytree(folder / f"{BEST_STEP}{self.validation.best_step}", final, dirs_exist_ok=True)
             name = options.eval_dataset or f"{options.eval_split:.0%} of the rows, held out"
@@ -339,6 +348,7 @@ class Trainer:
         weights = gather_full(encoder.backbone.state_dict(), self.processes.main) if encoder.sharded else None
         add_state = partial(write_state, parameters=encoder.weights(), state=state or {}, full_weights=weights)
         if self.processes.main:
+            claim_files(run.output_dir, name)
             save_model(
                 encoder,
                 run.output_dir / name,

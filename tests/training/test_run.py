@@ -16,6 +16,7 @@ import torch
 
 from embedrag.cli import main
 from embedrag.models.load import load_model
+from embedrag.runtime.claims import claim
 from embedrag.training.trainer import Trainer
 from tests.processes import Process
 
@@ -26,6 +27,7 @@ KINDS = {
     "qlora8": ["--finetune_type", "qlora", "--quantization_bits", "8", "--lr", "3e-3"],
 }
 RUN_FILES = {
+    ".embedrag-run.json",
     "final",
     "checkpoint-epoch-3",
     "detailed_training_logs.json",
@@ -356,6 +358,8 @@ def test_overwrite_that_would_remove_its_own_base_is_refused(
     tiny_bert: str, write_jsonl, rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(tiny_bert, tmp_path / "out" / "merged")
+    (tmp_path / "out" / "merged" / "merge_config.json").write_text("{}")
+    claim(tmp_path / "out", "merged")
     words = ["--train_dataset", str(write_jsonl(rows)), "--output_dir", str(tmp_path / "out"), "--overwrite"]
     assert main(["train", "--model_name_or_path", str(tmp_path / "out" / "merged"), "--batch_size", "2", *words]) == 2
     assert "lies in the run that would be replaced" in capsys.readouterr().err

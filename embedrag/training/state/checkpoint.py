@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from embedrag.errors import UserError
 from embedrag.models.artifacts import BEST_STEP, STATE_CHECKSUMS, STATE_FOLDER, STATE_JSON, STATE_TENSORS
+from embedrag.runtime.claims import claim
 from embedrag.runtime.files import write_json
 from embedrag.runtime.fsdp import local_shard
+from embedrag.training.state.run_folder import own_files
 
 FORMAT = 1
 BLOCK = 1 << 22
@@ -155,15 +157,18 @@ def damage(folder: Path) -> list[str]:
 def prune(folder: Path, limit: int, best_step: int | None = None) -> None:
     """Keep the newest `limit` states: older step checkpoints are removed, older epochs keep their model.
 
-    A best model is removed when no checkpoint refers to it, except the one of `best_step`.
+    A best model is removed when no checkpoint refers to it, except the one of `best_step`. Folders that somebody
+    copied here stay as they are.
     """
-    found = checkpoints(folder)
+    own = own_files(folder)
+    found = [item for item in checkpoints(folder) if item.folder.name in own]
     for old in found[limit:]:
         _remove(old.folder if old.folder.name.startswith("checkpoint-step-") else old.folder / STATE_FOLDER)
     steps = {(item.state.get("monitor") or {}).get("best_step") for item in found[:limit]} | {best_step}
-    for path in folder.glob(f"{BEST_STEP}*"):
+    for path in _best_models(folder, own):
         if path.name not in {f"{BEST_STEP}{step}" for step in steps}:
             _remove(path)
+    claim(folder)
 
 
 def forget_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
@@ -172,13 +177,19 @@ def forget_later(folder: Path, checkpoint: Checkpoint) -> list[str]:
     Returns:
         Their names. Otherwise `auto` could later take one of them for the newest checkpoint of this run.
     """
-    later = [item.folder for item in checkpoints(folder) if item.step > checkpoint.step]
+    own = own_files(folder)
+    later = [item.folder for item in checkpoints(folder) if item.step > checkpoint.step and item.folder.name in own]
     for path in later:
         _remove(path / STATE_FOLDER)
-    for path in folder.glob(f"{BEST_STEP}*"):
+    for path in _best_models(folder, own):
         if int(path.name.removeprefix(BEST_STEP)) > checkpoint.step:
             _remove(path)
     return [path.name for path in later]
+
+
+def _best_models(folder: Path, own: set[str]) -> list[Path]:
+    """The best models so far, by step number, in the folder of a run."""
+    return [path for path in folder.glob(f"{BEST_STEP}*") if path.name in own]
 
 
 def _state_folders(folder: Path) -> list[Path]:

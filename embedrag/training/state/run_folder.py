@@ -1,39 +1,84 @@
-"""The folder of a run: what may be in it before the run, and how an earlier run is removed."""
+"""The folder of a run: which files in it a run of ours made, and how an earlier run is removed.
+
+The marker in the folder names them, see `embedrag.runtime.claims`. Earlier versions wrote no marker; in a folder of
+theirs, a file counts as ours when its name and its content are those that they wrote.
+"""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import json
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from embedrag.errors import UserError
-from embedrag.models.artifacts import LEFTOVERS, MODEL_FOLDERS, RUN_FILES
-from embedrag.runtime.files import remove_leftover
+from embedrag.errors import RunError, UserError
+from embedrag.models.artifacts import (
+    BEST_STEP,
+    EVALUATION,
+    LEFTOVERS,
+    LOSSES,
+    MERGE_CONFIG,
+    METRICS,
+    MODEL_FOLDERS,
+    RUN_LOG,
+    SUMMARY,
+    TENSORBOARD,
+    TRAINING_CONFIG,
+)
+from embedrag.runtime.claims import claim, claimed
+from embedrag.runtime.files import disk_error, not_writable, remove_leftover
+
+CHECKPOINTS = ("checkpoint-epoch-*", "checkpoint-step-*", f"{BEST_STEP}*")
+ALWAYS = ("final", *CHECKPOINTS, RUN_LOG, LOSSES, SUMMARY)  # what every run writes
+# What is in a log file of ours: a test of its JSON.
+CONTENT: dict[str, Callable[[Any], bool]] = {
+    LOSSES: lambda data: all(set(row) == {"epoch", "loss"} for row in data),
+    SUMMARY: lambda data: "training_completed" in data,
+    METRICS: lambda data: {"total_training_time", "tokens_per_second"} <= set(data),
+    EVALUATION[0]: lambda data: {"model", "data", "queries", "passages", "metric"} <= set(data),
+}
 
 
-def check_output_dir(folder: Path, overwrite: bool, only_logs: bool = False) -> None:
-    """Refuse a folder that can't be written or that holds another run.
+def check_output_dir(
+    folder: Path, overwrite: bool, only_logs: bool = False, writes: Iterable[str] = ALWAYS, source: Path | None = None
+) -> None:
+    """Refuse a folder that can't be written, that holds another run, or that holds files of others in the way.
 
     Args:
         folder: of the run.
         overwrite: the earlier run may be removed.
         only_logs: an earlier run may be removed when it has only logs and no model, as after an early kill.
+        writes: names and patterns of what the run will write.
+        source: the checkpoint in this folder from which the run goes on; it may be a copy of another run's.
 
     Raises:
         UserError: naming the remedy.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError("a file of that name exists; name a folder", "output_dir", folder)
-    in_the_way = [path for path in run_files(folder) if not only_logs or path.name.startswith(MODEL_FOLDERS)]
-    if in_the_way and not overwrite:
+    own = own_files(folder)
+    found = {path for pattern in writes for path in folder.glob(pattern)}
+    foreign = sorted(path.name for path in found if path.name not in own and path != source)
+    if foreign:
+        names = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+        raise UserError(
+            f"holds {names}, which this run would write, and which no run of EmbedRAG wrote there; name another "
+            "folder, or move them to another place",
+            "output_dir",
+            folder,
+        )
+    if not overwrite and any(not only_logs or name.startswith(MODEL_FOLDERS) for name in own):
         raise UserError(
             "holds another run; name another folder, go on with that run (`resume=auto`), or replace it (`overwrite`)",
             "output_dir",
             folder,
         )
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{parent} can't be written; name another folder", "output_dir", folder)
+    reason = not_writable(parent) if parent.is_dir() else "it is a file"
+    if reason:
+        raise UserError(f"{parent} can't be written ({reason}); name another folder", "output_dir", folder)
 
 
 def check_sources(folder: Path, sources: list[str]) -> None:
@@ -42,7 +87,7 @@ def check_sources(folder: Path, sources: list[str]) -> None:
     Raises:
         UserError: naming it.
     """
-    doomed = [path.resolve() for path in run_files(folder)]
+    doomed = [(folder / name).resolve() for name in own_files(folder)]
     for source in filter(None, sources):
         path = Path(source).expanduser().resolve()
         if any(path == old or old in path.parents for old in doomed):
@@ -51,11 +96,58 @@ def check_sources(folder: Path, sources: list[str]) -> None:
             )
 
 
-def clear_output_dir(folder: Path) -> None:
-    """Remove an earlier run, and nothing else, from its folder."""
+def start_run(folder: Path) -> None:
+    """Remove an earlier run from its folder, and nothing else; then mark the folder as one of a run.
+
+    Raises:
+        RunError: when the folder can't be made or changed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
+        names = own_files(folder)
+        for name in sorted(names):
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for place in sorted({place for name in names for place in Path(name).parents}, reverse=True):
+            if place.parts:
+                with contextlib.suppress(OSError):  # it holds files of others
+                    (folder / place).rmdir()
+    except OSError as error:
+        raise RunError(f"{folder}: can't be written ({disk_error(error, folder)})") from None
+    claim(folder)
+
+
+def go_on(folder: Path) -> None:
+    """Mark a folder in which a run goes on; it may be of an earlier version."""
     clear_leftovers(folder)
-    for path in run_files(folder):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    claim(folder, also=own_files(folder))
+
+
+def claim_files(folder: Path, *names: str) -> None:
+    """Say that the run is about to make or replace files of its own.
+
+    Raises:
+        RunError: when there is such a file already, and no run made it.
+    """
+    own = own_files(folder)
+    for name in names:
+        if name not in own and (folder / name).exists():
+            raise RunError(
+                f"{folder / name}: no run of EmbedRAG wrote it, so it is not replaced; move it to another place, and "
+                "go on with `resume=auto`"
+            )
+    claim(folder, *names)
+
+
+def claim_trackers(folder: Path, before: set[Path]) -> None:
+    """Say which files of trackers are the run's own: those that were not there before the trackers started."""
+    claim(folder, *(path.relative_to(folder).as_posix() for path in tracker_files(folder) - before))
+
+
+def tracker_files(folder: Path) -> set[Path]:
+    """All files of trackers in the folder of a run, also those of others."""
+    return {path for path in (folder / TENSORBOARD).rglob("*") if path.is_file()}
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -64,6 +156,58 @@ def clear_leftovers(folder: Path) -> None:
         remove_leftover(path)
 
 
-def run_files(folder: Path) -> list[Path]:
-    """Files and folders that an earlier run left in a folder."""
-    return [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern))]
+def own_files(folder: Path) -> set[str]:
+    """Files and folders that are there and that a run of ours made, as paths below its folder."""
+    names = claimed(folder)
+    if names is None:
+        return _recognised(folder)
+    return {name for name in names if _is_there(folder / name)}
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a claimed file is there. A folder is a model's; it appears whole, so its settings are in it."""
+    return _is_model(path) if path.is_dir() else path.exists() or path.is_symlink()
+
+
+def _is_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in (TRAINING_CONFIG, MERGE_CONFIG))
+
+
+def _recognised(folder: Path) -> set[str]:
+    """The files of a run of an earlier version, by their content."""
+    models = {path.name for pattern in ("final", *CHECKPOINTS) for path in folder.glob(pattern) if _is_model(path)}
+    if not _begins(folder / RUN_LOG, '{"training_args": '):
+        return models
+    files = {RUN_LOG} | {name for name, is_ours in CONTENT.items() if _holds(folder / name, is_ours)}
+    if EVALUATION[0] in files and (folder / EVALUATION[1]).is_file():
+        files.add(EVALUATION[1])
+    if (folder / "merged" / MERGE_CONFIG).is_file():
+        files.add("merged")
+    events = [path for path in tracker_files(folder) if "tfevents" in path.name and _is_ours(path)]
+    settings = [path for event in events for path in event.parent.glob("*/hparams.yml") if _is_ours(path)]
+    return models | files | {path.relative_to(folder).as_posix() for path in events + settings}
+
+
+def _begins(path: Path, text: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(text)) == text.encode()
+    except OSError:
+        return False
+
+
+def _holds(path: Path, is_ours: Callable[[Any], bool]) -> bool:
+    try:
+        return is_ours(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file of TensorBoard is of a training of ours: it has our settings, or figures that only we log."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1 << 20)
+    except OSError:
+        return False
+    return b"train/padding_share" in start or (b"model_name_or_path" in start and b"finetune_type" in start)

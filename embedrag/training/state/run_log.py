@@ -7,6 +7,7 @@ so far, and a step never rewrites the file.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -14,9 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from embedrag.errors import UserError
+from embedrag.errors import RunError, UserError
+from embedrag.models.artifacts import LOSSES, RUN_LOG, SUMMARY
 from embedrag.runtime.console import now
-from embedrag.runtime.files import write_atomic
+from embedrag.runtime.files import disk_error, write_atomic
+from embedrag.training.state.run_folder import claim_files
 
 FIRST_KEY = b'"epoch_logs"'
 TAIL = b"\n], " + FIRST_KEY  # the closing bytes of the log begin with this
@@ -84,11 +87,13 @@ class RunLog:
         self._best: float | None = earlier.get("best")
         self._last: float | None = earlier.get("last")
         self._rows = 0
+        self._tail = b""  # the closing bytes that are in the file
         self._position: int = earlier.get("position", 0)
         if folder is None:
             return
-        path = folder / "detailed_training_logs.json"
-        self._file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+        claim_files(folder, RUN_LOG)
+        path = folder / RUN_LOG
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
         self._rows = self._steps if 0 < self._position <= path.stat().st_size else 0
         if not self._rows:
             self._position = 0
@@ -126,7 +131,7 @@ class RunLog:
         self.epochs.append(row)
         self._append("")
         losses = [{"epoch": item["epoch"], "loss": item["avg_loss"]} for item in self.epochs]
-        self._write("training_losses.json", losses)
+        self._write(LOSSES, losses)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Log the scores of the model between two steps."""
@@ -155,8 +160,6 @@ class RunLog:
             **more,
         }
         self._append("")
-        if self._folder:
-            os.close(self._file)
         report = {
             "training_completed": completed,
             "completion_time": self._end_time,
@@ -166,11 +169,14 @@ class RunLog:
             "performance_summary": self._summary,
             "loss_progression": [item["avg_loss"] for item in self.epochs],
         }
-        self._write("training_summary_report.json", report)
+        self._write(SUMMARY, report)
+        if self._folder:
+            os.close(self._file)
         return self._summary
 
     def _write(self, name: str, data: Any) -> None:
         if self._folder:
+            claim_files(self._folder, name)
             write_atomic(self._folder / name, json.dumps(data, indent=2, ensure_ascii=False, default=str))
 
     def _append(self, text: str) -> None:
@@ -180,6 +186,15 @@ class RunLog:
             {"eval_logs": self.evaluations} if self.evaluations else {}
         )
         tail |= {"training_end_time": self._end_time, "training_summary": self._summary}
-        body = text.encode()
-        os.pwrite(self._file, body + b"\n], " + json.dumps(tail).encode()[1:] + b"\n", self._position)
+        body, end = text.encode(), b"\n], " + json.dumps(tail).encode()[1:] + b"\n"
+        try:
+            if os.pwrite(self._file, body + end, self._position) < len(body) + len(end):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            # The file becomes what it was. That needs no new room on the disk.
+            os.pwrite(self._file, self._tail, self._position)
+            os.ftruncate(self._file, self._position + len(self._tail))
+            path = self._folder / RUN_LOG
+            raise RunError(f"{path}: not written ({disk_error(error, path)}); it holds every row before") from None
+        self._tail = end
         self._position += len(body)
