@@ -63,15 +63,13 @@ class TextTokenizer:
         """
         self.tokenizer = tokenizer
         self.embedding_config = embedding_config
-        if embedding_config.lower_case:
-            turn_to_small_letters(tokenizer)
+        self._changed = embedding_config.lower_case and turn_to_small_letters(tokenizer)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        self._end_added = False
         if base.is_decoder:
             tokenizer.padding_side = _padding_side(tokenizer, base.config.model_type)
             if embedding_config.pooling == "last_token":
-                self._end_added = _end_with_eos(tokenizer)
+                self._changed |= _end_with_eos(tokenizer)
         tokenizer.model_max_length = embedding_config.max_len
         self._limits = {role: getattr(embedding_config, f"{role}_max_len") for role in (QUERY, PASSAGE)}
         if base.position_limit and (excess := _excess(tokenizer)):
@@ -132,14 +130,14 @@ class TextTokenizer:
         """Write the tokenizer without fixed truncation and padding.
 
         Its padding side is written too, because transformers forgets a side that was set after loading. Some classes of
-        transformers make a post-processor of their own when they are loaded, which would lose the end token. Therefore
-        a tokenizer that got an end token here is written with the class that takes everything from tokenizer.json.
+        transformers make a post-processor and a normaliser of their own when they are loaded, which would lose the end
+        token. Therefore a tokenizer that was changed here gets the class that takes everything from tokenizer.json.
         """
         self.tokenizer.init_kwargs["padding_side"] = self.tokenizer.padding_side
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.save_pretrained(folder)
-        if self._end_added:
+        if self._changed:
             path = folder / "tokenizer_config.json"
             settings = json.loads(path.read_text(encoding="utf-8"))
             names = list(self.tokenizer.model_input_names)
