@@ -121,7 +121,7 @@ class Batch:
     def by_texts(self, values: Tensor, queries: slice) -> Tensor:
         """Values [n] of the texts -> for each of some queries, the mean over the query and its own passages."""
         owner, count = self.owner, len(self.query_index)
-        total = values[self.query_index].index_add(0, owner, values[self.passage_index])
+        total = values[self.query_index].index_add(0, owner, values.index_select(0, self.passage_index))
         return (total / (1 + torch.bincount(owner, minlength=count)))[queries]
 
     def to(self, device: torch.device | str) -> Batch:

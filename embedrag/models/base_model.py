@@ -48,6 +48,11 @@ class Base:
     position_limit: int | None
     embedding_config: EmbeddingConfig
 
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in the state of a token; 0 when its configuration does not tell."""
+        return int(getattr(self.config.get_text_config(), "hidden_size", 0))
+
     def folder(self) -> Path:
         """The folder of its files. A model of the hub is downloaded first."""
         folder = Path(self.name)

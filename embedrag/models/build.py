@@ -15,7 +15,7 @@ from embedrag.models.pooling import POOLING
 from embedrag.models.quantization import QUANTIZERS, QuantizationConfig
 from embedrag.models.tokenizer import load_tokenizer
 from embedrag.runtime.console import say
-from embedrag.runtime.device import pick_device, pick_dtype
+from embedrag.runtime.device import pick_device, settle_dtype
 
 FINETUNE_TYPES = ("full", "lora", "qlora")
 
@@ -71,7 +71,7 @@ def build_model(
         lora_init: how the adapters start: `default`, `pissa` or `loftq`.
         gradient_checkpointing: compute the layers again in the backward pass, which takes less memory and more time.
         device: `auto`, `cuda`, `mps` or `cpu`.
-        dtype: of the computation: `float32`, `bfloat16`, `float16`, or `auto` for the best one of the device.
+        dtype: of the computation: `float32`, `bfloat16`, `float16`, or `auto`, as `train` settles it.
         tokenizer_id: another tokenizer than the base's own.
         trust_remote_code: run Python code that comes with the base.
         local_files_only: never ask the hub.
@@ -96,8 +96,8 @@ def build_model(
     if lora_r < 1:
         raise UserError("must be 1 or more", "lora_r", lora_r)
     where = pick_device(device)
-    precision = pick_dtype(dtype, where)
     base = describe_base(str(model_name_or_path), trust_remote_code, local_files_only)
+    precision, _ = settle_dtype(dtype, where, base.hidden_size)
     embedding_config, notices = resolve_embedding_config(
         base,
         pooling=pooling,

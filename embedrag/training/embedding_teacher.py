@@ -54,10 +54,12 @@ class EmbeddingTeacher:
     def of(self, texts: np.ndarray) -> Tensor:
         """[n, E] of some texts of the store."""
         places, split = self.place[texts], len(self.vectors[0])
-        found = np.empty((len(texts), self.vectors[0].shape[1]), np.float32)
+        # torch aligns its memory, numpy does not, and a product may round by the alignment of its factors.
+        vectors = torch.empty(len(texts), self.vectors[0].shape[1])
+        found = vectors.numpy()
         found[places < split] = self.vectors[0][places[places < split]]
         found[places >= split] = self.vectors[1][places[places >= split] - split]
-        return torch.from_numpy(found)
+        return vectors
 
     def distance(self, embeddings: Tensor, texts: Tensor) -> Tensor:
         """[n] 1 - cosine to the wanted vectors: half the squared distance of vectors of length 1.

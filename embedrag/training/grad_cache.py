@@ -3,7 +3,7 @@
 GradCache (arXiv 2101.06983): the vectors are cut off from the graphs that made them, and the loss gives their gradient.
 Then each chunk of texts takes its part of that gradient to the parameters. A chunk without a graph goes through the
 model a second time. Dropout is replayed from the state of the random generators, so the gradient is exactly that of
-the first pass.
+the first pass. How many chunks keep their graph changes no bit of the result; how the texts are cut into chunks does.
 
 Letters: n texts, D dimensions of a vector.
 """
@@ -45,7 +45,7 @@ class GradCache:
             processes: the processes that embed their own texts at the same time. With sharded weights all of them go
                 through the same number of chunks (some are empty), and recompute the same number.
         """
-        order, chunks = self.encoder.plan(tokens, self.budget.tokens)
+        order, chunks = self.encoder.plan(tokens, self.budget.chunk)
         recompute = self._recomputed(tokens.lengths[order].tolist(), chunks)
         places = [order[start:stop] for start, stop in chunks]
         if self.encoder.sharded:
@@ -56,7 +56,7 @@ class GradCache:
 
     def work(self, tokens: TokenBatch) -> tuple[int, int]:
         """Tokens that a step computes for these texts, padding included, and how many of them it computes twice."""
-        order, chunks = self.encoder.plan(tokens, self.budget.tokens)
+        order, chunks = self.encoder.plan(tokens, self.budget.chunk)
         lengths = tokens.lengths[order].tolist()
         areas = [self.encoder.area(lengths, *chunk) for chunk in chunks]
         return sum(areas), sum(areas[: self._recomputed(lengths, chunks)])
@@ -126,11 +126,14 @@ class CachedVectors:
         if gradient is None:
             raise RuntimeError("call backward() of a loss of these vectors first")
         del self.vectors
-        for places in reversed(self._chunks[len(self._states) :]):
-            torch.autograd.backward(self._held.pop(), gradient[places.to(self._device)])
-        for number, (places, state) in enumerate(zip(self._chunks, self._states, strict=False)):
+        # Always from the last chunk to the first, so the sum does not depend on how many chunks memory could hold.
+        for number in reversed(range(len(self._chunks))):
+            places = self._chunks[number]
+            if number >= len(self._states):
+                torch.autograd.backward(self._held.pop(), gradient[places.to(self._device)])
+                continue
             self._trim(number)
-            with replay(state, self._device), torch.enable_grad():
+            with replay(self._states[number], self._device), torch.enable_grad():
                 torch.autograd.backward(self._embed(self._tokens.select(places)), gradient[places.to(self._device)])
 
     def _trim(self, number: int) -> None:

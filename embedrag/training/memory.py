@@ -2,6 +2,10 @@
 
 The bytes that autograd keeps for a chunk of the longest texts are counted, and the free memory is divided by them. The
 result is only an estimate: when memory runs out in spite of it, the step is repeated with half the budget.
+
+How much is held at once changes no bit of the result (`embedrag.training.grad_cache`), so it may follow the free
+memory. How texts are cut into chunks changes the order of sums and the masks of dropout. So it follows the memory that
+the machine has, and what other programs use of it does not matter until there is too little.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from embedrag.runtime.distributed import ProcessGroup
 
 # Share of the free memory that is used. It is higher on a GPU, because the CPU's memory is shared with other programs.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
+CHUNK_SHARE = 0.3  # of all memory behind the weights, for one chunk: half of the machine may be in use by others
 PROBE_TOKENS = 4096
 STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
 CGROUP = Path("/sys/fs/cgroup")
@@ -36,10 +41,17 @@ class TokenBudget:
     Attributes:
         tokens: number of tokens of which the graphs are held at the same time; None holds all.
         token_bytes: bytes of the graph of one token, if they were measured.
+        chunk_tokens: tokens of a chunk, at most; None: as many as are held. The encoder's own limit holds too.
     """
 
     tokens: int | None = None
     token_bytes: float | None = None
+    chunk_tokens: int | None = None
+
+    @property
+    def chunk(self) -> int | None:
+        """Tokens of a chunk, at most; None: the encoder's own limit."""
+        return min((limit for limit in (self.tokens, self.chunk_tokens) if limit), default=None)
 
     def loss_tokens(self, texts: int, dimension: int) -> float:
         """The memory that the loss needs for the vectors of a batch, as a number of tokens with graphs of this size.
@@ -100,13 +112,31 @@ def measure_budget(
         )
     trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
     trained //= processes.size if encoder.sharded else 1
-    free = free_memory(encoder.device) // (processes.local_size if encoder.device.type == "cpu" else 1)
+    sharing = processes.local_size if encoder.device.type == "cpu" else 1
+    free, total = (size // sharing for size in memory_sizes(encoder.device))
     room = SHARE.get(encoder.device.type, 0.6) * free - STATE_BYTES * trained
     found = min(processes.gather(max(longest_text(store)[1], int(room / each))))
-    return TokenBudget(found, each), (
+    weights = sum(parameter.nbytes for parameter in encoder.parameters()) // (processes.size if encoder.sharded else 1)
+    room = CHUNK_SHARE * (total - weights) - STATE_BYTES * trained
+    wanted = min(processes.gather(_chunk_within(encoder.chunk_tokens, longest_text(store)[1], room / each)))
+    chunk = _chunk_within(wanted, longest_text(store)[1], found)
+    line = (
         f"memory: {free / 2**30:.1f} GiB free, {each / 2**20:.2f} MiB for each token; the graphs of {found:,} tokens "
         "are held at once; larger batches recompute the rest"
     )
+    if chunk < wanted:
+        line += (
+            f". So little is free that texts go through the model in chunks of {chunk:,} tokens instead of {wanted:,}; "
+            "sums are then rounded in another way than in a run with more free memory"
+        )
+    return TokenBudget(found, each, chunk), line
+
+
+def _chunk_within(tokens: int, longest: int, room: float) -> int:
+    """`tokens`, halved until they fit into a room of tokens or hold only the longest text."""
+    while tokens > max(room, longest):
+        tokens //= 2
+    return tokens
 
 
 def longest_text(store: TokenStore) -> tuple[int, int]:
@@ -142,29 +172,30 @@ def graph_bytes(encoder: Encoder, tokens: TokenBatch) -> int:
     return sum(kept.values())
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still use: what the machine has free, within its limits (cgroup, ulimit)."""
+def memory_sizes(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process may still use, and that it could use if it were alone (limits: cgroup, ulimit)."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # otherwise memory that torch keeps for later would count as used
-        return int(torch.cuda.mem_get_info(device)[0])
-    used = psutil.Process().memory_info()
-    room = [psutil.virtual_memory().available]
-    for limit, now in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, getattr(used, "data", used.vms))):
-        soft = resource.getrlimit(limit)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    machine, process = psutil.virtual_memory(), psutil.Process().memory_info()
+    limits = [(machine.total, machine.total - machine.available), *_cgroup_limit()]
+    data = getattr(process, "data", process.vms)
+    for kind, used in ((resource.RLIMIT_AS, process.vms), (resource.RLIMIT_DATA, data)):
+        soft = resource.getrlimit(kind)[0]
         if soft != resource.RLIM_INFINITY:
-            room.append(soft - now)
-    room += _cgroup_room()
-    return max(0, min(room))
+            limits.append((soft, used))
+    return max(0, min(limit - used for limit, used in limits)), min(limit for limit, _ in limits)
 
 
-def _cgroup_room() -> list[int]:
-    """Free bytes under the limit of a container; cached files count as free."""
+def _cgroup_limit() -> list[tuple[int, int]]:
+    """The limit of a container and the bytes used of it, if it has one; cached files count as free."""
     limit = CGROUP / "memory.max"
     if not limit.is_file() or (text := limit.read_text().strip()) == "max":
         return []
     statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     used = int((CGROUP / "memory.current").read_text()) - int(statistics["inactive_file"])
-    return [int(text) - used]
+    return [(int(text), used)]
 
 
 def _place(store: TokenStore, text: int) -> str:

@@ -72,7 +72,8 @@ class ContrastiveObjective(nn.Module):
         guides = None if guide is None else (guide[sides[0]], guide[sides[1]])
         pairs = Pairs(batch.labels, batch.excluded, batch.owner, batch.teacher, guides, batch.query)
         rows = batch.pairs(queries)
-        query, passage = embeddings[sides[0]], embeddings[sides[1]]
+        # The gradient of `embeddings[...]` adds what belongs to one text in the order in which the threads come.
+        query, passage = embeddings.index_select(0, sides[0]), embeddings.index_select(0, sides[1])
         found = [contrastive(form(query), form(passage), pairs, self.loss_settings, rows) for form in self.formats]
         loss = torch.as_tensor(sum(form.weight * loss for form, (loss, _) in zip(self.formats, found, strict=True)))
         loss, correct = batch.by_query(loss, queries), batch.by_query(found[0][1].to(loss), queries)

@@ -16,7 +16,7 @@ from embedrag.models.artifacts import EVALUATION, METRICS
 from embedrag.models.base_model import check_local_path
 from embedrag.models.quantization import check_bitsandbytes
 from embedrag.runtime.console import say
-from embedrag.runtime.device import pick_device, pick_dtype
+from embedrag.runtime.device import pick_device
 from embedrag.runtime.distributed import ProcessGroup, join, wants_sharding
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.optimizer import check_optimizer
@@ -36,7 +36,6 @@ class Preflight:
         output_dir: folder of the run.
         checkpoint: the checkpoint that the run goes on from, if it does.
         device: where this process computes.
-        dtype: precision of the computation, as far as the device decides it.
         processes: this process among those that train together.
     """
 
@@ -45,7 +44,6 @@ class Preflight:
     output_dir: Path
     checkpoint: Checkpoint | None
     device: torch.device
-    dtype: torch.dtype
     processes: ProcessGroup
 
 
@@ -66,15 +64,14 @@ def preflight(options: TrainOptions) -> Preflight:
     elif options.resume:
         say(f"resume: no whole checkpoint in {output_dir}, so the run starts at its beginning")
     device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, device)
-    if dtype == torch.float16 and device.type == "cpu":
+    if options.dtype == "float16" and device.type == "cpu":
         raise UserError("is not trained on a CPU; use `dtype=float32` or `dtype=bfloat16`", "dtype", "float16")
     processes = join(device)
     if options.shard_weights and processes.size == 1:
         raise UserError(
             "there is one process, so nothing can be sharded; give `num_processes=2` or more", "shard_weights"
         )
-    return Preflight(options, asked, output_dir, checkpoint, device, dtype, processes)
+    return Preflight(options, asked, output_dir, checkpoint, device, processes)
 
 
 def _open_checkpoint(options: TrainOptions, output_dir: Path) -> Checkpoint | None:

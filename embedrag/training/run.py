@@ -12,6 +12,7 @@ from embedrag.errors import RunError, UserError, is_out_of_memory
 from embedrag.merging.merge import merge
 from embedrag.models.artifacts import BEST_STEP, EVALUATION, SUMMARY
 from embedrag.runtime.console import say
+from embedrag.runtime.device import fixed_order_of_sums
 from embedrag.runtime.distributed import leave
 from embedrag.runtime.files import atomic_folder
 from embedrag.runtime.stop_signals import StopSignals
@@ -71,17 +72,10 @@ def train(options: TrainOptions) -> RunResult:
         launch(options, count)
         return _result(options, output_dir)
     try:
-        run = setup(preflight(options))
-        if options.dry_run:
-            say(f"dry run: ready for the first step; {output_dir} was not touched")
-            return _result(options, output_dir)
-        with run.processes.main_first():
-            if run.processes.main:
-                _make_room(run)
         with StopSignals() as stop:
-            Trainer(run, stop).train()
-        main, base = run.processes.main, run.options.model_name_or_path
-        del run
+            main = _run(options, output_dir, stop)
+        if options.dry_run:
+            return _result(options, output_dir)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -94,8 +88,24 @@ def train(options: TrainOptions) -> RunResult:
     if not main:
         return RunResult(output_dir, output_dir / "final", {}, None)  # the main process writes the files
     if options.merge:
-        _merge(output_dir / "final", base, options)
+        _merge(output_dir / "final", options)
     return _result(options, output_dir)
+
+
+def _run(options: TrainOptions, output_dir: Path, stop: StopSignals) -> bool:
+    """Set up and train; whether this process is the one that writes the files."""
+    start = preflight(options)
+    with fixed_order_of_sums(start.device):
+        run = setup(start)
+        if options.dry_run:
+            say(f"dry run: ready for the first step; {output_dir} was not touched")
+            return start.processes.main
+        stop.can_wait = True
+        with run.processes.main_first():
+            if run.processes.main:
+                _make_room(run)
+        Trainer(run, stop).train()
+    return start.processes.main
 
 
 def _result(options: TrainOptions, output_dir: Path) -> RunResult:
@@ -131,7 +141,7 @@ def _bring_best(checkpoint: Checkpoint, output_dir: Path) -> None:
         shutil.copytree(origin / name, folder, dirs_exist_ok=True)
 
 
-def _merge(adapter: Path, base: str, options: TrainOptions) -> None:
+def _merge(adapter: Path, options: TrainOptions) -> None:
     if options.finetune_type == "full":
         say("merge: a full fine-tune has no adapter; final/ is the model")
         return
@@ -139,7 +149,7 @@ def _merge(adapter: Path, base: str, options: TrainOptions) -> None:
     report = merge(
         adapter,
         adapter.with_name("merged"),
-        base_model_path=base,
+        base_model_path=options.model_name_or_path,
         trust_remote_code=options.trust_remote_code,
         overwrite=True,  # replaces the merged model of this run from before it was resumed
     )

@@ -23,18 +23,31 @@ from embedrag.models.lora import LoraSettings
 from embedrag.models.quantization import QuantizationConfig
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import quiet, say
+from embedrag.runtime.device import dtype_name, settle_dtype
 from embedrag.runtime.fsdp import shard
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.data import open_data, probe_texts
 from embedrag.training.embedding_teacher import ask_teacher
 from embedrag.training.memory import TokenBudget, check_budget, measure_budget
 from embedrag.training.objective import ContrastiveObjective
-from embedrag.training.precision import fastest_cpu_dtype
 from embedrag.training.preflight import Preflight
 from embedrag.training.run_context import RunContext
 from embedrag.training.self_test import check_gradients, left_padding_distance, processes_distance, self_test
-from embedrag.training.state.resume import check_data, check_processes, saved_budget
-from embedrag.training.state.run_record import embedding_options, model_info, record_of, say_model, shown_tests
+from embedrag.training.state.resume import (
+    check_data,
+    check_processes,
+    compare_machine,
+    continued_dtype,
+    saved_budget,
+)
+from embedrag.training.state.run_record import (
+    embedding_options,
+    environment,
+    model_info,
+    record_of,
+    say_model,
+    shown_tests,
+)
 
 
 def setup(start: Preflight) -> RunContext:
@@ -52,8 +65,9 @@ def setup(start: Preflight) -> RunContext:
     if options.token_budget is not None:
         check_budget(data.store, options.token_budget)
     teacher = ask_teacher(options, data.store, processes) if options.embedding_teacher else None
+    dtype, reason = _settle_precision(start, text_model.base)
     _seed(options.seed)
-    encoder, left_padding = _load_encoder(start, text_model, data.store)
+    encoder, left_padding = _load_encoder(start, text_model, data.store, dtype)
     budget, memory = _settle_budget(start, encoder, data.store)
     objective = ContrastiveObjective(
         encoder,
@@ -63,7 +77,7 @@ def setup(start: Preflight) -> RunContext:
         teacher=teacher.aligned(encoder, data.store) if teacher else None,
         budget=budget,
     )
-    info = model_info(encoder, options)
+    info = model_info(encoder, options) | {"precision": {"dtype": dtype_name(dtype), "reason": reason}}
     if not options.no_self_test:
         info["self_tests"] = {
             **self_test(encoder, data.store),
@@ -73,7 +87,8 @@ def setup(start: Preflight) -> RunContext:
         say(f"self-test: passed ({shown_tests(info['self_tests'])})")
     say_model(text_model.base, text_model.embedding_config, options, start.device, encoder.dtype, info)
     say(memory)
-    options = options.model_copy(update=embedding_options(text_model.embedding_config))
+    settled = embedding_options(text_model.embedding_config) | {"dtype": dtype_name(dtype)}
+    options = options.model_copy(update=settled)
     return RunContext(
         options=options,
         output_dir=start.output_dir,
@@ -137,12 +152,27 @@ def _read_text_model(options: TrainOptions) -> _TextModel:
     return _TextModel(base, embedding_config, tokenizer)
 
 
-def _load_encoder(start: Preflight, text_model: _TextModel, store: TokenStore) -> tuple[Encoder, float | None]:
-    """Load the weights, and decide between packed and padded texts, and the precision; see `left_padding_distance`."""
+def _settle_precision(start: Preflight, base: Base) -> tuple[torch.dtype, str]:
+    """The precision of the run and the reason, the same in all processes; a line says it when it was not asked for."""
+    options, checkpoint = start.options, start.checkpoint
+    settled, reason = start.processes.gather(settle_dtype(options.dtype, start.device, base.hidden_size))[0]
+    if checkpoint:
+        for line in compare_machine(checkpoint, environment(start.device), options.finetune_type):
+            say(line)
+        settled, reason = continued_dtype(checkpoint, options.dtype, settled, reason)
+    if options.dtype == "auto":
+        say(f"precision: {dtype_name(settled)}, because {reason}")
+    return settled, reason
+
+
+def _load_encoder(
+    start: Preflight, text_model: _TextModel, store: TokenStore, dtype: torch.dtype
+) -> tuple[Encoder, float | None]:
+    """Load the weights, and decide between packed and padded texts; see `left_padding_distance`."""
     options, device = start.options, start.device
     backbone = trainable_backbone(
         text_model.base,
-        start.dtype,
+        dtype,
         torch.device("cpu") if options.shard_weights else device,
         lora_settings(options),
         QuantizationConfig(options.quantization_bits, options.double_quantization)
@@ -158,12 +188,10 @@ def _load_encoder(start: Preflight, text_model: _TextModel, store: TokenStore) -
     if options.shard_weights:
         shard(backbone, device, start.processes.size)
     config, pad_multiple = text_model.embedding_config, options.pad_to_multiple_of
-    encoder = Encoder(backbone, text_model.tokenizer, config, start.dtype, pad_multiple)
+    encoder = Encoder(backbone, text_model.tokenizer, config, dtype, pad_multiple)
     left_padding = None if options.no_self_test else left_padding_distance(encoder, store)
     _settle_attention(encoder, options)
     check_gradients(encoder, store, options.seed, frozen_base=options.finetune_type != "full")
-    if options.dtype == "auto" and device.type == "cpu" and not encoder.sharded:
-        encoder.dtype = start.processes.gather(fastest_cpu_dtype(encoder, store))[0]
     return encoder, left_padding
 
 

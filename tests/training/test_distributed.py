@@ -178,6 +178,19 @@ def test_without_gathering_each_process_scores_its_own_rows(tiny_bert: str, data
     assert abs(steps(tmp_path / "out")[0]["loss"] - (small[0] + small[1]) / 2) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_two_processes_go_on_bit_for_bit_in_bfloat16(kind: str, tiny_bert: str, data: Path, tmp_path: Path) -> None:
+    words = ["--finetune_type", kind, "--batch_size", "2", "--epochs", "1", "--save_steps", "1", "--dtype", "bfloat16"]
+    whole = tmp_path / "whole"
+    run_processes(command(tiny_bert, data, whole, *words, "--save_total_limit", "99"))
+    part = cut(whole, tmp_path / "part", 1)
+    run_processes(command(tiny_bert, data, part, *words, "--resume", "auto"))
+    assert [row["loss"] for row in steps(part)] == [row["loss"] for row in steps(whole)]
+    name = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
+    weights = [load_file(folder / "final" / name) for folder in (whole, part)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 @pytest.mark.slow
 def test_two_processes_are_stopped_by_a_signal_and_go_on_bit_for_bit(
     tiny_bert: str, data: Path, tmp_path: Path

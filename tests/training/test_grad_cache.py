@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedrag.data.collator import Batch
 from embedrag.data.token_batch import TokenBatch
@@ -110,6 +110,48 @@ def test_gradient_equals_the_naive_full_batch(model: str, pad: bool, request: py
             loss, found = loss_and_gradients(encoder, budget)
             torch.testing.assert_close(loss, expected_loss, rtol=10 * tolerance, atol=tolerance)
             assert error(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
+def test_gradient_does_not_depend_on_how_much_is_held_bit_for_bit(kind: str, tiny_bert: str) -> None:
+    encoder = encoder_of(tiny_bert, kind, dropout=0.3)
+    found = []
+    for tokens in (41, 60, 90, 130, TOKENS):
+        torch.manual_seed(3)
+        encoder.zero_grad()
+        budget = TokenBudget(tokens, chunk_tokens=41)
+        ContrastiveObjective(encoder, LossSettings(0.1), budget=budget).backward(batch_of_5(), 1.0)
+        found.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
+    for other in found[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+    assert error(loss_and_gradients(encoder, 90)[1], found[0]) > 0  # other chunks draw other masks of dropout
+
+
+def test_text_that_many_queries_share_gets_one_gradient_from_several_threads() -> None:
+    """`x[index]` gave another sum in nearly every call."""
+    places = torch.Generator().manual_seed(0)
+    queries, passages = torch.arange(40), torch.randint(40, 48, (160,), generator=places)
+    batch = Batch(
+        tokens=TokenBatch.from_lists([[7]] * 48),
+        query_index=queries,
+        passage_index=passages,
+        labels=torch.arange(0, 160, 4),
+        excluded=torch.empty(0, 2, dtype=torch.long),
+        rows=queries,
+        negatives=torch.full((40,), 3),
+    )
+    vectors = torch.randn(48, 384, generator=places)
+    objective = ContrastiveObjective(nn.Module(), LossSettings(0.1))
+    found, threads = set(), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(30):
+            leaf = vectors.clone().requires_grad_()
+            objective.loss(leaf, batch)["loss"].sum().backward()
+            found.add(leaf.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
 
 
 RICH = LossSettings(

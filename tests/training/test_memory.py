@@ -16,7 +16,7 @@ from embedrag.errors import is_out_of_memory
 from embedrag.runtime.distributed import ProcessGroup
 from embedrag.training import memory as budget
 from embedrag.training.grad_cache import CachedVectors, GradCache
-from embedrag.training.memory import TokenBudget, free_memory, graph_bytes, longest_texts, measure_budget
+from embedrag.training.memory import TokenBudget, graph_bytes, longest_texts, measure_budget, memory_sizes
 from tests.training.test_grad_cache import encoder_of
 
 CPU = torch.device("cpu")
@@ -50,22 +50,23 @@ def test_measured_bytes_are_those_that_the_process_grows_by(minilm: str) -> None
     assert 0.5 < grown / expected < 2
 
 
-def test_free_memory_keeps_within_the_limits_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_keeps_within_the_limits_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import psutil
 
     monkeypatch.setattr(budget, "CGROUP", tmp_path)
-    assert 0 < free_memory(CPU) <= psutil.virtual_memory().total
+    free, total = memory_sizes(CPU)
+    assert 0 < free <= total <= psutil.virtual_memory().total
     used = psutil.Process().memory_info().vms
     asked = {resource.RLIMIT_AS: (used + 1_000_000, -1), resource.RLIMIT_DATA: (resource.RLIM_INFINITY, -1)}
     with monkeypatch.context() as patch:
         patch.setattr(resource, "getrlimit", lambda which: asked[which])
-        assert free_memory(CPU) < 2_000_000
+        assert memory_sizes(CPU)[0] < 2_000_000 and memory_sizes(CPU)[1] == min(total, used + 1_000_000)
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("4000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500\n")
-    assert free_memory(CPU) == 1500
+    assert memory_sizes(CPU) == (1500, 5000)
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(CPU) > 2_000_000
+    assert memory_sizes(CPU)[0] > 2_000_000
 
 
 def test_halving_stops_at_the_longest_text() -> None:
@@ -113,12 +114,34 @@ def test_budget_from_memory_fits_it(
     tokens = len(store.batch(longest_texts(store, budget.PROBE_TOKENS)).input_ids)
     trained = sum(p.numel() for p in encoder.parameters())
     free = int((1000 * each / tokens + 12 * trained) / 0.6)
-    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    monkeypatch.setattr(budget, "memory_sizes", lambda device: (free, 1 << 40))
     found, line = measure_budget(encoder, store, None)
     assert abs((found.tokens or 0) - 1000) <= 1
     assert f"{found.tokens:,}" in line
-    monkeypatch.setattr(budget, "free_memory", lambda device: 0)
+    monkeypatch.setattr(budget, "memory_sizes", lambda device: (0, 0))
     assert measure_budget(encoder, store, None)[0].tokens == 82  # the longest text
+
+
+def test_chunks_follow_the_memory_of_the_machine_and_not_what_is_free_of_it(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How texts are cut changes the masks of dropout and the order of sums, so other programs must not change it."""
+    encoder, store = encoder_of(tiny_bert), store_of(tiny_bert, data, tmp_path)
+
+    def measured(free: int, total: int) -> tuple[TokenBudget, str]:
+        monkeypatch.setattr(budget, "memory_sizes", lambda device: (free, total))
+        return measure_budget(encoder, store, None)
+
+    gibibyte = 1 << 30
+    plenty, half = measured(8 * gibibyte, 8 * gibibyte)[0], measured(4 * gibibyte, 8 * gibibyte)[0]
+    assert plenty.tokens != half.tokens and plenty.chunk == half.chunk == encoder.chunk_tokens
+    weights = sum(parameter.nbytes for parameter in encoder.parameters())
+    trained = 12 * sum(parameter.numel() for parameter in encoder.parameters())
+    small = weights + int((trained + 3000 * (plenty.token_bytes or 0)) / 0.3)
+    idle, busy = measured(small, small)[0], measured(int(small * 0.9), small)[0]
+    assert (idle.tokens or 0) > (busy.tokens or 0) > 2048 == idle.chunk == busy.chunk
+    short, line = measured(trained // 3 * 5 + int(1000 * (plenty.token_bytes or 0)), small)
+    assert short.chunk == 512 and "chunks of 512 tokens instead of 2,048" in line
 
 
 def store_of(model: str, data: Path, cache: Path) -> object:

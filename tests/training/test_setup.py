@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from embedrag.cli import main
-from embedrag.training import precision
 from tests.families import SIZES
 
 
@@ -76,34 +78,38 @@ def test_model_that_cannot_be_packed_is_padded_with_a_line_or_refused_by_flag(
     assert not (tmp_path / "packed").exists()
 
 
-@pytest.mark.parametrize("winner", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_cpu_takes_bfloat16_when_a_step_is_faster_with_it(
-    winner: torch.dtype, kind: str, tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    tried = []
-
-    def pick(tries: dict[torch.dtype, Callable[[], object]]) -> torch.dtype:
-        for dtype, step in tries.items():
-            step()
-            tried.append(dtype)
-        return winner
-
-    monkeypatch.setattr(precision, "bfloat16_multiplies_faster", lambda: True)
-    monkeypatch.setattr(precision, "fastest", pick)
-    assert run(tiny_bert, data, tmp_path / "out", "--finetune_type", kind) == 0
-    assert tried == [torch.float32, torch.bfloat16]
-    assert f"cpu (2 threads), {str(winner).removeprefix('torch.')}" in capsys.readouterr().out.replace(
-        f"({torch.get_num_threads()} threads)", "(2 threads)"
-    )
-    assert steps(tmp_path / "out")[-1]["loss"] < 100
-
-
-def test_cpu_that_multiplies_bfloat16_slowly_trains_in_float32_without_a_trial(
+def test_what_auto_settles_on_is_said_and_recorded_with_the_reason(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(precision, "bfloat16_multiplies_faster", lambda: False)
-    monkeypatch.setattr(precision, "fastest", lambda tries: pytest.fail("tried"))
+    monkeypatch.setattr("embedrag.runtime.device.bfloat16_instructions", lambda: "AVX512-BF16")
     assert run(tiny_bert, data, tmp_path / "out") == 0
-    assert "threads), float32" in capsys.readouterr().out
+    reason = "a hidden size of 64 is too small for a gain from bfloat16 on a CPU"
+    assert f"precision: float32, because {reason}\n" in capsys.readouterr().out
+    log = json.loads((tmp_path / "out" / "detailed_training_logs.json").read_text())
+    assert log["model_info"]["precision"] == {"dtype": "float32", "reason": reason}
+    assert log["training_args"]["dtype"] == "float32"
+    settings = json.loads((tmp_path / "out" / "final" / "training_config.json").read_text())
+    assert settings["dtype"] == "float32" and "threads" in settings["environment"]["kernels"]
+
+
+def test_result_does_not_depend_on_the_free_memory(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, and with less free than a batch needs; `recomputed_share` shows that the memory is used."""
+    found = {}
+    for name, free in (("plenty", 1 << 40), ("little", 5 << 18)):
+        monkeypatch.setattr("embedrag.training.memory.memory_sizes", lambda device, free=free: (free, 1 << 40))
+        monkeypatch.setattr("embedrag.models.encoder.CHUNK_TOKENS", {"cpu": 16})
+        assert run(tiny_bert, data, tmp_path / name, "--lora_dropout", "0.2", "--epochs", "3") == 0
+        found[name] = load_file(tmp_path / name / "final" / "adapter_model.safetensors")
+    assert steps(tmp_path / "plenty")[0]["recomputed_share"] == 0 < steps(tmp_path / "little")[0]["recomputed_share"]
+    assert all(torch.equal(found["plenty"][name], value) for name, value in found["little"].items())
+
+
+def test_signal_before_the_first_step_ends_the_run_and_touches_nothing(
+    tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("embedrag.training.setup._seed", lambda seed: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(tiny_bert, data, tmp_path / "out") == 75
+    assert "stopped by SIGTERM before the first step" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -247,7 +247,8 @@ class TrainOptions(LossOptions, ModelOptions):
     use_cpu: bool = option(False, "the same as device cpu", group="machine", resume="free")
     dtype: Dtype = option(
         "auto",
-        "precision of the computation; auto: bfloat16 if the GPU has it, or if the CPU is faster with it",
+        "precision of the computation; auto: bfloat16 if the GPU has it, or if the CPU has instructions for it and the "
+        "model is wide",
         group="machine",
         nested="dtype",
         resume="reported",

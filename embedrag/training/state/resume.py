@@ -1,8 +1,8 @@
 """Resume a run: which settings may differ from those of the checkpoint, and what is taken from it.
 
 A resumed run has the same result as an uninterrupted one: bit for bit on a CPU, because sums have a fixed order there.
-Therefore everything that was measured at the first start (precision, packing, token budget) is taken from the
-checkpoint and not measured again.
+Therefore everything that was settled at the first start (precision, packing, token budget) is taken from the
+checkpoint and not settled again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from embedrag.errors import UserError
 from embedrag.models.artifacts import TRAINING_CONFIG
 from embedrag.options.field import extra, renamed
+from embedrag.runtime.device import dtype_name
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.memory import TokenBudget
 from embedrag.training.objective import ContrastiveObjective
@@ -56,6 +59,8 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
         name
         for name, value in asked.items()
         if value not in (before.get(name, value), settled.get(name, before.get(name)))
+        # `auto` takes what the run settled on.
+        and not (value == "auto" and name in checkpoint.state.get("engine", {}))
     ]
     rules = {name: extra(field)["resume"] for name, field in TrainOptions.model_fields.items()}
     refused = [name for name in changed if rules[name] == "fixed"]
@@ -64,13 +69,19 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
         remedy = "continue with the settings of the checkpoint, or start a new run in another `output_dir`"
         raise UserError(f"{what}; {remedy}", "resume", checkpoint.folder)
     reported = [name for name in changed if rules[name] == "reported"]
-    return [f"resume: `{name}` is {asked[name]!r} from here on, and was {before[name]!r}" for name in reported]
+    was = {name: settled.get(name, "auto") if before[name] == "auto" else before[name] for name in reported}
+    return [f"resume: `{name}` is {asked[name]!r} from here on, and was {was[name]!r}" for name in reported]
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the run wrote about its settings."""
+    settings: dict[str, Any] = json.loads((checkpoint.folder / TRAINING_CONFIG).read_text(encoding="utf-8"))
+    return settings
 
 
 def _settled(checkpoint: Checkpoint) -> dict[str, Any]:
     """The settings of the run with everything filled in, by today's names."""
-    text = (checkpoint.folder / TRAINING_CONFIG).read_text(encoding="utf-8")
-    return renamed(TrainOptions, json.loads(text))
+    return renamed(TrainOptions, _settings(checkpoint))
 
 
 def check_data(checkpoint: Checkpoint, checksum: str) -> None:
@@ -101,11 +112,55 @@ def engine_state(objective: ContrastiveObjective) -> dict[str, Any]:
     """The decisions about the computation from the start of the run."""
     encoder, budget = objective.encoder, objective.grad_cache.budget
     return {
-        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "dtype": dtype_name(encoder.dtype),
         "attention": "packed" if encoder.packed else "padded",
         "token_budget": budget.tokens,
         "token_bytes": budget.token_bytes,
+        "chunk_tokens": budget.chunk_tokens,
     }
+
+
+def continued_dtype(checkpoint: Checkpoint, asked: str, settled: torch.dtype, reason: str) -> tuple[torch.dtype, str]:
+    """The precision of a run that goes on, and the reason.
+
+    Args:
+        checkpoint: from which the run resumes.
+        asked: `dtype` of this run.
+        settled: what a new run would compute in here.
+        reason: for it.
+    """
+    if asked != "auto":
+        return settled, reason
+    before: torch.dtype = getattr(torch, checkpoint.state["engine"]["dtype"])
+    if before == settled:
+        return before, reason
+    return before, f"the run began with it (a new run would take {dtype_name(settled)} here, because {reason})"
+
+
+def compare_machine(checkpoint: Checkpoint, now: dict[str, str], finetune_type: str) -> list[str]:
+    """What changed around the run, so that it can't go on bit for bit.
+
+    Args:
+        checkpoint: from which the run resumes.
+        now: the environment of this process (`run_record.environment`).
+        finetune_type: of the run.
+
+    Returns:
+        A line for each thing that makes the last digits of the result differ; nothing is refused because of them.
+    """
+    before = _settings(checkpoint).get("environment", {})
+    names = [name for name in now if name != "python" and name in before and before[name] != now[name]]
+    lines = []
+    if names:
+        changes = "; ".join(f"{name} is {now[name]} and was {before[name]}" for name in names)
+        lines.append(f"resume: the last digits of the result may differ from those of the unbroken run ({changes})")
+    half = checkpoint.state["engine"]["dtype"] == "bfloat16" and checkpoint.state["options"]["dtype"] == "auto"
+    if "kernels" not in before and half and finetune_type != "full":
+        lines.append(
+            "resume: an earlier version of EmbedRAG wrote the checkpoint. It may have kept the frozen base in float32, "
+            "which is in bfloat16 from here on, so the result will differ a little from that of the unbroken run"
+        )
+    return lines
 
 
 def engine_options(checkpoint: Checkpoint, options: TrainOptions) -> TrainOptions:
@@ -114,7 +169,6 @@ def engine_options(checkpoint: Checkpoint, options: TrainOptions) -> TrainOption
     lengths = {"query_max_len", "passage_max_len"} - options.model_fields_set
     return options.model_copy(
         update={
-            "dtype": engine["dtype"] if options.dtype == "auto" else options.dtype,
             "attention": engine["attention"] if options.attention == "auto" else options.attention,
             **{name: settled[name] for name in lengths if name in settled},
         }
@@ -134,4 +188,5 @@ def saved_budget(checkpoint: Checkpoint, asked: int | None) -> TokenBudget | Non
     if asked not in (None, checkpoint.state["options"]["token_budget"]):
         return None
     engine = checkpoint.state["engine"]
-    return TokenBudget(engine["token_budget"], engine["token_bytes"])
+    # Earlier versions cut texts into chunks of as many tokens as were held.
+    return TokenBudget(engine["token_budget"], engine["token_bytes"], engine.get("chunk_tokens"))

@@ -18,7 +18,7 @@ from embedrag.models.lora import parameter_counts
 from embedrag.models.pooling import POOLING
 from embedrag.models.quantization import QuantizationConfig
 from embedrag.runtime.console import say
-from embedrag.runtime.device import describe
+from embedrag.runtime.device import describe, dtype_name, kernels_of
 from embedrag.training.config.options import TrainOptions
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
@@ -49,7 +49,7 @@ def record_of(
     probes: list[tuple[str, str]],
 ) -> RunRecord:
     """The record of a run; `options` are filled in, `info` comes from `model_info`."""
-    return RunRecord(asked, run_settings(options, encoder.backbone), info, probes)
+    return RunRecord(asked, run_settings(options, encoder), info, probes)
 
 
 def model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def say_model(
     if config.head:
         state = "trained" if options.finetune_type == "full" else "not trained: the adapters leave them as they are"
         say(f"model: after the pooling {', '.join(map(str, config.head))}; {state}")
-    say(f"device: {describe(device)}, {str(dtype).removeprefix('torch.')}; seed {options.seed}, lr {options.lr:g}")
+    say(f"device: {describe(device)}, {dtype_name(dtype)}; seed {options.seed}, lr {options.lr:g}")
 
 
 def embedding_options(embedding_config: EmbeddingConfig) -> dict[str, Any]:
@@ -114,11 +114,17 @@ def embedding_options(embedding_config: EmbeddingConfig) -> dict[str, Any]:
     }
 
 
-def run_settings(options: TrainOptions, backbone: torch.nn.Module) -> dict[str, Any]:
-    """Content of training_config.json: all options (it can be given to --config again), versions, quantisation."""
-    versions = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
+def run_settings(options: TrainOptions, encoder: Encoder) -> dict[str, Any]:
+    """Content of training_config.json: all options (it can be given to --config again), environment, quantisation."""
     settings: dict[str, Any] = options.model_dump()
-    settings["environment"] = {"embedrag": __version__, "python": platform.python_version(), **versions}
-    if quantization := QuantizationConfig.of(backbone):
+    settings["environment"] = environment(encoder.device)
+    if quantization := QuantizationConfig.of(encoder.backbone):
         settings["quantization"] = quantization.record()
     return settings
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the last digits of a result depend on besides options, data and model: versions and processor."""
+    versions = {name: version(name) for name in PACKAGES if importlib.util.find_spec(name)}
+    named = {"embedrag": __version__, "python": platform.python_version(), **versions}
+    return named | {"kernels": kernels_of(device)}

@@ -20,7 +20,8 @@ from embedrag.errors import UserError
 from embedrag.options.field import extra
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.state.checkpoint import Checkpoint, checkpoints, damage
-from embedrag.training.state.resume import compare_settings, engine_options
+from embedrag.training.state.resume import compare_machine, compare_settings, engine_options
+from embedrag.training.state.run_record import environment
 from embedrag.training.trainer import Trainer
 from tests.conftest import sample_rows
 from tests.processes import Process, start, wait_until
@@ -106,6 +107,72 @@ def test_continued_run_equals_the_unbroken_one_bit_for_bit(
         part = cut(whole, tmp_path / f"part-{step}", step)
         assert train(base, data, part, *settings, "--resume", "auto") == 0
         assert_same_run(part, whole)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """From here on `auto` settles on `dtype`."""
+    instructions = "AVX512-BF16" if dtype == "bfloat16" else None
+    monkeypatch.setattr("embedrag.runtime.device.bfloat16_instructions", lambda: instructions)
+    monkeypatch.setattr("embedrag.runtime.device.BFLOAT16_WIDTH", 64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_computes_as_the_named_precision_and_goes_on_in_it_wherever_it_is(
+    kind: str,
+    dtype: str,
+    tiny_bert: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It used to keep the frozen base in float32, and the continued run kept it in bfloat16."""
+    settings = [*KINDS[kind], *(["--lora_dropout", "0.2"] if kind != "full" else []), "--epochs", "1"]
+    checkpoint_each_step = ["--save_steps", "1", "--save_total_limit", "99"]
+    machine(monkeypatch, dtype)
+    whole, named, other = tmp_path / "whole", tmp_path / "named", {"float32": "bfloat16"}.get(dtype, "float32")
+    assert train(tiny_bert, data, whole, *settings, *checkpoint_each_step) == 0
+    assert json.loads((whole / "final" / "training_config.json").read_text())["dtype"] == dtype
+    machine(monkeypatch, other)
+    assert train(tiny_bert, data, named, *settings, "--dtype", dtype) == 0
+    assert_same_run(named, whole)
+    part = cut(whole, tmp_path / "part", 2)
+    capsys.readouterr()
+    assert train(tiny_bert, data, part, *settings, *checkpoint_each_step, "--resume", "auto") == 0
+    said = capsys.readouterr().out
+    assert f"precision: {dtype}, because the run began with it (a new run would take {other} here, because" in said
+    assert "last digits" not in said
+    assert_same_run(part, whole)
+    if kind == "lora":
+        assert train(tiny_bert, data, tmp_path / "other", *settings) == 0
+        assert losses(tmp_path / "other") != losses(whole)
+
+
+def checkpoint_with(folder: Path, dtype: str, environment: dict[str, str]) -> Checkpoint:
+    (folder / "training_config.json").write_text(json.dumps({"environment": environment}), encoding="utf-8")
+    return Checkpoint(folder, {"engine": {"dtype": dtype}, "options": {"dtype": "auto"}})
+
+
+def test_changed_machine_and_packages_are_named_when_a_run_goes_on(tmp_path: Path) -> None:
+    here = environment(torch.device("cpu"))
+    assert compare_machine(checkpoint_with(tmp_path, "bfloat16", here), here, "lora") == []
+    there = here | {"python": "2.7", "torch": "1.0", "kernels": "an abacus, 3 threads"}
+    (line,) = compare_machine(checkpoint_with(tmp_path, "bfloat16", there), here, "lora")
+    assert f"torch is {torch.__version__} and was 1.0" in line and "was an abacus, 3 threads" in line
+    assert "may differ" in line and "python" not in line
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "told"), [("bfloat16", "lora", 1), ("bfloat16", "full", 0), ("float32", "lora", 0)]
+)
+def test_checkpoint_of_an_earlier_version_with_another_computation_is_told(
+    dtype: str, kind: str, told: int, tmp_path: Path
+) -> None:
+    here = environment(torch.device("cpu"))
+    before = {name: value for name, value in here.items() if name != "kernels"}
+    lines = compare_machine(checkpoint_with(tmp_path, dtype, before), here, kind)
+    assert len(lines) == told and all("may have kept the frozen base in float32" in line for line in lines)
 
 
 def test_saving_checkpoints_changes_no_weight_and_dropout_is_on(tiny_bert: str, data: Path, tmp_path: Path) -> None:
