@@ -208,8 +208,11 @@ def train(settings: Json, folder: Path, metric: str, hopeless: Callable[[int, fl
         finally:
             process.kill()
             code = process.wait()
-    if code == STOPPED and ended:
-        return None
+    if code in (0, STOPPED):
+        # The training may have ended before its last evaluations were read. They decide all the same, so that a
+        # trial that is hopeless is so on a fast machine too.
+        if ended or _ended(process, folder, metric, hopeless, seen):
+            return None
     if code:
         said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise RunError(
