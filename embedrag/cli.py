@@ -100,7 +100,7 @@ def run(name: str, command: Command, words: Sequence[str], script: bool) -> int:
     """Parse the words of a command and run it; raises UserError for anything that the user can fix."""
     prog = f"python {name}.py" if script else f"embedrag {name}"
     options = parse(command.options, words, prog, command.text, command.config_file)
-    if name != "train" and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files are removed
     return command.run(options)
 

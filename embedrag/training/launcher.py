@@ -19,7 +19,7 @@ from typing import Any
 from embedrag.errors import LAUNCHED, ChildError, LostContactError, UserError, as_python, from_record
 from embedrag.runtime.console import PYTHON_NAMES, SILENT, console
 from embedrag.runtime.distributed import world_size
-from embedrag.runtime.stop_signals import SIGNALS
+from embedrag.runtime.stop_signals import SIGNALS, stopped_early
 from embedrag.training.config.options import TrainOptions
 
 GRACE = 10.0  # seconds in which the other processes may end by themselves after one has failed
@@ -60,8 +60,10 @@ def launch(options: TrainOptions, count: int) -> None:
         port = _free_port()
         errors = [Path(folder, f"errors-{rank}") for rank in range(count)]
         children: list[subprocess.Popen[bytes]] = []
+        asked: list[int] = []  # signals that were passed on
 
         def forward(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
             for child in children:
                 if child.poll() is None:
                     child.send_signal(number)
@@ -74,6 +76,11 @@ def launch(options: TrainOptions, count: int) -> None:
             for rank in range(count):
                 children.append(_start(config, rank, count, port, errors[rank]))
             _wait(children, errors)
+        except ChildError as error:
+            # A process without a state ends at once; it has no handler yet (its libraries are being loaded).
+            if asked and (children[0].poll() or 0) in (130, -asked[0]):
+                raise stopped_early(signal.Signals(asked[0]).name) from error
+            raise
         finally:
             for child in children:
                 if child.poll() is None:

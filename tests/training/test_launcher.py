@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +159,20 @@ def test_processes_of_a_silenced_console_are_silent_too(
     assert capfd.readouterr() == ("", "")
     launch(options(), 2)
     assert capfd.readouterr().out == "seen\n"
+
+
+def test_signal_before_the_processes_train_offers_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that load their libraries have no handler yet, and die of the signal that is passed on."""
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        "embedrag.training.launcher.subprocess.Popen",
+        lambda words, **settings: start([sys.executable, "-S", "-c", "import time; time.sleep(60)"], **settings),
+    )
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(StoppedError, match="stopped by SIGTERM before the first step") as stopped:
+        launch(options(), 2)
+    assert "resume" not in str(stopped.value)
 
 
 def ended(code: int, *records: EmbedRagError | None, folder: Path) -> None:
