@@ -26,11 +26,12 @@ from embedrag.export.onnx_graph import write_graph, write_int8
 from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
 from embedrag.models.encoder import Encoder, TextEncoder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
-from embedrag.models.load import adapter_file, load_model
+from embedrag.models.load import load_model
 from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.runtime.paths import copy_code
+from embedrag.weights.adapter_file import adapter_in
 
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # all probe texts must fit in memory as one batch, attention matrices included
@@ -110,7 +111,7 @@ def export(
     need("onnx", "onnx", "onnxruntime", "onnxscript")
     target, source = Path(output).expanduser(), Path(model).expanduser()
     check_folder("output", target, overwrite, EXPORT_CONFIG, "exports")
-    if adapter_file(source):
+    if adapter_in(source):
         raise UserError("an adapter; merge it first, and export the merged model", "model", model)
     if source.is_dir() and overlap(target, source):
         raise UserError(f"overlaps the model's folder {source}; name another folder", "output", output)

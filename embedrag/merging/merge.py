@@ -28,6 +28,7 @@ from embedrag.models.base_model import Base
 from embedrag.models.equivalence import Closeness, check_merged, closeness, embed_merged, embed_trained, read_probes
 from embedrag.models.load import (
     describe_adapter_base,
+    left_out,
     load_adapter_tokenizer,
     model_settings,
     saved_embedding_config,
@@ -38,8 +39,10 @@ from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.runtime.paths import copy_code
-from embedrag.weights.adapter_file import Adapter, read_adapter, targets
+from embedrag.weights.adapter_file import Adapter, read_adapter
+from embedrag.weights.adapter_targets import match_adapter
 from embedrag.weights.safetensors_io import WeightFile, blocks, weight_files, write_tensors
+from embedrag.weights.tensor_changes import TensorChange
 
 INDEX = "model.safetensors.index.json"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -103,7 +106,7 @@ class Plan:
         base: the base model.
         root: folder of the base's files.
         files: the base's weight files.
-        targets: name of a tensor -> key of the adapter's change or replacement.
+        changes: name of a tensor -> what the adapter does to it.
         dtype: of the output's floating-point tensors.
         quantized: layers that are quantised and dequantised first; None: the adapter goes onto the original weights.
         trust_remote_code: run Python code that comes with the base.
@@ -113,7 +116,7 @@ class Plan:
     base: Base
     root: Path
     files: list[WeightFile]
-    targets: dict[str, str]
+    changes: dict[str, TensorChange]
     dtype: torch.dtype
     quantized: QuantizedLayers | None
     trust_remote_code: bool
@@ -126,11 +129,7 @@ class Plan:
         """The merged tensors of one file of the base, as (name, block of rows)."""
         for name in file.names():
             dtype, shape = self._output_dtype(file.dtype(name)), file.shape(name)
-            key = self.targets.get(name, "")
-            if key in self.adapter.replaced:
-                yield name, self.adapter.replaced[key].to(dtype)
-                continue
-            change = self.adapter.changes.get(key)
+            change = self.changes.get(name)
             seen = self.quantized.seen(file.rows(name)) if self.quantized and name in self.quantized.names else None
             for start, stop in blocks(shape, torch.float32):
                 rows = file.rows(name, start, stop) if seen is None else seen[start:stop]
@@ -202,6 +201,8 @@ def merge(
             raise UserError(f"overlaps the {whose}'s folder {folder}; name another folder", "output_path", output_path)
     seen = quantization if onto == DEQUANTIZED else None
     plan = make_plan(adapter, base, root, training_precision, seen, trust_remote_code)
+    if adapter.left_out:
+        say(left_out(adapter))
     say(f"merge: {len(adapter.changes)} layers of {base.name}, onto the {onto} weights, {training_precision}")
     record = {
         "base_model_path": given or base.name,
@@ -216,6 +217,8 @@ def merge(
         "use_dora": bool(adapter.config.get("use_dora")),
         "merged_layers": len(adapter.changes),
         "replaced_tensors": sorted(adapter.replaced),
+        "tokens": {name: list(tokens.indices) for name, tokens in adapter.tokens.items()},
+        "left_out": list(adapter.left_out),
         "time": now(),
         "environment": {"embedrag": __version__, "torch": version("torch"), "transformers": version("transformers")},
     }
@@ -254,8 +257,12 @@ def make_plan(
     files = weight_files(root)
     shapes = {name: file.shape(name) for file in files for name in file.names()}
     layers = quantized_layers(base, quantization, list(shapes), trust_remote_code) if quantization else None
-    found = targets(adapter, shapes)
-    return Plan(adapter, base, root, files, found, PRECISIONS[precision], layers, trust_remote_code)
+    try:
+        matched = match_adapter(adapter, shapes, base.name)
+    except UserError as error:
+        raise UserError(error.reason, ADAPTER, adapter.file.parent) from None
+    changes = {name: change for name, (_, change) in matched.items()}
+    return Plan(adapter, base, root, files, changes, PRECISIONS[precision], layers, trust_remote_code)
 
 
 def _write_model(plan: Plan, folder: Path) -> None:

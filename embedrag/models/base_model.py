@@ -10,6 +10,7 @@ from typing import Any
 from embedrag.errors import UserError
 from embedrag.models.embedding_config import EmbeddingConfig, Kept, kept_files, read_sentence_transformers
 from embedrag.models.modules.model_files import ModelFiles
+from embedrag.weights.adapter_file import adapter_in
 
 # Families that begin to count positions after the padding index: token 1 has the position pad_token_id + 1.
 OFFSET_POSITIONS = {
@@ -126,7 +127,7 @@ def check_local_path(name: str, argument: str = "model_name_or_path") -> None:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        if adapter_in(path):
             raise UserError("this is an adapter, not a model; merge it first and use the merged model", argument, name)
         if not (path / "config.json").exists() and not (path / "modules.json").exists():
             raise UserError("this folder holds no model (no config.json, no modules.json)", argument, name)

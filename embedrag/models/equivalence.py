@@ -5,7 +5,6 @@ Letters: n probe texts, D dimensions of a vector.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from embedrag.data.text import PASSAGE, QUERY
 from embedrag.errors import RunError, UserError
 from embedrag.models.artifacts import PROBE_TEXTS
 from embedrag.models.encoder import TextEncoder
-from embedrag.models.load import load_model
+from embedrag.models.load import load_base_of, load_model, with_adapter
 from embedrag.models.quantization import QuantizationConfig
+from embedrag.runtime.device import pick_device
 
 # A merged model counts as the trained one when no cosine to it is lower.
 TOLERANCE = {torch.float32: 0.99999, torch.bfloat16: 0.999}
@@ -107,18 +107,12 @@ def embed_trained(
         quantization: how the base was quantised, when the adapter's folder does not record it.
         lora_alpha: scale of an adapter without adapter_config.json.
     """
-    encoder = load_model(
-        str(file),
-        base_model_path=base_name,
-        trust_remote_code=trust_remote_code,
-        quantization=quantization,
-        lora_alpha=lora_alpha,
-        argument="lora_adapter_path",
+    argument = "lora_adapter_path"
+    encoder, adapter = load_base_of(
+        file, pick_device("auto"), torch.float32, base_name, trust_remote_code, quantization, lora_alpha, argument
     )
-    trained = embed_probes(encoder, probes)
-    switch = getattr(encoder.backbone, "disable_adapter", contextlib.nullcontext)
-    with switch():
-        return trained, embed_probes(encoder, probes)
+    untrained = embed_probes(encoder, probes)
+    return embed_probes(with_adapter(encoder, adapter, argument), probes), untrained
 
 
 def embed_merged(folder: Path, probes: list[tuple[str, str]], trust_remote_code: bool = False) -> np.ndarray:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -17,13 +17,12 @@ from embedrag.models.base_model import Base, check_local_path, describe_base
 from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
+from embedrag.models.lora import attach_adapter
 from embedrag.models.quantization import QuantizationConfig
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
-from embedrag.runtime.console import quiet
+from embedrag.runtime.console import quiet, say
 from embedrag.runtime.device import pick_device, pick_dtype
-from embedrag.weights.adapter_file import CONFIG, WEIGHTS, plain_name, read_adapter
-from embedrag.weights.name_matching import match_names
-from embedrag.weights.safetensors_io import TensorFile
+from embedrag.weights.adapter_file import CONFIG, Adapter, adapter_in, read_adapter
 
 
 def load_model(
@@ -62,31 +61,84 @@ def load_model(
     """
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
-    name, path = str(name), Path(name).expanduser()
-    file = adapter_file(path)
-    if file is None:
-        base = describe_base(name, trust_remote_code, argument=argument)
-        embedding_config = saved_embedding_config(path, base, argument)
-        tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument=argument)
-        backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code, argument=argument)
-        return _ready(Encoder(backbone, tokenizer, embedding_config, precision), name)
-    folder = file.parent
+    path = Path(name).expanduser()
+    if adapter_in(path):
+        encoder, adapter = load_base_of(
+            path, where, precision, base_model_path, trust_remote_code, quantization, lora_alpha, argument
+        )
+        if adapter.left_out:
+            say(left_out(adapter))
+        return with_adapter(encoder, adapter, argument)
+    name = str(name)
+    base = describe_base(name, trust_remote_code, argument=argument)
+    embedding_config = saved_embedding_config(path, base, argument)
+    tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument=argument)
+    backbone = load_backbone(base, precision, where, trust_remote_code=trust_remote_code, argument=argument)
+    return _ready(Encoder(backbone, tokenizer, embedding_config, precision), name)
+
+
+def load_base_of(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    base_model_path: str | Path | None = None,
+    trust_remote_code: bool = False,
+    quantization: QuantizationConfig | None = None,
+    lora_alpha: int | None = None,
+    argument: str = "model",
+) -> tuple[Encoder, Adapter]:
+    """Read an adapter, and open its base as it was in training; `with_adapter` joins them.
+
+    Args:
+        path: folder or file of the adapter.
+        device: where the weights go.
+        dtype: of the computation.
+        base_model_path: see `load_model`, also for the further arguments.
+        trust_remote_code: run Python code that comes with the base.
+        quantization: how the base was quantised, when the adapter's folder does not record it.
+        lora_alpha: scale of an adapter without adapter_config.json.
+        argument: what the caller calls the adapter, for messages.
+
+    Raises:
+        UserError: the adapter or its base can't be read.
+    """
+    adapter = read_adapter(str(path), lora_alpha, argument)
+    folder = adapter.file.parent
     base = describe_adapter_base(folder, base_model_path, trust_remote_code, argument)
     embedding_config = saved_embedding_config(folder, base, argument)
     tokenizer = load_adapter_tokenizer(folder, base, embedding_config, trust_remote_code, argument)
     if recorded := model_settings(folder).get("quantization"):
         quantization = QuantizationConfig.from_record(recorded)
     if quantization:
-        quantization = replace(quantization, compute_dtype=precision)
+        quantization = replace(quantization, compute_dtype=dtype)
     backbone = load_backbone(
-        base, precision, where, quantization, trust_remote_code=trust_remote_code, argument="base_model_path"
+        base, dtype, device, quantization, trust_remote_code=trust_remote_code, argument="base_model_path"
     )
     for parameter in backbone.parameters():
         # The weights were read in the type that training stored them in; from here on they compute in this one.
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(precision)
-    backbone = _with_adapter(file, backbone, lora_alpha, argument)
-    return _ready(Encoder(backbone, tokenizer, embedding_config, precision), name)
+            parameter.data = parameter.data.to(dtype)
+    return _ready(Encoder(backbone, tokenizer, embedding_config, dtype), str(path)), adapter
+
+
+def with_adapter(encoder: Encoder, adapter: Adapter, argument: str = "model") -> Encoder:
+    """The model of an adapter: the adapter on its base.
+
+    Args:
+        encoder: the base, from `load_base_of`; it becomes the model.
+        adapter: likewise.
+        argument: what the caller calls the adapter, for messages.
+
+    Raises:
+        UserError: the two do not belong together.
+    """
+    encoder.backbone = attach_adapter(encoder.backbone, adapter, argument)
+    return encoder.eval()
+
+
+def left_out(adapter: Adapter) -> str:
+    """A line that names the parts of an adapter that are not used."""
+    return f"left out of the adapter: {', '.join(adapter.left_out)} (no vector depends on heads and poolers)"
 
 
 def _ready(encoder: Encoder, name: str) -> Encoder:
@@ -101,13 +153,6 @@ def pack_if_possible(encoder: Encoder) -> Encoder:
     return encoder
 
 
-def adapter_file(path: Path) -> Path | None:
-    """The weights of an adapter folder, or the adapter file itself; None for anything else."""
-    if path.is_file():
-        return path if path.suffix in (".safetensors", ".bin") else None
-    return path / WEIGHTS if (path / CONFIG).is_file() and not (path / "config.json").is_file() else None
-
-
 def check_model_path(name: str | Path, argument: str = "model") -> None:
     """Reject a path without a model and without an adapter, before anything is loaded.
 
@@ -118,7 +163,7 @@ def check_model_path(name: str | Path, argument: str = "model") -> None:
     Raises:
         UserError: with the remedy.
     """
-    if not adapter_file(Path(name).expanduser()):
+    if not adapter_in(Path(name).expanduser()):
         check_local_path(str(name), argument)
 
 
@@ -239,40 +284,6 @@ def load_adapter_tokenizer(
         trust_remote_code=trust_remote_code,
         argument=argument if own else "base_model_path",
     )
-
-
-def _with_adapter(file: Path, backbone: torch.nn.Module, lora_alpha: int | None, argument: str) -> torch.nn.Module:
-    """Put an adapter on a backbone. The tensors of the file must be exactly those that the adapter has.
-
-    peft ignores keys that it does not know (an older prefix, adapters of AutoModelForCausalLM). Without this check the
-    model would then give the base's vectors.
-    """
-    adapter = read_adapter(str(file), lora_alpha, argument)
-    with quiet():
-        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-        from peft.config import PeftConfig
-
-        if adapter.config:
-            config = PeftConfig.from_pretrained(str(file.parent))
-        else:
-            rank = next(iter(adapter.changes.values())).a.shape[0]
-            names = sorted({name.rsplit(".", 1)[-1] for name in adapter.changes})
-            config = LoraConfig(r=rank, lora_alpha=lora_alpha, target_modules=names)
-        try:
-            model = get_peft_model(backbone, config)
-        except ValueError as error:
-            reason = f"does not belong to the base ({str(error).splitlines()[0]})"
-            raise UserError(reason, argument, file) from None
-        tensors = TensorFile(file)
-        wanted = {plain_name(key): key for key in get_peft_model_state_dict(model)}
-        found, missing = match_names({key: plain_name(key) for key in tensors.names()}, wanted)
-        empty = sorted(set(wanted) - set(found.values()))
-        if missing or empty:
-            shown = ", ".join([*missing, *empty][:4])
-            reason = f"does not belong to the base; {len(missing) + len(empty)} tensors differ: {shown}"
-            raise UserError(reason, argument, file)
-        set_peft_model_state_dict(model, {wanted[name]: tensors.rows(key) for key, name in found.items()})
-    return cast(torch.nn.Module, model)
 
 
 def read_json(path: Path) -> dict[str, Any]:

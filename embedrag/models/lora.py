@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from embedrag.errors import UserError, check_choice
 from embedrag.models.kernels.fast_lora import speed_up_adapters
-from embedrag.models.lora_init import PISSA, adapter_weights
+from embedrag.models.lora_init import PISSA, WRAPPER, adapter_weights
 from embedrag.models.quantization import QuantizationConfig
 from embedrag.runtime.console import quiet
+from embedrag.weights.adapter_file import Adapter
+from embedrag.weights.adapter_targets import match_adapter
 
 # Start of the adapters -> what peft calls it. LoftQ starts as peft's default; `trainable_backbone` then changes it.
 INITS: dict[str, bool | str] = {"default": True, "pissa": PISSA, "loftq": True}
@@ -88,6 +90,75 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> nn.Module:
     return adapted
 
 
+def attach_adapter(model: nn.Module, adapter: Adapter, argument: str) -> nn.Module:
+    """Put an adapter from disk on its base, as a peft model. The forward pass, its scale included, is peft's own.
+
+    Layers, ranks and weights are those that `read_adapter` found, and not what adapter_config.json says: that has the
+    paths of another class (AutoModelForCausalLM) in it, and peft ignores keys that it does not know.
+
+    Args:
+        model: the backbone; its weights change where the adapter replaces them.
+        adapter: from `read_adapter`.
+        argument: what the caller calls the adapter, for messages.
+
+    Raises:
+        UserError: the two do not belong together.
+    """
+    with quiet():
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+        from peft.utils.other import get_pattern_key
+
+    parameters = dict(model.named_parameters())
+    shapes = {name: tuple(stored_shape(held)) for name, held in parameters.items()}
+    try:
+        matched = match_adapter(adapter, shapes, str(model.config._name_or_path))  # type: ignore[union-attr]
+    except UserError as error:
+        raise UserError(error.reason, argument, adapter.file) from None
+    with torch.no_grad():
+        for name, (_, change) in matched.items():
+            if change.replaced is not None:
+                parameters[name].copy_(change.replaced)
+            if change.tokens is not None:
+                parameters[name][list(change.tokens.indices)] = change.tokens.values.to(parameters[name])
+    layers = {
+        name.removesuffix(".weight"): (own.removesuffix(".weight"), change.low_rank)
+        for name, (own, change) in matched.items()
+        if change.low_rank
+    }
+    if not layers:
+        return model
+    config = adapter.config
+    weights: dict[str, Tensor] = {}
+    ranks, alphas = {}, {}
+    patterns = config.get("alpha_pattern") or {}
+    for layer, (own, low) in layers.items():
+        kind, ending = ("lora_embedding_", "") if low.embedding else ("lora_", ".weight")
+        weights |= {f"{WRAPPER}{layer}.{kind}{side}{ending}": part for side, part in (("A", low.a), ("B", low.b))}
+        if low.magnitude is not None:
+            weights[f"{WRAPPER}{layer}.lora_magnitude_vector"] = low.magnitude
+        if f"{own}.bias" in adapter.added:
+            weights[f"{WRAPPER}{layer}.lora_B.bias"] = adapter.added[f"{own}.bias"] / low.scale
+        alpha = config.get("lora_alpha", adapter.lora_alpha)
+        alphas[f"^{re.escape(layer)}"] = patterns.get(get_pattern_key(patterns, own), alpha)
+        ranks[f"^{re.escape(layer)}"] = len(low.a)
+    settings = LoraConfig(
+        r=max(ranks.values()),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        target_modules="|".join(map(re.escape, layers)),
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=any(low.magnitude is not None for _, low in layers.values()),
+        lora_bias=bool(adapter.added),
+        init_lora_weights=False,
+    )
+    with quiet():
+        adapted = cast(nn.Module, get_peft_model(model, settings))
+        loaded = set_peft_model_state_dict(adapted, weights)
+    if lost := [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if "lora_" in key)]:
+        raise UserError(f"peft has no place for {', '.join(lost[:4])}", argument, adapter.file)
+    return adapted
+
+
 def _in_top_layers(model: nn.Module, names: list[str], count: int | None) -> list[str]:
     """Names of the layers that get adapters: the given names, or the whole paths of such layers in the last blocks.
 
@@ -140,12 +211,16 @@ def _target_name(name: str) -> str:
     return ".".join(parts[-2:]) if parts[-1] == "dense" else parts[-1]
 
 
+def stored_shape(parameter: Tensor) -> torch.Size:
+    """Shape of a weight; that of a 4-bit weight before it was packed."""
+    return torch.Size(getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape))
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Number of all parameters and of the trainable ones. A 4-bit weight counts as one parameter."""
     total = trainable = 0
     for parameter in model.parameters():
-        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-        count = int(torch.Size(shape).numel()) if shape is not None else parameter.numel()
+        count = stored_shape(parameter).numel()
         total += count
         trainable += count if parameter.requires_grad else 0
     return total, trainable

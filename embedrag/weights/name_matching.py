@@ -9,7 +9,8 @@ def match_names(wanted: Mapping[str, str], tensors: Iterable[str]) -> tuple[dict
     """Find the tensor of every wanted name. All names may differ from the file's by the same prefix.
 
     The file's names are longer (`model.layers…` and not `layers…`) when the model was trained through AutoModel and
-    its file was saved by AutoModelForCausalLM, and shorter in the opposite case.
+    its file was saved by AutoModelForCausalLM, and shorter in the opposite case. Models of text and images have
+    another prefix in older files (`language_model.model…`) than in newer ones (`model.language_model…`).
 
     Args:
         wanted: any key -> name of the tensor in the trained model.
@@ -24,16 +25,19 @@ def match_names(wanted: Mapping[str, str], tensors: Iterable[str]) -> tuple[dict
     ({}, ['a'])
     """
     known = set(tensors)
-    changes = [(add, "") for add in sorted(_prefixes(known))] + [
-        ("", strip) for strip in sorted(_prefixes(wanted.values()))
-    ]
+    longer, shorter = sorted(_prefixes(known)), sorted(_prefixes(wanted.values()))
+    changes = [(add, "") for add in longer] + [("", strip) for strip in shorter]
+    changes += [(add, strip) for add in longer for strip in shorter if add and strip]
     best: dict[str, str] = {}
     for add, strip in changes:
         targets = {key: add + name.removeprefix(strip) for key, name in wanted.items() if name.startswith(strip)}
         best = max(best, {key: target for key, target in targets.items() if target in known}, key=len)
+        if len(best) == len(wanted):
+            break
     return best, sorted(set(wanted) - set(best))
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:
-    """The empty prefix, and the first one or two parts of each name."""
-    return {""} | {".".join(name.split(".")[:depth]) + "." for name in names for depth in (1, 2)}
+    """The empty prefix, and the first one or two parts of each name; no prefix holds the number of a layer."""
+    parts = {tuple(name.split(".")[:depth]) for name in names for depth in (1, 2)}
+    return {""} | {".".join(part) + "." for part in parts if not any(word.isdigit() for word in part)}

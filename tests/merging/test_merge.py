@@ -27,18 +27,6 @@ SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tiny_qwen3: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tied-embedding Llama saved as a causal language model: its tensors are called model.layers…"""
-    folder = tmp_path_factory.mktemp("llama")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_qwen3)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SIZES, vocab_size=512, num_key_value_heads=2, tie_word_embeddings=True)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
 def tiny_xlmr(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("xlmr")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)

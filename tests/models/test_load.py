@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from embedrag.errors import UserError
 from embedrag.models.base_model import describe_base
@@ -28,6 +30,7 @@ def test_weights_in_a_subfolder_are_found(tiny_bert: str, tmp_path: Path) -> Non
 
 def test_base_that_has_moved_can_be_given(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/base"}')
+    save_file({"q.modules_to_save.weight": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"^`model=/.*`: its base /gone/base: no such folder.*give `base_model_path`"):
         load_model(str(tmp_path), "cpu")
     with pytest.raises(UserError, match=r"^`base_model_path=\./none`: no such folder"):

@@ -31,6 +31,7 @@ class ModelFiles:
         Raises:
             UserError: the path leads out of the model's folder.
         """
+        path = path.lstrip("/")  # a module in the model's folder itself has the path ""
         if not is_inner_path(path):
             raise self.error(f"its modules.json names {path!r}, which is not in its folder; download the model again")
         local = Path(self.name).expanduser()
