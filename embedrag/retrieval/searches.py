@@ -69,6 +69,7 @@ def lexical_search(corpus: Corpus, rows: Iterable[TrainingRow]) -> Search:
     others = {text: None for row in rows for text in row.pos if corpus.number(text) is None}
     places = {text: len(corpus.texts) + number for number, text in enumerate(others)}
     index = Bm25([*corpus.texts, *others])
+    say(f"corpus: ranked by words (BM25, analyzer {index.analyzer})")
 
     def search(block: Sequence[TrainingRow], depth: int) -> Iterator[SearchResult]:
         for row in block:

@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 
 from embedrag.datagen.glossary.tables import plain
 from embedrag.errors import RunError, UserError
-from embedrag.retrieval.bm25 import words
+from embedrag.retrieval.analyzer import analyze
 
 KEY = "OPENAI_API_KEY"
 RETRIES = 3
@@ -163,10 +163,10 @@ def useful(queries: list[str], definition: str) -> list[str]:
     ...        "과전류가 흐르면 녹아 끊어지는 소자.")
     ['퓨즈는 왜 끊어지나요?']
     """
-    known, kept = words(definition), dict[str, str]()
+    known, kept = analyze(definition), dict[str, str]()
     for query in queries:
         query = " ".join(query.split())
-        own = words(query)
+        own = analyze(query)
         shared = sum(word in known for word in own)
         if not re.search(r"\w\w", query) or re.fullmatch(r"[\W\d_]*", query) or len(query) > 500:
             continue

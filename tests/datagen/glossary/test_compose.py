@@ -263,7 +263,7 @@ def test_negatives_of_the_table_come_first_and_rows_without_any_are_counted(tmp_
 
 def test_function_returns_what_it_wrote_and_names_its_arguments(tmp_path: Path) -> None:
     path, output = write(tmp_path / "t.csv", [HEADERS["zh"], *CHINESE]), tmp_path / "pairs.jsonl"
-    assert compose_rows(path, output, hard_k=9) == ComposeResult(output, rows=3, pairs=3, short=3, without_negatives=1)
+    assert compose_rows(path, output, hard_k=9) == ComposeResult(output, rows=3, pairs=3, short=3, without_negatives=0)
     for argument, more in {
         "input": {"input": "none.csv", "output": "new.jsonl"},
         "output": {"input": path, "output": output},

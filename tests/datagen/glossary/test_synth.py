@@ -24,7 +24,7 @@ from embedrag.datagen.glossary.synth import synth as synthesise
 from embedrag.datagen.glossary.templates import load, shipped
 from embedrag.datagen.glossary.terms import groups_of, read_items
 from embedrag.errors import UserError
-from embedrag.retrieval.bm25 import words
+from embedrag.retrieval.analyzer import analyze
 
 DATA = Path(__file__).parents[3] / "datasets"
 DOMAINS = {"electronics_ko": (150, 40), "logistics_zh": (60, 15)}
@@ -145,7 +145,7 @@ def test_shipped_definitions_are_many_different_and_of_fair_length(domain: str) 
     texts = [row["definition"] for row in (*terms, *acronyms)]
     assert len({identity(text) for text in texts}) == len(texts)
     assert all(18 <= len(text) <= 200 and text.endswith(("。", ".")) for text in texts)
-    for first, second in combinations([frozenset(words(text)) for text in texts], 2):
+    for first, second in combinations([frozenset(analyze(text)) for text in texts], 2):
         assert len(first & second) < 0.5 * len(first | second), first & second
 
 
