@@ -1,7 +1,8 @@
 """The transformer: fully trained, with LoRA adapters, or with LoRA adapters on a quantised base.
 
-It is loaded through AutoModel without a pooler and without a language-model head. A retrieval loss gives neither of
-them a gradient, and a parameter without a gradient breaks distributed training.
+It is loaded through AutoModel, or as the encoder of a family with a decoder, without a pooler and without a
+language-model head. A retrieval loss gives neither of them a gradient, and a parameter without a gradient breaks
+distributed training.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from embedrag.errors import UserError
-from embedrag.models.base_model import Base, takes_pooling_argument
+from embedrag.models.base_model import Base, model_class, takes_pooling_argument
 from embedrag.models.kernels.fast_dropout import replace_dropout
 from embedrag.models.lora import LoraSettings, add_adapters, check_lora
 from embedrag.models.lora_init import start_with_quantization_error
@@ -48,8 +49,6 @@ def load_backbone(
     Raises:
         UserError: the weights can't be read.
     """
-    from transformers import AutoModel
-
     settings: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
     if base.subfolder:
         settings["subfolder"] = base.subfolder
@@ -65,7 +64,7 @@ def load_backbone(
                 setattr(config, name, 0.0)
     try:
         with quiet():
-            model, loading = AutoModel.from_pretrained(
+            model, loading = model_class(base.config).from_pretrained(
                 base.name, config=config, dtype=dtype, output_loading_info=True, **settings
             )
     except (OSError, ValueError, RuntimeError) as error:

@@ -12,6 +12,8 @@ from embedrag.models.embedding_config import EmbeddingConfig, Kept, kept_files, 
 from embedrag.models.modules.model_files import ModelFiles
 from embedrag.weights.adapter_file import adapter_in
 
+# Families with an encoder and a decoder of which the encoder alone is a model of transformers (sentence-t5, GTR).
+ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 # Families that begin to count positions after the padding index: token 1 has the position pad_token_id + 1.
 OFFSET_POSITIONS = {
     "camembert",
@@ -106,8 +108,11 @@ def describe_base(
         here = "" if Path(name).is_dir() else ", and there is no such folder here"
         raise files.error(f"no model can be read there{here} ({str(error).splitlines()[0]})") from None
     kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise files.error(f"encoder-decoder models ({kind}) are not supported")
+    if getattr(config, "is_encoder_decoder", False) and kind not in ENCODERS:
+        raise files.error(
+            f"config.json: model_type is {kind}, an encoder with a decoder. Only the encoders of "
+            f"{', '.join(ENCODERS)} are supported; train another model"
+        )
     is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if embedding_config is None:
         kept = Kept(files=kept_files(files))
@@ -211,6 +216,21 @@ def resolve_embedding_config(
             embedding_config.query_prompt or embedding_config.passage_prompt,
         )
     return embedding_config, notices
+
+
+def model_class(config: Any) -> Any:
+    """The class of transformers that loads a model of this kind, without a head and without a decoder."""
+    import transformers
+
+    return getattr(transformers, ENCODERS.get(config.model_type, "AutoModel"))
+
+
+def empty_model(config: Any, trust_remote_code: bool = False) -> Any:
+    """A model of this kind with weights that were never set, for the names of its layers."""
+    settings = {"add_pooling_layer": False} if takes_pooling_argument(config) else {}
+    if config.model_type in ENCODERS:
+        return model_class(config)(config)
+    return model_class(config).from_config(config, trust_remote_code=trust_remote_code, **settings)
 
 
 def takes_pooling_argument(config: Any) -> bool:

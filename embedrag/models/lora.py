@@ -22,6 +22,11 @@ from embedrag.weights.adapter_targets import match_adapter
 INITS: dict[str, bool | str] = {"default": True, "pissa": PISSA, "loftq": True}
 
 
+# Families with state-space layers, and the layers among them that an adapter does not reach.
+STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+OUT_OF_REACH = {"out_proj", "dt_proj"}
+
+
 @dataclass(frozen=True)
 class LoraSettings:
     """The adapters of a training.
@@ -71,19 +76,25 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> nn.Module:
     with quiet():
         from peft import LoraConfig, TaskType, get_peft_model
 
+    targets = _in_top_layers(model, lora_targets(model, lora.target_modules), lora.top_layers)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_in_top_layers(model, lora_targets(model, lora.target_modules), lora.top_layers),
+        target_modules=targets,
+        exclude_modules=None if lora.target_modules else _poolers_among(model, targets) or None,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         init_lora_weights=INITS[lora.init],
         task_type=TaskType.FEATURE_EXTRACTION,
         bias="none",
     )
-    with quiet():
-        adapted = cast(nn.Module, get_peft_model(model, config))
+    try:
+        with quiet():
+            adapted = cast(nn.Module, get_peft_model(model, config))
+    except ValueError as error:  # a layer that peft can't adapt
+        words = str(error).splitlines()[0]
+        raise UserError(f"peft can't adapt these layers ({words})", "lora_target_modules", targets) from None
     speed_up_adapters(adapted)
     if lora.init == "pissa":
         adapted.adapter_start = adapter_weights(adapted)  # type: ignore[assignment]
@@ -195,7 +206,9 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
     ['0']
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    names = sorted({_target_name(name) for name in linears})
+    names = sorted({_target_name(name) for name in linears if not _in_pooler(name)})
+    if not asked and getattr(getattr(model, "config", None), "model_type", None) in STATE_SPACE:
+        names = [name for name in names if name not in OUT_OF_REACH]
     if not names:
         raise UserError("the model has no linear layers that LoRA could adapt; use `finetune_type=full`")
     missing = [name for name in asked or [] if not any(f".{linear}".endswith(f".{name}") for linear in linears)]
@@ -203,6 +216,16 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
         reason = f"the model has no such linear layer; it has {', '.join(names)}"
         raise UserError(reason, "lora_target_modules", missing)
     return list(asked) if asked else names
+
+
+def _poolers_among(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Layers of a pooler that have the name of a target; the vectors do not use them. Code of others has its own."""
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_pooler(name)]
+    return [name for name in linears if any(f".{name}".endswith(f".{target}") for target in targets)]
+
+
+def _in_pooler(name: str) -> bool:
+    return any("pooler" in part for part in name.split("."))
 
 
 def _target_name(name: str) -> str:

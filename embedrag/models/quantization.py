@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from embedrag.errors import UserError
-from embedrag.models.base_model import Base, takes_pooling_argument
+from embedrag.models.base_model import Base, empty_model
 from embedrag.weights.name_matching import match_names
 
 
@@ -166,11 +166,8 @@ def quantized_layers(
     Raises:
         UserError: when a quantised layer has no tensor in the files.
     """
-    from transformers import AutoModel
-
-    settings = {"add_pooling_layer": False} if takes_pooling_argument(base.config) else {}
     with torch.device("meta"):
-        model = AutoModel.from_config(base.config, trust_remote_code=trust_remote_code, **settings)
+        model = empty_model(base.config, trust_remote_code)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     wanted = {name: f"{name}.weight" for name in linears if name not in config.skipped_layers}
     found, missing = match_names(wanted, tensors)
