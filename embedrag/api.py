@@ -103,17 +103,27 @@ def _measure(
     model: str, query_max_len: int | None, passage_max_len: int | None, trust_remote_code: bool
 ) -> dict[str, Any]:
     """The tokenizer of a model with its prompts, which cuts nothing here, and the lengths to which training cuts."""
-    from embedrag.models.base_model import describe_base, resolve_embedding_config
+    from embedrag.models.base_model import describe_base, model_name, resolve_embedding_config
+    from embedrag.models.load import describe_adapter_base, load_adapter_tokenizer, saved_embedding_config
     from embedrag.models.tokenizer import load_tokenizer
     from embedrag.runtime.console import say
+    from embedrag.weights.adapter_file import adapter_in
 
-    base = describe_base(model, trust_remote_code, argument="model")
+    file = adapter_in(Path(model_name(model, "model")).expanduser())
+    if file:
+        base = describe_adapter_base(file.parent, None, trust_remote_code, "model")
+        base = replace(base, embedding_config=saved_embedding_config(file.parent, base, "model"))
+    else:
+        base = describe_base(model, trust_remote_code, argument="model")
     embedding_config, notices = resolve_embedding_config(
         base, query_max_len=query_max_len, passage_max_len=passage_max_len
     )
     for line in notices:
         say(line)
     whole = replace(embedding_config, query_max_len=NOT_CUT, passage_max_len=NOT_CUT)
-    tokenizer = load_tokenizer(base, whole, trust_remote_code=trust_remote_code, argument="model")
+    if file:
+        tokenizer = load_adapter_tokenizer(file.parent, base, whole, trust_remote_code, "model")
+    else:
+        tokenizer = load_tokenizer(base, whole, trust_remote_code=trust_remote_code, argument="model")
     lengths = {"query_max_len": embedding_config.query_max_len, "passage_max_len": embedding_config.passage_max_len}
     return {"tokenizer": tokenizer, **lengths}

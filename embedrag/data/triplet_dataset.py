@@ -96,6 +96,9 @@ class TripletDataset(Dataset[Triplet]):
         Raises:
             UserError: rows are bad (each with its place), there is no row, or `cache_dir` can't be written.
         """
+        for name, value, least in (("neg_nums", neg_nums, 0), ("pos_nums", pos_nums, 1)):
+            if value < least:
+                raise UserError(f"must be {least} or more", name, value)
         self.sampling = SamplingSettings(neg_nums=neg_nums, pos_nums=pos_nums, seed=seed)
         self.epoch = 0
         self.store: TokenStore

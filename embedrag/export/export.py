@@ -24,6 +24,7 @@ from embedrag.evaluation.significance import comparison, sentence
 from embedrag.export.onnx_encoder import LENGTHS, OnnxEncoder
 from embedrag.export.onnx_graph import write_graph, write_int8
 from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
+from embedrag.models.base_model import model_name
 from embedrag.models.encoder import Encoder, TextEncoder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import load_model
@@ -109,6 +110,7 @@ def export(
         RunError: the graph gives other vectors, or the disk is full; no output folder is left.
     """
     need("onnx", "onnx", "onnxruntime", "onnxscript")
+    model = model_name(model, "model")
     target, source = Path(output).expanduser(), Path(model).expanduser()
     check_folder("output", target, overwrite, EXPORT_CONFIG, "exports")
     if adapter_in(source):

@@ -25,6 +25,7 @@ from embedrag import __version__
 from embedrag.errors import UserError, check_choice
 from embedrag.models.artifacts import MERGE_CONFIG, TRAINING_CONFIG
 from embedrag.models.base_model import Base
+from embedrag.models.embedding_format import matryoshka_keys
 from embedrag.models.equivalence import Closeness, check_merged, closeness, embed_merged, embed_trained, read_probes
 from embedrag.models.load import (
     describe_adapter_base,
@@ -186,6 +187,8 @@ def merge(
     check_choice("training_precision", training_precision, PRECISIONS)
     check_choice("merge_onto", merge_onto, (None, DEQUANTIZED, ORIGINAL))
     check_choice("quantization_bits", quantization_bits, (None, *QUANTIZERS))
+    if lora_alpha is not None and lora_alpha < 1:
+        raise UserError("must be 1 or more", "lora_alpha", lora_alpha)
     output = Path(output_path).expanduser()
     check_folder("output_path", output, overwrite, MERGE_CONFIG, "merged models")
     adapter = read_adapter(str(lora_adapter_path), lora_alpha)
@@ -273,6 +276,7 @@ def _write_model(plan: Plan, folder: Path) -> None:
     config = json.loads((plan.root / "config.json").read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
+    config |= matryoshka_keys(model_settings(plan.adapter.file.parent))
     write_json(folder / "config.json", config | {"dtype": str(plan.dtype).removeprefix("torch.")})
     source, base = plan.adapter.file.parent, plan.base
     embedding_config = saved_embedding_config(source, base, ADAPTER)

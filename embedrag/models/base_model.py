@@ -120,6 +120,24 @@ def describe_base(
     return Base(name, subfolder, config, is_decoder, position_limit(config), embedding_config)
 
 
+def model_name(value: object, argument: str = "model_name_or_path") -> str:
+    """A folder or hub id as text.
+
+    Args:
+        value: as the caller gave it.
+        argument: what the caller calls it, for messages.
+
+    Raises:
+        UserError: it is neither a text nor a path.
+
+    >>> model_name(Path("merged"))
+    'merged'
+    """
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise UserError(f"name a folder or a hub id; {value!r} is neither", argument)
+    return str(value)
+
+
 def check_local_path(name: str, argument: str = "model_name_or_path") -> None:
     """Reject a path that holds no model, or holds an adapter.
 
@@ -215,6 +233,13 @@ def resolve_embedding_config(
             "query_prompt" if embedding_config.query_prompt else "passage_prompt",
             embedding_config.query_prompt or embedding_config.passage_prompt,
         )
+    if own_code := getattr(base.config, "auto_map", None):
+        if not type(base.config).__module__.startswith("transformers_modules"):
+            shown = own_code.get("AutoModel") or next(iter(own_code.values()))
+            notices.append(
+                f"model: config.json names Python code of its own ({shown}), which is not run without "
+                "`trust_remote_code`; transformers' own class is used, and may give other vectors"
+            )
     return embedding_config, notices
 
 

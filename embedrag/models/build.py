@@ -7,7 +7,7 @@ from pathlib import Path
 
 from embedrag.errors import UserError, check_choice
 from embedrag.models.backbone import trainable_backbone
-from embedrag.models.base_model import describe_base, resolve_embedding_config
+from embedrag.models.base_model import describe_base, model_name, resolve_embedding_config
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import pack_if_possible
 from embedrag.models.lora import LoraSettings
@@ -56,7 +56,7 @@ def build_model(
         finetune_type: `full` trains all weights, `lora` trains adapters, `qlora` trains adapters on a quantised base.
         quantization_bits: of the quantised base, 4 or 8.
         double_quantization: quantise the 4-bit scales too.
-        pooling: `mean`, `cls` or `last_token`; None: the base's own.
+        pooling: `mean`, `cls`, `last_token`, `max`, `weighted_mean` or `mean_sqrt_len`; None: the base's own.
         query_prompt: put before every query; None: the base's own.
         passage_prompt: put before every passage; None: the base's own.
         query_max_len: longest query, in tokens; None: the base's own, at most 256.
@@ -90,13 +90,14 @@ def build_model(
         vectors = model(batch.tokens)  # [n, D], with a graph
         ```
     """
+    name = model_name(model_name_or_path)
     check_choice("finetune_type", finetune_type, FINETUNE_TYPES)
     check_choice("quantization_bits", quantization_bits, QUANTIZERS)
     check_choice("pooling", pooling, (None, *POOLING))
     if lora_r < 1:
         raise UserError("must be 1 or more", "lora_r", lora_r)
     where = pick_device(device)
-    base = describe_base(str(model_name_or_path), trust_remote_code, local_files_only)
+    base = describe_base(name, trust_remote_code, local_files_only)
     precision, _ = settle_dtype(dtype, where, base.hidden_size)
     embedding_config, notices = resolve_embedding_config(
         base,

@@ -34,8 +34,9 @@ TEXT_CONFIGS = tuple(
 # The order in which sentence-transformers joins several poolings, when its file has one key for each of them.
 JOINED = ("cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last_token")
 OWN_CODE = (
-    "Without this code the vectors would be others. To train the transformer alone, make a copy of the folder without "
-    "modules.json, and name `pooling` and the prompts yourself (and `trust_remote_code`, if config.json has code too)"
+    "Without this code the vectors would be others. To train the model without it, change modules.json in a copy of "
+    "the folder: a class around the transformer becomes sentence_transformers.models.Transformer, any other module is "
+    "left out"
 )
 
 

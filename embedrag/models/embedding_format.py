@@ -8,8 +8,9 @@ Letters: n vectors, D dimensions of a vector, d <= D of them kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,3 +103,16 @@ def trained_formats(
         *(by_dim or [EmbeddingFormat()]),
         *(EmbeddingFormat(None, precision) for precision in precisions if precision != "float32"),
     )
+
+
+def matryoshka_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of a model that was trained for several numbers of dimensions; vLLM asks for it.
+
+    Args:
+        settings: of the training, by the names of its options.
+
+    >>> matryoshka_keys({"matryoshka_dims": [64, 32]})
+    {'is_matryoshka': True, 'matryoshka_dimensions': [32, 64]}
+    """
+    dims = settings.get("matryoshka_dims")
+    return {"is_matryoshka": True, "matryoshka_dimensions": sorted(dims)} if dims else {}

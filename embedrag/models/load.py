@@ -13,7 +13,7 @@ import torch
 from embedrag.errors import UserError
 from embedrag.models.artifacts import MERGE_CONFIG, MODEL_MARKERS, TRAINING_CONFIG
 from embedrag.models.backbone import load_backbone
-from embedrag.models.base_model import Base, check_local_path, describe_base
+from embedrag.models.base_model import Base, check_local_path, describe_base, model_name
 from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
@@ -59,6 +59,7 @@ def load_model(
         vectors = model.encode(["What does a relay do?"], role="query")
         ```
     """
+    name = model_name(name, argument)
     where = pick_device(device)
     precision = pick_dtype(dtype, where)
     path = Path(name).expanduser()
@@ -69,7 +70,6 @@ def load_model(
         if adapter.left_out:
             say(left_out(adapter))
         return with_adapter(encoder, adapter, argument)
-    name = str(name)
     base = describe_base(name, trust_remote_code, argument=argument)
     embedding_config = saved_embedding_config(path, base, argument)
     tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument=argument)

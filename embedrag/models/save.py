@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from embedrag.models.artifacts import PROBE_TEXTS, TRAINING_CONFIG
+from embedrag.models.embedding_format import matryoshka_keys
 from embedrag.models.encoder import Encoder
 from embedrag.models.lora_init import subtract_start
 from embedrag.models.model_card import write_card
@@ -65,6 +66,9 @@ def save_model(
             subtract_start(folder, start)
         encoder.tokenizer.save(folder)
         add_older_names(folder)
+        if (folder / "config.json").is_file() and (keys := matryoshka_keys(settings)):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            write_json(folder / "config.json", config | keys)
         encoder.embedding_config.write(folder, encoder.width, encoder.head)
         write_json(folder / TRAINING_CONFIG, settings)
         if probes:

@@ -68,7 +68,7 @@ class TextTokenizer:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if base.is_decoder:
             tokenizer.padding_side = _padding_side(tokenizer, base.config.model_type)
-            if embedding_config.pooling == "last_token":
+            if "last_token" in embedding_config.pooling:
                 self._changed |= _end_with_eos(tokenizer)
         tokenizer.model_max_length = embedding_config.max_len
         self._limits = {role: getattr(embedding_config, f"{role}_max_len") for role in (QUERY, PASSAGE)}

@@ -68,7 +68,9 @@ def word_pieces(lower: bool = True) -> Any:
     """A tokenizer as BERT has it."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{c}" for c in letters), ":", "."]
-    backend = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordPiece({piece: n for n, piece in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]")
+    )
     backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = [("[CLS]", 2), ("[SEP]", 3)]
@@ -455,7 +457,7 @@ PUBLISHED = [
         refused="modules.json: custom_st.Transformer is code of the model's authors",
     ),
     Published(
-        "Jina v3 without its module (a copy without modules.json, or the -hf port)",
+        "Jina v3 without its module (modules.json changed in a copy)",
         "prompts `retrieval.query`, `retrieval.passage`",
         lambda f: xlmr(f, "mean_tokens", "Normalize", settings={"prompts": JINA}),
         "mean, length 1",

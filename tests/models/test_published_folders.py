@@ -93,30 +93,33 @@ def kept(folder: Path, saved: Path) -> None:
 
 INTRO = """# Base models
 
-Which published models EmbedRAG trains, and which it refuses. The table is made by `tests/models/test_published_folders.py`:
-the test makes a folder of each shape (configuration, modules, prompts and tokenizer settings as published, tiny random
-weights), trains it for a step, saves it, and compares the vectors of the saved folder in sentence-transformers with
-EmbedRAG's own. Every cosine is at least 0.99999. A model that is not named here trains if its folder has one of these
-shapes.
+Which published models EmbedRAG trains, and which it refuses. The table is made by
+`tests/models/test_published_folders.py`: the test makes a folder of each shape (configuration, modules, prompts and
+tokenizer settings as published, tiny random weights), trains it for a step, saves it, and compares the vectors of
+the saved folder in sentence-transformers with EmbedRAG's own. Every cosine is at least 0.99999. A model that is not
+named here trains if its folder has one of these shapes.
 
 ## What is read from a folder
 
-- **Modules** (`modules.json`): a Transformer, a Pooling, and then any number of Dense, LayerNorm and Normalize. Old and
-  new names of sentence-transformers (versions 2 to 6) are known. Any other module is refused by its full name, because
-  the vectors would be others without it.
-- **Pooling**: `mean`, `cls`, `last_token`, `max`, `weighted_mean`, `mean_sqrt_len`, and several of them joined (`cls+mean`).
-  `include_prompt` false (the tokens of the prompt are not pooled) is taken only without prompts.
-- **Dense and LayerNorm modules** are trained in a full fine-tune. LoRA and QLoRA leave them as they are; they are saved
-  with the adapter, merged and exported.
-- **Small letters**: with `do_lower_case` true, texts are turned to small letters. The saved tokenizer does it by itself.
+- **Modules** (`modules.json`): a Transformer, a Pooling, and then any number of Dense, LayerNorm and Normalize. Old
+  and new names of sentence-transformers (versions 2 to 6) are known. Any other module is refused by its full name,
+  because the vectors would be others without it.
+- **Pooling**: `mean`, `cls`, `last_token`, `max`, `weighted_mean`, `mean_sqrt_len`, and several of them joined
+  (`cls+mean`). `include_prompt` false (the tokens of the prompt are not pooled) is taken only without prompts.
+- **Dense and LayerNorm modules** are trained in a full fine-tune. LoRA and QLoRA leave them as they are; they are
+  saved with the adapter, merged and exported.
+- **Small letters**: with `do_lower_case` true, texts are turned to small letters. The saved tokenizer does it by
+  itself.
 - **Prompts**: for queries the prompt named `query`; otherwise a name with a word of queries and a word of retrieval
-  (`retrieval.query`, `s2p_query`, `web_search_query`, `search_query`); otherwise the only name with `query` in it; otherwise
-  the default prompt. For passages likewise with `document`, `passage` and `corpus`. The start of a training shows the chosen
-  prompts with their names, and the names of the others. `--query_prompt` and `--passage_prompt` set other texts.
-- **Everything else** is kept: further prompts, `similarity_fn_name`, other keys of `config_sentence_transformers.json` and
-  `sentence_bert_config.json`, and `generation_config.json` are written as they were read.
-- **Code of the model's authors** (`auto_map` in config.json) runs only with `--trust_remote_code`. Modules of their own
-  (`custom_st.…` in modules.json) are never run.
+  (`retrieval.query`, `s2p_query`, `web_search_query`, `search_query`); otherwise the only name with `query` in it;
+  otherwise the default prompt. For passages likewise with `document`, `passage` and `corpus`. The start of a
+  training shows the chosen prompts with their names, and the names of the others. `--query_prompt` and
+  `--passage_prompt` set other texts.
+- **Everything else** is kept: further prompts, `similarity_fn_name`, other keys of
+  `config_sentence_transformers.json` and `sentence_bert_config.json`, and `generation_config.json` are written as
+  they were read.
+- **Code of the model's authors** (`auto_map` in config.json) runs only with `--trust_remote_code`. Modules of their
+  own (`custom_st.…` in modules.json) are never run.
 - **Matryoshka**: a model that was trained with `--matryoshka_dims` says so in config.json (`is_matryoshka`,
   `matryoshka_dimensions`), which vLLM asks for.
 
@@ -131,8 +134,10 @@ def page() -> str:
     rows = [
         [
             published.models,
-            published.shape + ("" if not published.query else f"; query prompt `{published.query.splitlines()[0]}`"),
-            f"trains: {published.vectors}" if not published.refused else f"is refused: {published.refused.lstrip('.*')}",
+            published.shape + (f"; query prompt `{published.query.splitlines()[0]}`" if published.query else ""),
+            f"trains: {published.vectors}"
+            if not published.refused
+            else f"is refused: {published.refused.lstrip('.*')}",
         ]
         for published in PUBLISHED
     ]
