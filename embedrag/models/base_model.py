@@ -222,7 +222,7 @@ def resolve_embedding_config(
         **lengths,
     )
     try:
-        embedding_config.dimension(int(base.config.hidden_size))
+        embedding_config.dimension(base.hidden_size)
     except UserError as error:
         remedy = "its folder is damaged" if pooling is None else "leave the pooling out, then the model's own is used"
         raise UserError(f"{base.name}: {error.reason}; {remedy}", "pooling", pooling) from None
