@@ -170,7 +170,8 @@ def position_limit(config: Any) -> int | None:
     >>> position_limit(BertConfig()), position_limit(CamembertConfig(max_position_embeddings=514))
     (512, 512)
     """
-    limit: int | None = getattr(config, "max_position_embeddings", None)
+    names = ("max_position_embeddings", "max_seq_len")  # the second one is MPT's
+    limit: int | None = next((value for name in names if (value := getattr(config, name, None))), None)
     if limit is not None and config.model_type in OFFSET_POSITIONS:
         limit -= (getattr(config, "pad_token_id", None) or 0) + 1
     return limit

@@ -68,6 +68,8 @@ class TextTokenizer:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if base.is_decoder:
             tokenizer.padding_side = _padding_side(tokenizer, base.config.model_type)
+            # GPT-2 would add the embedding of token 0 to every token of type 0. Our encoder passes no types.
+            tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
             if "last_token" in embedding_config.pooling:
                 self._changed |= _end_with_eos(tokenizer)
         tokenizer.model_max_length = embedding_config.max_len
@@ -102,6 +104,10 @@ class TextTokenizer:
         )["input_ids"]
         return [item or [self.tokenizer.pad_token_id or 0] for item in ids]
 
+    def limit(self, role: str) -> int:
+        """Most tokens of a text of a role."""
+        return int(self._limits[role])
+
     def check_prompt(self, role: str, prompt: str) -> None:
         """Refuse a prompt that leaves hardly any token of a text.
 
@@ -129,19 +135,19 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Write the tokenizer without fixed truncation and padding.
 
-        Its padding side is written too, because transformers forgets a side that was set after loading. Some classes of
-        transformers make a post-processor and a normaliser of their own when they are loaded, which would lose the end
-        token. Therefore a tokenizer that was changed here gets the class that takes everything from tokenizer.json.
+        Its padding side and inputs are written too, because transformers forgets what was set after loading. Some
+        classes of transformers make a post-processor and a normaliser of their own when they are loaded, which would
+        lose the end token. So a tokenizer that was changed here gets the class that takes everything from
+        tokenizer.json.
         """
-        self.tokenizer.init_kwargs["padding_side"] = self.tokenizer.padding_side
+        names = list(self.tokenizer.model_input_names)
+        self.tokenizer.init_kwargs |= {"padding_side": self.tokenizer.padding_side, "model_input_names": names}
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.save_pretrained(folder)
         if self._changed:
             path = folder / "tokenizer_config.json"
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            names = list(self.tokenizer.model_input_names)
-            write_json(path, settings | {"tokenizer_class": PLAIN_CLASS, "model_input_names": names})
+            write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": PLAIN_CLASS})
 
     @property
     def key(self) -> str:

@@ -1,10 +1,17 @@
 """Checks on the user's own model and data, in seconds, before anything is trained.
 
 Packing has a check of its own in `embedrag.models.kernels.packed_attention`.
+
+Letters: n texts, D dimensions of a vector.
 """
 
 from __future__ import annotations
 
+import inspect
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedrag.data.collator import SamplingSettings, make_batch
+from embedrag.data.text import PASSAGE, QUERY
 from embedrag.data.token_batch import TokenBatch
 from embedrag.data.token_store import TokenStore
 from embedrag.errors import UserError
@@ -20,7 +28,9 @@ from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.fast_dropout import dropout_on
 from embedrag.models.kernels.packed_attention import TOLERANCE
 from embedrag.models.lora import without_gradient
-from embedrag.runtime.console import say
+from embedrag.models.pooling import pool
+from embedrag.models.save import add_older_names
+from embedrag.runtime.console import quiet, say
 from embedrag.runtime.distributed import ProcessGroup
 from embedrag.runtime.fsdp import to_local
 from embedrag.training.objective import ContrastiveObjective
@@ -30,16 +40,74 @@ LONGEST = 512
 LONG_TEXT = "word " * 20_000
 
 
+@dataclass(frozen=True)
+class PlainVectors:
+    """Vectors as programs compute them that know nothing of EmbedRAG.
+
+    Attributes:
+        tokens: the texts, n of them.
+        vectors: [n, D].
+    """
+
+    tokens: TokenBatch
+    vectors: Tensor
+
+
 @torch.no_grad()
-def self_test(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
-    """Check that the vector of a text does not depend on its batch, and that a cut text keeps its end token.
+def plain_vectors(encoder: Encoder, probes: Sequence[tuple[str, str]], trust_remote_code: bool = False) -> PlainVectors:
+    """Embed texts with the tokenizer as it will be saved, in one padded batch, as sentence-transformers does.
+
+    Padding at the left shifts the positions of some models. They get padding at the right in the saved folder.
+
+    Args:
+        encoder: before its texts are packed.
+        probes: (role, text) pairs of the data.
+        trust_remote_code: run Python code that comes with the tokenizer.
+
+    Raises:
+        UserError: the saved tokenizer would give other ids, or padding changes the vectors.
+    """
+    _keeps_end(encoder)
+    saved = _as_saved(encoder, trust_remote_code)
+    _check_ids(encoder, saved, probes)
+    texts = _few(encoder, probes)
+    tokens = TokenBatch.from_lists([ids for ids, _ in texts])
+    prompted = [text for _, text in texts]
+    longest = max(len(ids) for ids, _ in texts)
+    with dropout_on(encoder, False):
+        alone = torch.cat([encoder(tokens.select(torch.tensor([number]))) for number in range(len(tokens))])
+        distances = {}
+        for side in dict.fromkeys((saved.padding_side, "right")):
+            batch = saved(
+                prompted, padding=True, truncation=True, max_length=longest, padding_side=side, return_tensors="pt"
+            ).to(encoder.device)
+            with encoder.autocast():
+                hidden = encoder.backbone(**_taken(encoder, batch)).last_hidden_state
+            vectors = encoder.finish(pool(hidden, batch["attention_mask"], encoder.embedding_config.pooling))
+            distances[side] = _distance(vectors, alone)
+            if distances[side] <= TOLERANCE[encoder.dtype]:
+                if side != saved.padding_side:
+                    say("model: saved folders pad texts at the right; padding at the left would change the vectors")
+                encoder.tokenizer.tokenizer.padding_side = side
+                return PlainVectors(tokens, vectors)
+    shown = ", ".join(f"{distance:.1e} with padding at the {side}" for side, distance in distances.items())
+    raise UserError(
+        "self-test: with padding, this model gives other vectors than alone, also in sentence-transformers (1 - cosine "
+        f"{shown}); name another base, or try `dtype=float32`, or skip the test with `no_self_test`"
+    )
+
+
+@torch.no_grad()
+def self_test(encoder: Encoder, store: TokenStore, plain: PlainVectors) -> dict[str, Any]:
+    """Check that the vector of a text does not depend on its batch, and is that of transformers.
 
     Args:
         encoder: ready for training; it is left as it was.
         store: the data; texts of different lengths are taken from it.
+        plain: from `plain_vectors`.
 
     Returns:
-        The results for the log: the largest 1 - cosine, or whether it holds; None when it does not apply.
+        The results for the log: the largest 1 - cosine, or whether it holds.
 
     Raises:
         UserError: when training on such vectors would be useless.
@@ -48,30 +116,88 @@ def self_test(encoder: Encoder, store: TokenStore) -> dict[str, Any]:
     with dropout_on(encoder, False):
         alone = torch.cat([encoder(tokens.select(torch.tensor([number]))) for number in range(len(tokens))])
         together = _distance(encoder(tokens), alone)
+        from_plain = _distance(encoder(plain.tokens), plain.vectors)
     tolerance = TOLERANCE[encoder.dtype]
     if together > tolerance:
         raise UserError(
             f"self-test: the vector of a text depends on the batch it is in (1 - cosine {together:.1e}); "
             "try `attention=padded` or `dtype=float32`, or skip the test with `no_self_test`"
         )
-    return {"batch_equals_single": together, "end_token_survives_truncation": _keeps_end(encoder)}
+    if from_plain > tolerance:
+        raise UserError(
+            f"self-test: the vectors are not those of transformers (1 - cosine {from_plain:.1e}); "
+            "try `attention=padded` or `dtype=float32`, or skip the test with `no_self_test`"
+        )
+    return {
+        "batch_equals_single": together,
+        "equals_transformers": from_plain,
+        "end_token_survives_truncation": _keeps_end(encoder),
+    }
 
 
-@torch.no_grad()
-def left_padding_distance(encoder: Encoder, store: TokenStore) -> float | None:
-    """Largest 1 - cosine between the vectors of texts padded at the left, as many servers do, and at the right.
+def _as_saved(encoder: Encoder, trust_remote_code: bool) -> Any:
+    """The tokenizer as transformers reads it from a folder that we write.
 
-    It is measured for models that take the vector of the last token, before their texts are packed. It is None for
-    other models: their positions would be wrong with padding at the left.
+    Raises:
+        UserError: it can't be read.
     """
-    if encoder.embedding_config.pooling != "last_token":
-        return None
-    tokens = _texts(store)
-    ids, mask = (side.flip(1).to(encoder.device) for side in _flipped(tokens).padded(encoder.pad_id))
-    with dropout_on(encoder, False):
-        with encoder.autocast():
-            hidden = encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
-        return _distance(encoder.finish(hidden), encoder(tokens))
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="embedrag-tokenizer-") as folder, quiet():
+        encoder.backbone.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        encoder.tokenizer.save(Path(folder))
+        add_older_names(Path(folder))
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except Exception as error:  # every tokenizer class fails in its own way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"self-test: the tokenizer can't be read again after it is saved ({reason}); name another one with "
+                "`tokenizer_id`"
+            ) from None
+
+
+def _taken(encoder: Encoder, batch: Any) -> dict[str, Tensor]:
+    """The parts of a tokenised batch that the model takes, as sentence-transformers chooses them."""
+    whole: Any = encoder.backbone
+    model = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    accepted = inspect.signature(model.forward).parameters
+    everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    return {name: part for name, part in batch.items() if everything or name in accepted}
+
+
+def _check_ids(encoder: Encoder, saved: Any, probes: Sequence[tuple[str, str]]) -> None:
+    """Compare the ids of short, long and empty texts, one by one and together.
+
+    Raises:
+        UserError: when a text has other ids.
+    """
+    for role in (QUERY, PASSAGE):
+        prompt = getattr(encoder.embedding_config, f"{role}_prompt")
+        texts = ["", "word", LONG_TEXT, *(text for kind, text in probes if kind == role)]
+        expected = encoder.tokenizer(role, texts)
+        limits = {"truncation": True, "max_length": encoder.tokenizer.limit(role)}
+        together = saved([prompt + text for text in texts], **limits)["input_ids"]
+        for text, ids, theirs in zip(texts, expected, together, strict=True):
+            if theirs and not ids == theirs == saved(prompt + text, **limits)["input_ids"]:
+                raise UserError(
+                    f"self-test: when transformers reads the saved tokenizer ({type(saved).__name__}), it gives other "
+                    f"token ids for {text[:40]!r}; name one of the class PreTrainedTokenizerFast with `tokenizer_id`"
+                )
+
+
+def _few(encoder: Encoder, probes: Sequence[tuple[str, str]]) -> list[tuple[list[int], str]]:
+    """(ids, text with its prompt) of four texts, from the shortest to the longest of at most `LONGEST` tokens."""
+    texts = []
+    for role, text in probes or [(QUERY, "word"), (PASSAGE, "words of a text")]:
+        [ids] = encoder.tokenizer(role, [text])
+        if len(ids) < encoder.tokenizer.limit(role):  # a text that is cut would need the limit of its own role
+            texts.append((ids, getattr(encoder.embedding_config, f"{role}_prompt") + text))
+    texts.sort(key=lambda pair: len(pair[0]))
+    short = [pair for pair in texts if len(pair[0]) <= LONGEST] or texts[:1]
+    if not short:
+        return _few(encoder, [])
+    return [short[place] for place in sorted(set(np.linspace(0, len(short) - 1, min(4, len(short))).astype(int)))]
 
 
 def processes_distance(
@@ -121,12 +247,6 @@ def _texts(store: TokenStore) -> TokenBatch:
     return store.batch(np.unique(order[places]))
 
 
-def _flipped(tokens: TokenBatch) -> TokenBatch:
-    """Each text in reverse order: padding at the right is at the left when the result is reversed again."""
-    texts = torch.split(tokens.input_ids, tokens.lengths.tolist())
-    return TokenBatch.from_lists([text.flip(0).tolist() for text in texts])
-
-
 def _keeps_end(encoder: Encoder) -> bool:
     """Whether a text that is cut ends with the same token as a short text.
 
@@ -135,7 +255,7 @@ def _keeps_end(encoder: Encoder) -> bool:
     """
     kept = all(
         encoder.tokenizer(role, [LONG_TEXT])[0][-1] == encoder.tokenizer(role, ["word"])[0][-1]
-        for role in ("query", "passage")
+        for role in (QUERY, PASSAGE)
     )
     if not kept and "last_token" in encoder.embedding_config.pooling:
         raise UserError(

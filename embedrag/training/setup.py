@@ -32,7 +32,7 @@ from embedrag.training.memory import TokenBudget, check_budget, measure_budget
 from embedrag.training.objective import ContrastiveObjective
 from embedrag.training.preflight import Preflight
 from embedrag.training.run_context import RunContext
-from embedrag.training.self_test import check_gradients, left_padding_distance, processes_distance, self_test
+from embedrag.training.self_test import PlainVectors, check_gradients, plain_vectors, processes_distance, self_test
 from embedrag.training.state.resume import (
     check_data,
     check_processes,
@@ -67,7 +67,8 @@ def setup(start: Preflight) -> RunContext:
     teacher = ask_teacher(options, data.store, processes) if options.embedding_teacher else None
     dtype, reason = _settle_precision(start, text_model.base)
     _seed(options.seed)
-    encoder, left_padding = _load_encoder(start, text_model, data.store, dtype)
+    probes = probe_texts(options)
+    encoder, plain = _load_encoder(start, text_model, data.store, dtype, probes)
     budget, memory = _settle_budget(start, encoder, data.store)
     objective = ContrastiveObjective(
         encoder,
@@ -78,10 +79,9 @@ def setup(start: Preflight) -> RunContext:
         budget=budget,
     )
     info = model_info(encoder, options) | {"precision": {"dtype": dtype_name(dtype), "reason": reason}}
-    if not options.no_self_test:
+    if plain:
         info["self_tests"] = {
-            **self_test(encoder, data.store),
-            "left_equals_right_padding": left_padding,
+            **self_test(encoder, data.store, plain),
             "processes_equal_one": processes_distance(objective, data.store, options.neg_nums, processes),
         }
         say(f"self-test: passed ({shown_tests(info['self_tests'])})")
@@ -99,7 +99,7 @@ def setup(start: Preflight) -> RunContext:
         evaluation=evaluation,
         objective=objective,
         checkpoint=checkpoint,
-        record=record_of(start.asked, options, encoder, info, probe_texts(options)),
+        record=record_of(start.asked, options, encoder, info, probes),
     )
 
 
@@ -166,9 +166,13 @@ def _settle_precision(start: Preflight, base: Base) -> tuple[torch.dtype, str]:
 
 
 def _load_encoder(
-    start: Preflight, text_model: _TextModel, store: TokenStore, dtype: torch.dtype
-) -> tuple[Encoder, float | None]:
-    """Load the weights, and decide between packed and padded texts; see `left_padding_distance`."""
+    start: Preflight, text_model: _TextModel, store: TokenStore, dtype: torch.dtype, probes: list[tuple[str, str]]
+) -> tuple[Encoder, PlainVectors | None]:
+    """Load the weights, and decide between packed and padded texts.
+
+    Returns:
+        The encoder, and vectors of probe texts for the self-test; None without the test.
+    """
     options, device = start.options, start.device
     backbone = trainable_backbone(
         text_model.base,
@@ -189,10 +193,10 @@ def _load_encoder(
         shard(backbone, device, start.processes.size)
     config, pad_multiple = text_model.embedding_config, options.pad_to_multiple_of
     encoder = Encoder(backbone, text_model.tokenizer, config, dtype, pad_multiple)
-    left_padding = None if options.no_self_test else left_padding_distance(encoder, store)
+    plain = None if options.no_self_test else plain_vectors(encoder, probes, options.trust_remote_code)
     _settle_attention(encoder, options)
     check_gradients(encoder, store, options.seed, frozen_base=options.finetune_type != "full")
-    return encoder, left_padding
+    return encoder, plain
 
 
 def _settle_budget(start: Preflight, encoder: Encoder, store: TokenStore) -> tuple[TokenBudget, str]:
