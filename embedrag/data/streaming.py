@@ -16,7 +16,7 @@ from pathlib import Path
 from embedrag.data.rows import TrainingRow, endless_rows
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import Prompts, Tokenize, build_store
-from embedrag.errors import UserError
+from embedrag.runtime.cache import say_unusable, unusable
 
 
 class EpochStream:
@@ -62,16 +62,14 @@ class EpochStream:
                 pass
         rows = list(self._rows())
         self._next = epoch + 1
+        reason = unusable(self.cache_dir)
         if self._folder:
             self._folder.cleanup()
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(
-                prefix=".stream-", dir=self.cache_dir, ignore_cleanup_errors=True
-            )
-        except OSError as error:
-            reason = f"{error.strerror}; name a folder that can be written"
-            raise UserError(reason, "cache_dir", self.cache_dir) from None
+        elif reason:
+            say_unusable(self.cache_dir, reason)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix=".stream-", dir=None if reason else self.cache_dir, ignore_cleanup_errors=True
+        )
         return build_store(lambda: rows, self.tokenize, self.prompts, Path(self._folder.name))
 
     def _rows(self) -> Iterator[tuple[str, TrainingRow]]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from embedrag.data.token_batch import TokenBatch
+from embedrag.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class TokenStore:
         known_positives: of each query text, all passages that any row calls its positive.
         sources: names of the files.
         tokens_crc: CRC-32 of tokens and text offsets. It is computed when they are written, so they are not read again.
+        largest_id: the largest token id.
         report: counts of rows and texts.
     """
 
@@ -61,6 +63,7 @@ class TokenStore:
     known_positives: np.ndarray
     sources: list[str]
     tokens_crc: int
+    largest_id: int
     report: dict[str, Any]
 
     def __len__(self) -> int:
@@ -110,11 +113,27 @@ class TokenStore:
         return f"{self.sources[self.row_sources[index]]}:{self.row_lines[index]}"
 
     def batch(self, texts: np.ndarray) -> TokenBatch:
-        """The tokens of some texts, given by their ids [n], in that order."""
-        starts, stops = self.text_offsets[texts], self.text_offsets[texts + 1]
-        pieces = [self.token_ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        """The tokens of some texts, given by their ids [n], in that order.
+
+        Raises:
+            RunError: the files changed or are damaged in a block that was not read when they were opened.
+        """
+        try:
+            starts, stops = self.text_offsets[texts], self.text_offsets[texts + 1]
+            pieces = [self.token_ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
+            ids = np.concatenate(pieces).astype(np.int64)
+            whole = len(ids) == (stops - starts).sum() and (
+                not len(ids) or 0 <= ids.min() <= ids.max() <= self.largest_id
+            )
+        except IndexError:
+            whole = False
+        if not whole:
+            folder = Path(getattr(self.token_ids, "filename", None) or ".").parent
+            raise RunError(
+                f"{folder}: the tokenised data is damaged; remove this folder, and the next start makes it again"
+            )
         offsets = np.concatenate([[0], np.cumsum(stops - starts)])
-        return TokenBatch(torch.from_numpy(np.concatenate(pieces).astype(np.int64)), torch.from_numpy(offsets))
+        return TokenBatch(torch.from_numpy(ids), torch.from_numpy(offsets))
 
 
 def load_store(folder: Path) -> TokenStore:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 import zlib
 from array import array
 from collections import Counter
@@ -29,7 +27,9 @@ from embedrag.data.rows import TrainingRow, read_rows, row_texts
 from embedrag.data.sources import hub_fingerprint, local_files
 from embedrag.data.text import PASSAGE, QUERY, identity
 from embedrag.data.token_store import TokenStore, load_store
-from embedrag.errors import UserError
+from embedrag.errors import RunError, UserError
+from embedrag.runtime.cache import keep, open_kept
+from embedrag.runtime.files import disk_error, write_vectors
 
 FORMAT = 6
 TEXTS_PER_CALL = 2048
@@ -52,35 +52,26 @@ def open_store(
         tokenize: (role, texts) -> token ids; role is `query` or `passage`.
         tokenize_key: a text that changes whenever `tokenize` would give other ids.
         cache_dir: folder of all stores. A new store is written under a temporary name and renamed, so that it is whole
-            or absent.
+            or absent. A store that is damaged is made again, see `embedrag.runtime.cache`.
         prompts: of each source, put before its texts; None: no prompts.
 
     Returns:
         The store, and whether it was in the cache.
 
     Raises:
-        UserError: rows are bad, or `cache_dir` can't be written. Then no file is left over.
+        UserError: rows are bad. Then no file is left over.
+        RunError: the disk is full.
     """
     prompts = prompts or [("", "")] * len(sources)
-    final = cache_dir / f"tokens-{_fingerprint(sources, f'{tokenize_key}|{list(prompts)}')}"
-    if (final / "meta.json").exists():
-        return load_store(final), True
+    name = f"tokens-{_fingerprint(sources, f'{tokenize_key}|{list(prompts)}')}"
+    if (store := open_kept(cache_dir, name, load_store)) is not None:
+        return store, True
     index = _index(partial(read_rows, sources), prompts)
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".tokens-", dir=cache_dir))
-    except OSError as error:
-        raise UserError(f"{error.strerror}; name a folder that can be written", "cache_dir", cache_dir) from None
-    try:
-        _write(temporary, partial(read_rows, sources), prompts, index, tokenize)
-        try:
-            temporary.rename(final)
-        except OSError:
-            if not (final / "meta.json").exists():  # otherwise another process was faster, and wrote the same
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return load_store(final), False
+
+    def make(folder: Path) -> None:
+        _write(folder, partial(read_rows, sources), prompts, index, tokenize)
+
+    return keep(cache_dir, name, make, load_store), False
 
 
 def build_store(read: Read, tokenize: Tokenize, prompts: Sequence[Prompts], folder: Path) -> TokenStore:
@@ -94,8 +85,13 @@ def build_store(read: Read, tokenize: Tokenize, prompts: Sequence[Prompts], fold
 
     Raises:
         UserError: the rows changed between the two calls.
+        RunError: the disk is full.
     """
-    _write(folder, read, prompts, _index(read, prompts), tokenize)
+    index = _index(read, prompts)
+    try:
+        _write(folder, read, prompts, index, tokenize)
+    except OSError as error:
+        raise RunError(f"{folder}: not written ({disk_error(error, folder)})") from None
     return load_store(folder)
 
 
@@ -218,12 +214,13 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
 def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, tokenize: Tokenize) -> None:
     lengths, identities = array("q", [0]), array("Q")
     firsts = _first_occurrences(read, prompts, index)
-    crc = 0
+    crc, largest = 0, -1
     with (folder / "token_ids.bin").open("wb") as file:
         while part := list(islice(firsts, TEXTS_PER_CALL)):
             identities.extend(identity(bare) for _, _, bare in part)
             for ids in _tokenize_pairs([(role, text) for role, text, _ in part], tokenize):
                 lengths.append(len(ids))
+                largest = max(largest, *ids) if ids else largest
                 data = np.asarray(ids, np.int32).tobytes()
                 crc = zlib.crc32(data, crc)
                 file.write(data)
@@ -243,9 +240,9 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
         "known_positives": known,
     }
     for name, values in arrays.items():
-        np.save(folder / f"{name}.npy", values)
+        write_vectors(folder / f"{name}.npy", [values], values.shape, values.dtype.str)
     crc = zlib.crc32(arrays["text_offsets"].tobytes(), crc)
-    meta = {"sources": index.sources, "tokens_crc": crc, "report": index.report}
+    meta = {"sources": index.sources, "tokens_crc": crc, "largest_id": int(largest), "report": index.report}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 

@@ -1,4 +1,7 @@
-"""Vectors of a corpus, kept on the disk: they are computed once for a model and its texts, and then memory-mapped."""
+"""Vectors of a corpus, kept on the disk: they are computed once for a model and its texts, and then memory-mapped.
+
+A damaged file is found when it is opened, and computed again, see `embedrag.runtime.cache`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedrag.errors import RunError, UserError
+from embedrag.errors import RunError
 from embedrag.models.encoder import Encoder
+from embedrag.runtime.cache import keep, open_kept
 from embedrag.runtime.console import console
 from embedrag.runtime.files import write_vectors
 
-BLOCK = 16_384  # vectors that are checked at once
-REMEDY = "remove the file; it is then written again"
+FILE = "vectors.npy"
 TOLERANCE = 1e-3  # of a squared length, around 1
 
 
@@ -48,32 +51,25 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Pat
         [n, D] float32, memory-mapped, and whether they were in the cache already.
 
     Raises:
-        UserError: when the cached file is damaged.
-        RunError: when the file can't be written, or the model gives a vector of length 0.
+        RunError: when the disk is full, or the model gives a vector of length 0.
     """
     digest = hashlib.sha256(f"{fingerprint(encoder)}|{role}|{len(texts)}|length 1".encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
-    path = cache / f"vectors-{digest.hexdigest()[:24]}.npy"
-    shape = (len(texts), encoder.dimension)
-    found = path.exists()
-    if not found:
+    name, shape = f"vectors-{digest.hexdigest()[:24]}", (len(texts), encoder.dimension)
+
+    def make(folder: Path) -> None:
         with console.progress(len(texts), "text", desc="corpus", leave=False) as bar:
-            write_vectors(path, _directions(encoder.blocks(texts, role, bar.update)), shape)
-    try:
-        vectors: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
-    if vectors.shape != shape or vectors.dtype != np.float32:
-        raise UserError(
-            f"{path}: holds {vectors.dtype} {list(vectors.shape)}, but this model and corpus give float32 "
-            f"{list(shape)}; {REMEDY}"
-        )
-    for start in range(0, len(vectors) if found else 0, BLOCK):
-        wrong = np.flatnonzero(~_of_length_one(vectors[start : start + BLOCK]))
-        if len(wrong):
-            raise UserError(f"{path}: damaged (vector {start + wrong[0] + 1} is not of length 1); {REMEDY}")
-    return vectors, found
+            write_vectors(folder / FILE, _directions(encoder.blocks(texts, role, bar.update)), shape)
+
+    def open_(folder: Path) -> np.ndarray:
+        vectors: np.ndarray = np.lib.format.open_memmap(folder / FILE, mode="r")
+        if vectors.shape != shape or vectors.dtype != np.float32:
+            raise ValueError(f"{FILE} holds {vectors.dtype} {list(vectors.shape)} instead of float32 {list(shape)}")
+        return vectors
+
+    found = open_kept(cache, name, open_)
+    return (keep(cache, name, make, open_), False) if found is None else (found, True)
 
 
 def _directions(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -55,15 +55,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         _settle(temporary)
-        old = temporary.with_name(f"{temporary.name}.old")
-        if place.exists():
-            place.rename(old)
-        try:
-            temporary.rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
+        old = _swap(temporary, place)
         _flush(place.parent)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
@@ -73,6 +65,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         raise RunError(f"{target}: not written ({reason}); what was there before is unchanged") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, place: Path) -> Path:
+    """Rename a folder; returns the path where the folder that it replaces is now, if there was one."""
+    old = temporary.with_name(f"{temporary.name}.old")
+    while True:
+        with suppress(FileNotFoundError):
+            place.rename(old)
+        try:
+            temporary.rename(place)
+            return old
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if old.exists():
+                    old.rename(place)
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # another process has put a folder there meanwhile
 
 
 def disk_error(error: Exception, place: Path | None) -> str:
@@ -146,15 +155,15 @@ def atomic_file(target: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: str = "<f4") -> None:
+def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str = "<f4") -> None:
     """Write an .npy file from blocks of rows; it appears when it is whole.
 
     The file is written, not memory-mapped: on a full disk, writing to a mapped page would kill the program.
 
     Args:
         target: the file.
-        blocks: arrays [rows, D]; all rows together are `shape`.
-        shape: of the whole array, [n, D].
+        blocks: arrays [rows, …]; all rows together are `shape`.
+        shape: of the whole array, [n, …].
         dtype: of the stored numbers, as NumPy writes it.
 
     Raises:

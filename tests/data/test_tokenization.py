@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedrag.data.tokenization
+from embedrag.data.rows import read_rows
 from embedrag.data.text import PASSAGE, QUERY
 from embedrag.data.token_batch import TokenBatch
 from embedrag.data.token_store import TokenStore
-from embedrag.data.tokenization import open_store
-from embedrag.errors import UserError
+from embedrag.data.tokenization import build_store, open_store
+from embedrag.errors import RunError, UserError
 
 MARKS = {QUERY: 1, PASSAGE: 2}
 TWICE = [
@@ -271,6 +275,87 @@ def test_value_error_of_the_tokenizer_is_not_reported_as_changed_data(rows, writ
 
     with pytest.raises(ValueError, match="no such role"):
         open_store([str(write_jsonl(rows))], fail, "key", cache)
+
+
+STORE = [
+    "token_ids.bin",
+    "meta.json",
+    "checksums.json",
+    *(f"{name}.npy" for name in ("text_offsets", "text_identities", "known_offsets", "known_positives")),
+    *(f"row_{name}.npy" for name in ("texts", "offsets", "positives", "lines", "sources", "sets", "scores", "grades")),
+]
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: os.truncate(path, 0),
+    "lengthened": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    "lost": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "first byte": lambda path: flip(path, 0),
+    "last byte": lambda path: flip(path, -1),
+    "middle byte": lambda path: flip(path, path.stat().st_size // 2),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", STORE)
+def test_damaged_store_is_named_and_made_again(name, rows, make, capsys) -> None:
+    """Never trained on, never a traceback, and the start after it finds a whole one."""
+    good, _, _ = make(rows)
+    checksum = good.checksum
+    assert {path.name for path in Path(good.token_ids.filename).parent.iterdir()} == set(STORE)
+    for kind, damage in DAMAGE.items():
+        folder = Path(make(rows)[0].token_ids.filename).parent
+        damage(folder / name)
+        capsys.readouterr()
+        store, found, tokenizer = make(rows)
+        assert not found and tokenizer.calls, kind
+        assert store.checksum == checksum and [read_row(store, i) for i in range(len(store))] == rows
+        said = capsys.readouterr().out
+        assert f"cache: {folder} is damaged (" in said and "; it is made again" in said, kind
+        assert name in said or name == "checksums.json", (kind, said)
+        assert make(rows)[1] and list(folder.parent.iterdir()) == [folder], kind
+
+
+def test_store_of_an_earlier_version_is_made_again(rows, make, cache, capsys) -> None:
+    make(rows)
+    [folder] = cache.iterdir()
+    (folder / "checksums.json").unlink()
+    assert not make(rows)[1]
+    assert "it has no checksums.json; earlier versions wrote none" in capsys.readouterr().out
+    assert make(rows)[1]
+
+
+def test_ids_that_no_tokenizer_gave_end_with_the_name_of_the_folder(rows, make) -> None:
+    """Damage in a block that was not read at the start: no `index out of range` in the model."""
+    store, _, _ = make(rows)
+    for field, values in (
+        ("token_ids", np.full_like(store.token_ids, store.largest_id + 1)),
+        ("token_ids", np.full_like(store.token_ids, -1)),
+        ("text_offsets", store.text_offsets + 10**6),
+        ("text_offsets", store.text_offsets[::-1]),
+        ("text_offsets", store.text_offsets[:1]),
+    ):
+        with pytest.raises(RunError, match="the tokenised data is damaged; remove this folder, and the next start"):
+            replace(store, **{field: values}).batch(np.array([0, 1]))
+
+
+def test_full_disk_names_the_cache_and_what_to_do(rows, write_jsonl, cache, monkeypatch) -> None:
+    def full(*rest: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("embedrag.data.tokenization.write_vectors", full)
+    words = rf"{cache}/tokens-\w+: not written \(No space left.*MiB free.*`cache_dir`, or \$EMBEDRAG_CACHE"
+    with pytest.raises(RunError, match=words):
+        open_store([str(write_jsonl(rows))], Tokenizer(), "key", cache)
+    assert list(cache.iterdir()) == []
+    with pytest.raises(RunError, match="not written .No space left"):
+        build_store(lambda: read_rows([str(write_jsonl(rows))]), Tokenizer(), [("", "")], write_jsonl([]).parent)
 
 
 def test_cache_that_can_not_be_written_is_named(rows, write_jsonl) -> None:

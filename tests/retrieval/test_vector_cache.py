@@ -1,4 +1,4 @@
-"""Vectors of a corpus are kept for the model and its texts, and a damaged file is named."""
+"""Vectors of a corpus are kept for the model and its texts, and damaged ones are named and computed again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedrag.errors import RunError, UserError
+from embedrag.errors import RunError
 from embedrag.models.load import load_model
 from embedrag.retrieval.vector_cache import cached_vectors, unit
+from embedrag.runtime.cache import write_sums
 
 
 @pytest.fixture
@@ -30,28 +31,43 @@ def test_vectors_are_kept_for_the_model_and_its_texts(tiny_bert: str, tiny_qwen3
         (tiny_bert, texts, "query"),
     ):
         assert not cached_vectors(load_model(model, "cpu"), other, role, cache)[1]
-    assert len(list(cache.glob("vectors-*.npy"))) == 4
+    assert len(list(cache.glob("vectors-*/vectors.npy"))) == 4
 
 
 DAMAGED: dict[str, tuple[Callable[[Path, np.ndarray], object], str]] = {
-    "other shape": (lambda path, good: np.save(path, good[:, :3]), r"holds float32 \[9, 3\]"),
-    "empty": (lambda path, good: path.write_bytes(b""), "damaged"),
-    "archive": (lambda path, good: np.savez(path.open("wb"), good), "damaged"),
-    "cut off": (lambda path, good: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
-    "not a number": (lambda path, good: np.save(path, np.where(np.arange(9) == 6, np.nan, good.T).T), r"vector 7 is"),
-    "zeros": (lambda path, good: np.save(path, good * (np.arange(9) < 8)[:, None]), r"vector 9 is not of length 1"),
+    "other shape": (lambda path, good: np.save(path, good[:, :3]), "has 236 bytes instead of 2,432"),
+    "empty": (lambda path, good: path.write_bytes(b""), "has 0 bytes instead of 2,432"),
+    "cut off": (lambda path, good: path.write_bytes(path.read_bytes()[:-9]), "has 2,423 bytes"),
+    "other vector": (lambda path, good: np.save(path, good[::-1]), "the checksum of vectors.npy differs"),
+    "lost": (lambda path, good: path.unlink(), "vectors.npy is missing"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_vectors_in_the_cache_are_named_by_their_file(damage: str, tiny_bert: str, cache: Path) -> None:
+def test_damaged_vectors_are_named_and_computed_again(
+    damage: str, tiny_bert: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts, encoder = [f"text {number}" for number in range(9)], load_model(tiny_bert, "cpu")
     good = np.array(cached_vectors(encoder, texts, "passage", cache)[0])
-    [path] = cache.glob("vectors-*.npy")
+    [path] = cache.glob("vectors-*/vectors.npy")
     spoil, message = DAMAGED[damage]
     spoil(path, good)
-    with pytest.raises(UserError, match=f"{path.name}: .*{message}.*remove the file"):
-        cached_vectors(encoder, texts, "passage", cache)
+    again, found = cached_vectors(encoder, texts, "passage", cache)
+    assert not found and np.array_equal(again, good)
+    said = capsys.readouterr().out
+    assert f"cache: {path.parent} is damaged" in said and message in said and "made again" in said
+    assert cached_vectors(encoder, texts, "passage", cache)[1]
+
+
+def test_vectors_of_another_shape_are_not_used(tiny_bert: str, cache: Path) -> None:
+    """The checksums hold; what is in the file is not what this model gives."""
+    texts, encoder = ["a", "b"], load_model(tiny_bert, "cpu")
+    good = np.array(cached_vectors(encoder, texts, "passage", cache)[0])
+    [path] = cache.glob("vectors-*/vectors.npy")
+    np.save(path, good[:, :3])
+    (path.parent / "checksums.json").unlink()
+    write_sums(path.parent)
+    assert not cached_vectors(encoder, texts, "passage", cache)[1]
 
 
 def test_vectors_without_a_direction_are_not_kept(tiny_bert: str, cache: Path, monkeypatch) -> None:
