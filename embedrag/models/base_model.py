@@ -14,6 +14,8 @@ from embedrag.weights.adapter_file import adapter_in
 
 # Families with an encoder and a decoder of which the encoder alone is a model of transformers (sentence-t5, GTR).
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+# sentence-transformers leaves their prompts out of the pooling by these names, and their files do not say so.
+INSTRUCTOR = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 # Families that begin to count positions after the padding index: token 1 has the position pad_token_id + 1.
 OFFSET_POSITIONS = {
     "camembert",
@@ -97,7 +99,11 @@ def describe_base(
     subfolder, embedding_config = read_sentence_transformers(files)
     try:
         config = AutoConfig.from_pretrained(
-            name, subfolder=subfolder, trust_remote_code=trust_remote_code, local_files_only=local_files_only
+            name,
+            subfolder=subfolder,
+            trust_remote_code=trust_remote_code,
+            local_files_only=local_files_only,
+            **(embedding_config.kept.changes if embedding_config else {}),
         )
     except (OSError, ValueError) as error:
         if not trust_remote_code and (files.json(f"{subfolder}/config.json".lstrip("/")) or {}).get("auto_map"):
@@ -117,6 +123,8 @@ def describe_base(
     if embedding_config is None:
         kept = Kept(files=kept_files(files))
         embedding_config = EmbeddingConfig(pooling="last_token" if is_decoder else "mean", kept=kept)
+    if name in INSTRUCTOR:
+        embedding_config = replace(embedding_config, include_prompt=False)
     return Base(name, subfolder, config, is_decoder, position_limit(config), embedding_config)
 
 

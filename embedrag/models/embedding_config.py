@@ -57,6 +57,12 @@ class Kept:
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
+    def changes(self) -> dict[str, Any]:
+        """What sentence-transformers changes in config.json when it loads the model."""
+        changes = self.text.get("config_kwargs") or self.text.get("config_args") or {}
+        return {name: value for name, value in changes.items() if name != "trust_remote_code"}
+
+    @property
     def prompts(self) -> dict[str, str]:
         """Name -> text of all prompts of the folder."""
         return {name: text or "" for name, text in (self.settings.get("prompts") or {}).items()}
@@ -258,7 +264,7 @@ def _check_text_settings(files: ModelFiles, text: dict[str, Any]) -> None:
         key = "transformer_task"
     elif text.get("query_expansion"):
         key = "query_expansion"
-    elif (text.get("modality_config") or {}).get("text", {}).get("method_output_name", STATES) != STATES:
+    elif text.get("modality_config") and text["modality_config"].get("text", {}).get("method_output_name") != STATES:
         key = "modality_config"
     else:
         return

@@ -200,3 +200,12 @@ def test_command_line_names_the_flag_of_the_command_that_was_typed(
     said = capsys.readouterr().err
     assert said.startswith(f"error: {flag}: ")
     assert "`" not in said
+
+
+def test_check_measures_with_the_tokenizer_of_an_adapter(tiny_bert: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "frog", "pos": ["the frog sits by the pond"]}\n' * 3)
+    model = embedrag.build_model(tiny_bert, "lora", query_prompt="search: ")
+    embedrag.save_model(model, tmp_path / "adapter")
+    found, of_base = (embedrag.check(str(rows), model=name) for name in (str(tmp_path / "adapter"), tiny_bert))
+    assert found.rows == of_base.rows == 3

@@ -166,3 +166,10 @@ def test_bad_rows_are_named_by_their_places(write_jsonl) -> None:
         with pytest.raises(UserError) as caught:
             TripletDataset(nothing, letters)
         assert caught.value.argument == "train_dataset"
+
+
+@pytest.mark.parametrize(("argument", "value", "least"), [("neg_nums", -1, 0), ("pos_nums", 0, 1), ("pos_nums", -3, 1)])
+def test_counts_that_no_row_can_show_are_refused(argument: str, value: int, least: int) -> None:
+    rows = [{"query": "q", "pos": ["p"], "neg": ["n"]}]
+    with pytest.raises(UserError, match=f"`{argument}={value}`: must be {least} or more"):
+        TripletDataset(rows, lambda role, texts: [[1] for _ in texts], **{argument: value})

@@ -459,3 +459,9 @@ def test_links_of_the_hub_s_cache_are_followed(tiny_bert: str, train, tmp_path: 
     adapter = train(tiny_bert)
     assert run_merge(adapter, tmp_path / "merged", "--base_model_path", str(snapshot)) == 0
     assert distance(adapter, tmp_path / "merged") <= 1e-5
+
+
+@pytest.mark.parametrize("alpha", [0, -1])
+def test_scale_of_nothing_is_refused(alpha: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"`lora_alpha={alpha}`: must be 1 or more"):
+        merge(tmp_path, tmp_path / "merged", lora_alpha=alpha)

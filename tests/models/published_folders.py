@@ -184,7 +184,7 @@ def modules(
     write(folder / "modules.json", rows)
     modes = {f"pooling_mode_{name}": name == pooling for name in POOLINGS[: 4 if pooling in POOLINGS[:4] else 6]}
     write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": WIDTH} | modes | keys)
-    text = {"max_seq_length": 64, "do_lower_case": False} if text is None else text
+    text = {"max_seq_length": 128, "do_lower_case": False} if text is None else text
     if text:
         write(folder / transformer_path / "sentence_bert_config.json", text)
     if settings is not None:
@@ -222,14 +222,14 @@ def dense(folder: Path, width: int, out: int, activation: str, bias: bool = True
 
 def bert(folder: Path, pooling: str = "", *further: str, lower: bool = True, **files: Any) -> None:
     """A BERT; with a pooling also the files of sentence-transformers."""
-    transformer(folder, "Bert", word_pieces(lower), **SIZES, max_position_embeddings=64)
+    transformer(folder, "Bert", word_pieces(lower), **SIZES, max_position_embeddings=128)
     if pooling:
         modules(folder, pooling, *further, **files)
 
 
 def xlmr(folder: Path, pooling: str, *further: str, **files: Any) -> None:
     """An XLM-R with the files of sentence-transformers."""
-    transformer(folder, "XLMRoberta", xlmr_pieces(), **SIZES, max_position_embeddings=66, pad_token_id=1)
+    transformer(folder, "XLMRoberta", xlmr_pieces(), **SIZES, max_position_embeddings=130, pad_token_id=1)
     modules(folder, pooling, *further, **files)
 
 
@@ -247,7 +247,7 @@ def qwen(folder: Path, *further: str, kind: str = "Qwen3", settings: dict[str, A
     """A Qwen with the pooling of the last token."""
     sizes = DECODER if kind == "Qwen3" else {key: value for key, value in DECODER.items() if key != "head_dim"}
     transformer(folder, kind, qwen_pieces(), **sizes, eos_token_id=1, pad_token_id=0)
-    modules(folder, "lasttoken", *further, settings=settings, text={"max_seq_length": 64, "do_lower_case": False})
+    modules(folder, "lasttoken", *further, settings=settings, text={"max_seq_length": 128, "do_lower_case": False})
     write(folder / "generation_config.json", {"do_sample": True, "temperature": 0.7, "eos_token_id": [1, 0]})
 
 
@@ -348,9 +348,16 @@ def mistral(folder: Path) -> None:
     modules(folder, "lasttoken", "Normalize", settings={"prompts": E5_MISTRAL, "default_prompt_name": None})
 
 
+def both_directions(folder: Path) -> None:
+    """A decoder that sentence-transformers loads with attention in both directions."""
+    text = {"max_seq_length": 128, "config_kwargs": {"is_causal": False}}
+    transformer(folder, "Qwen3", qwen_pieces(), **DECODER, eos_token_id=1, pad_token_id=0)
+    modules(folder, "mean_tokens", "Normalize", text=text)
+
+
 def distiluse(folder: Path) -> None:
     """distiluse: the transformer in a folder of its own, and tanh behind the pooling."""
-    sizes = {"dim": WIDTH, "n_layers": 1, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64}
+    sizes = {"dim": WIDTH, "n_layers": 1, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 128}
     transformer(folder / "0_Transformer", "DistilBert", word_pieces(False), **sizes)
     modules(folder, "mean_tokens", "Dense:24:Tanh", transformer_path="0_Transformer")
 
@@ -373,21 +380,22 @@ def sgpt(folder: Path) -> None:
     modules(folder, "weightedmean_tokens")
 
 
-NOMIC = {"hidden_act": "silu", "max_position_embeddings": 64}
+NOMIC = {"hidden_act": "silu", "max_position_embeddings": 128}
 MODERN = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
 DEBERTA = {
     "relative_attention": True,
     "position_buckets": 8,
     "pos_att_type": ["p2c", "c2p"],
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 128,
 }
+FALCON = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 MAMBA = {"hidden_size": WIDTH, "num_hidden_layers": 1, "state_size": 4, "time_step_rank": 4}
 
 PUBLISHED = [
     Published(
         "BGE v1.5 (bge-small/base/large-en, -zh)",
         "`do_lower_case` true, a tokenizer that lowers anyway",
-        lambda f: bert(f, "cls_token", "Normalize", text={"max_seq_length": 64, "do_lower_case": True}),
+        lambda f: bert(f, "cls_token", "Normalize", text={"max_seq_length": 128, "do_lower_case": True}),
         "cls, length 1",
     ),
     Published("BGE-M3", "XLM-R", lambda f: xlmr(f, "cls_token", "Normalize"), "cls, length 1"),
@@ -475,7 +483,7 @@ PUBLISHED = [
         "Granite-embedding (30m … 278m)",
         "RoBERTa",
         lambda f: (
-            transformer(f, "Roberta", roberta_pieces(), **SIZES, max_position_embeddings=66, pad_token_id=1),
+            transformer(f, "Roberta", roberta_pieces(), **SIZES, max_position_embeddings=130, pad_token_id=1),
             modules(f, "cls_token", "Normalize"),
         ),
         "cls, length 1",
@@ -571,7 +579,7 @@ PUBLISHED = [
         "all-mpnet-base-v2, multi-qa-mpnet-base",
         "MPNet",
         lambda f: (
-            transformer(f, "MPNet", roberta_pieces(), **SIZES, max_position_embeddings=66, pad_token_id=1),
+            transformer(f, "MPNet", roberta_pieces(), **SIZES, max_position_embeddings=130, pad_token_id=1),
             modules(f, "mean_tokens", "Normalize"),
         ),
         "mean, length 1",
@@ -609,7 +617,7 @@ PUBLISHED = [
     Published(
         "nli-*-max, early SBERT",
         "max pooling, a cased tokenizer with `do_lower_case`",
-        lambda f: bert(f, "max_tokens", lower=False, text={"max_seq_length": 64, "do_lower_case": True}),
+        lambda f: bert(f, "max_tokens", lower=False, text={"max_seq_length": 128, "do_lower_case": True}),
         "max",
     ),
     Published(
@@ -623,14 +631,14 @@ PUBLISHED = [
     Published(
         "RoBERTa, XLM-R, CamemBERT",
         "the same",
-        plain("Roberta", roberta_pieces, pad_token_id=1, max_position_embeddings=66),
+        plain("Roberta", roberta_pieces, pad_token_id=1, max_position_embeddings=130),
         "mean, length 1",
     ),
     Published("DeBERTa v2, v3", "the same", plain("DebertaV2", word_pieces, **DEBERTA), "mean, length 1"),
     Published(
         "MPNet",
         "the same",
-        plain("MPNet", roberta_pieces, pad_token_id=1, max_position_embeddings=66),
+        plain("MPNet", roberta_pieces, pad_token_id=1, max_position_embeddings=130),
         "mean, length 1",
     ),
     Published("ALBERT", "the same", plain("Albert", word_pieces, embedding_size=16), "mean, length 1"),
@@ -652,6 +660,20 @@ PUBLISHED = [
         "a state-space model; texts are padded",
         plain("Mamba", qwen_pieces, **MAMBA, num_attention_heads=1, intermediate_size=64),
         "last_token, length 1",
+        options=LORA,
+    ),
+    Published(
+        "Falcon-H1",
+        "attention and state space; texts are padded",
+        plain("FalconH1", qwen_pieces, **DECODER, **FALCON),
+        "last_token, length 1",
+        options=LORA,
+    ),
+    Published(
+        "decoders with attention in both directions (llama-embed-nemotron, KaLM)",
+        "`is_causal` false, mean",
+        both_directions,
+        "mean, length 1",
         options=LORA,
     ),
     Published(

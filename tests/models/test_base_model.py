@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
+import embedrag
 from embedrag.errors import UserError
+from embedrag.export.export import export
 from embedrag.models.base_model import check_local_path, describe_base, position_limit, resolve_embedding_config
 from embedrag.models.embedding_config import EmbeddingConfig
 from tests.families import FAMILIES
@@ -105,7 +108,30 @@ def test_folder_with_an_unknown_kind_of_configuration_is_not_reported_as_missing
     assert "no such folder" not in str(error.value) and "trust" not in str(error.value).split("(")[0]
 
 
-def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    transformers.T5Config(vocab_size=99, d_model=32, num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="encoder-decoder"):
-        describe_base(str(tmp_path))
+def test_encoder_decoder_is_refused_unless_its_encoder_is_a_model(tmp_path: Path) -> None:
+    transformers.BartConfig(vocab_size=99, d_model=32, encoder_layers=1).save_pretrained(tmp_path / "bart")
+    with pytest.raises(UserError, match=r"config.json: model_type is bart, an encoder with a decoder"):
+        describe_base(str(tmp_path / "bart"))
+    transformers.T5Config(vocab_size=99, d_model=32, num_layers=1).save_pretrained(tmp_path / "t5")
+    assert not describe_base(str(tmp_path / "t5")).is_decoder
+
+
+@pytest.mark.parametrize("name", [None, 5, "", "  ", ["a"], True])
+def test_what_is_no_name_of_a_model_is_told_by_argument(name: Any, tmp_path: Path) -> None:
+    for call, argument in (
+        (lambda: embedrag.load_model(name), "model"),
+        (lambda: embedrag.build_model(name), "model_name_or_path"),
+        (lambda: export(name, str(tmp_path / "out")), "model"),
+    ):
+        with pytest.raises(UserError, match="name a folder or a hub id") as error:
+            call()
+        assert error.value.argument == argument
+
+
+def test_class_of_transformers_in_the_place_of_the_authors_code_is_told(tiny_bert: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    code = {"AutoModel": "modeling_bert.JinaBertModel"}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"auto_map": code}))
+    _, [notice] = resolve_embedding_config(describe_base(str(tmp_path / "own")))
+    assert "modeling_bert.JinaBertModel" in notice and "`trust_remote_code`" in notice
