@@ -14,8 +14,6 @@ from embedrag.errors import UserError
 from embedrag.options.field import renamed
 from embedrag.training.config.options import TrainOptions
 
-NOT_CUT = 1 << 30  # tokens
-
 if TYPE_CHECKING:
     from embedrag.data.checks.report import DataReport
     from embedrag.training.run import RunResult
@@ -120,10 +118,9 @@ def _measure(
     )
     for line in notices:
         say(line)
-    whole = replace(embedding_config, query_max_len=NOT_CUT, passage_max_len=NOT_CUT)
     if file:
-        tokenizer = load_adapter_tokenizer(file.parent, base, whole, trust_remote_code, "model")
+        tokenizer = load_adapter_tokenizer(file.parent, base, embedding_config, trust_remote_code, "model")
     else:
-        tokenizer = load_tokenizer(base, whole, trust_remote_code=trust_remote_code, argument="model")
+        tokenizer = load_tokenizer(base, embedding_config, trust_remote_code=trust_remote_code, argument="model")
     lengths = {"query_max_len": embedding_config.query_max_len, "passage_max_len": embedding_config.passage_max_len}
-    return {"tokenizer": tokenizer, **lengths}
+    return {"tokenizer": tokenizer.uncut(), **lengths}

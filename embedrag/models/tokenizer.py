@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ PADDED_RIGHT = {
 }
 # A text of which fewer tokens are read has no meaning left.
 FEWEST_TOKENS = 4
+NOT_CUT = 1 << 30  # tokens
 PROBES = ("a", "word", "1", ".")
 # A tokenizer of this class takes everything from tokenizer.json, in every version of transformers.
 PLAIN_CLASS = "PreTrainedTokenizerFast"
@@ -108,6 +110,12 @@ class TextTokenizer:
         """Most tokens of a text of a role."""
         return int(self._limits[role])
 
+    def uncut(self) -> TextTokenizer:
+        """The same tokenizer, but it cuts no text: to measure texts."""
+        whole = copy.copy(self)
+        whole._limits = dict.fromkeys(self._limits, NOT_CUT)
+        return whole
+
     def check_prompt(self, role: str, prompt: str) -> None:
         """Refuse a prompt that leaves hardly any token of a text.
 
@@ -125,7 +133,7 @@ class TextTokenizer:
         what = f"the {role} prompt {_shortened(prompt)} and the special tokens" if prompt else "the special tokens"
         shorter = f", or shorten `{role}_prompt`" if prompt else ""
         raise UserError(
-            f"{what} take {taken} tokens, so {max(0, limit - taken)} tokens of the text of a {role} would be read; "
+            f"{what} take {taken} tokens, so the limit leaves {max(0, limit - taken)} for the text of a {role}; "
             f"give `{role}_max_len={taken + FEWEST_TOKENS}` or more{shorter}. A saved model has both in its "
             "training_config.json",
             f"{role}_max_len",

@@ -14,7 +14,7 @@ from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dat
 from embedrag.data.rows import endless_rows, read_rows, row_texts
 from embedrag.data.sampler import ShuffledSampler, WeightedSampler
 from embedrag.data.streaming import EpochStream, quotas
-from embedrag.data.text import identity
+from embedrag.data.text import PASSAGE, QUERY, identity
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import Prompts, open_store
 from embedrag.errors import UserError
@@ -71,6 +71,9 @@ def open_data(
     sources = options.train_dataset or []
     paths, cache = [source.path for source in sources], cache_folder(options.cache_dir)
     prompts = [_prompts(source, tokenizer.embedding_config) for source in sources]
+    for pair in set(prompts):
+        for role, prompt in zip((QUERY, PASSAGE), pair, strict=True):
+            tokenizer.check_prompt(role, prompt)
     batch = options.batch_size * processes.size
     evaluation = load_retrieval_dataset(options.eval_dataset, argument="eval_dataset") if options.eval_dataset else None
     stream = None
@@ -84,7 +87,7 @@ def open_data(
     else:
         with processes.main_first():
             store, found = open_store(paths, tokenizer.ids, tokenizer.key, cache, prompts)
-    for line in _data_lines(store, found, stream=options.stream):
+    for line in (*_data_lines(store, found, stream=options.stream), *_cut_lines(store, tokenizer)):
         say(line)
     if options.eval_split:
         total = len(store)
@@ -175,6 +178,18 @@ def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
         count = report["dropped_negatives"]
         yield f"data: {count} negatives were dropped (blank, repeated, or equal to a positive): {places}"
     yield from short_report(Rows(store.forms[store.row_texts], store.row_offsets, store.row_positives))
+
+
+def _cut_lines(store: TokenStore, tokenizer: TextTokenizer) -> Iterator[str]:
+    """A line for each side of which texts reach the limit."""
+    is_query = np.zeros(len(store.row_texts), bool)
+    is_query[store.row_offsets[:-1]] = True
+    lengths = np.diff(store.text_offsets)
+    for role, places, many in ((QUERY, is_query, "queries"), (PASSAGE, ~is_query, "passages")):
+        limit, own = tokenizer.limit(role), lengths[np.unique(store.row_texts[places])]
+        if cut := int((own >= limit).sum()):
+            share = f"{cut:,} of {len(own):,} {many} ({cut / len(own):.1%})"
+            yield f"data: {share} have {limit:,} tokens or more and are cut there; `{role}_max_len` sets the limit"
 
 
 def _shared_lines(store: TokenStore, evaluation: RetrievalDataset) -> Iterator[str]:

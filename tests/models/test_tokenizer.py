@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import transformers
 
+from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.models.base_model import describe_base
 from embedrag.models.embedding_config import EmbeddingConfig
@@ -154,7 +155,7 @@ def test_limit_that_leaves_hardly_any_token_of_a_text_is_refused(name: str, prom
     pooling = "mean" if name == "bert" else "last_token"
     taken = len(tokenizer_of(folder, pooling, query_max_len=999).tokenizer(prompt)["input_ids"])
     with pytest.raises(
-        UserError, match=rf"take {taken} tokens, so 3 tokens.*`query_max_len={taken + 4}` or more"
+        UserError, match=rf"take {taken} tokens, so the limit leaves 3 .*`query_max_len={taken + 4}` or more"
     ) as found:
         tokenizer_of(folder, pooling, query_prompt=prompt, query_max_len=taken + 3)
     assert found.value.argument == "query_max_len"
@@ -202,3 +203,22 @@ def test_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_qwen3: str, m
     base = describe_base(tiny_qwen3)
     with pytest.raises(UserError, match=r"^`tokenizer_id=.*the model has vectors for"):
         load_tokenizer(base, EmbeddingConfig("mean"), tokenizer_id=minilm)
+
+
+def test_saved_model_of_which_a_prompt_leaves_no_token_is_refused_by_every_command(
+    tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    EmbeddingConfig("mean", query_prompt="find passages that answer: ", query_max_len=8, passage_max_len=8).write(
+        folder, 64
+    )
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"query": "frog", "pos": ["pond"], "neg": ["stone"]}\n' * 2)
+    encode = ["encode", "--input", str(data), "--field", "query", "--output", str(tmp_path / "v.npy")]
+    mine = ["mine", "--train_dataset", str(data), "--output", str(tmp_path / "m.jsonl")]
+    mine += ["--neg_nums", "1", "--range", "1", "2"]
+    check = ["check", "--train_dataset", str(data)]
+    for command in (encode, mine, check, ["evaluate", "--data", str(data)], ["serve", "--port", "0"]):
+        assert main([*command, "--model", str(folder)]) == 2
+        assert "so the limit leaves 1 for the text of a query" in capsys.readouterr().err

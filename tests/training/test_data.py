@@ -85,6 +85,26 @@ def test_prompt_of_a_data_set_changes_what_is_learnt(two, run, tmp_path) -> None
 # Batches of one data set
 
 
+def test_share_of_texts_that_are_cut_is_said_for_each_side(tmp_path, run, capsys) -> None:
+    rows = [{"query": f"fruit {i}", "pos": ["apple " * (1 + 20 * (i < 3))], "neg": [f"stone {i}"]} for i in range(8)]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for _ in range(2):  # the second time, the tokens are in the cache
+        assert run("out", "--train_dataset", str(path), "--passage_max_len", "12", "--dry_run") == 0
+        said = capsys.readouterr().out
+        assert "1 of 10 passages (10.0%) have 12 tokens or more and are cut there; --passage_max_len" in said
+        assert "queries (" not in said
+
+
+def test_prompt_of_a_data_set_that_leaves_no_token_of_its_texts_is_refused(two, run, tmp_path, capsys) -> None:
+    words = "retrieve all passages that answer the question: " * 2
+    prompted = json.dumps({"path": str(two[0]), "query_prompt": words})
+    assert run("out", "--train_dataset", prompted, str(two[1]), "--query_max_len", "20") == 2
+    error = capsys.readouterr().err
+    assert "--query_max_len 20: the query prompt 'retrieve all" in error
+    assert "take 18 tokens, so the limit leaves 2 for the text of a query" in error
+
+
 def test_batch_holds_rows_of_one_data_set(two, run, tmp_path, monkeypatch) -> None:
     import embedrag.training.trainer
 
