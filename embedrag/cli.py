@@ -35,7 +35,7 @@ from embedrag.errors import (
 from embedrag.options.command import Command
 from embedrag.options.field import Options, extra
 from embedrag.options.parsing import parse
-from embedrag.runtime.console import PYTHON_NAMES, console
+from embedrag.runtime.console import PYTHON_NAMES, console, printable
 
 # In the order of `embedrag --help`; each is a module of `embedrag.commands`.
 COMMANDS = (
@@ -154,7 +154,7 @@ def _report(error: EmbedRagError) -> int:
         return error.exit_code
     if isinstance(error, ChildError) and error.said:
         return error.exit_code
-    for line in error.text(console.spell).splitlines():
+    for line in printable(error.text(console.spell)).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return error.exit_code
 

@@ -15,13 +15,16 @@ class ComposeOptions(Options):
     """Options of `embedrag compose`."""
 
     input: str = option(
-        ..., "CSV or TSV file of terms and definitions, or of anchors and positives", group="compose", min_length=1
+        ...,
+        "CSV, TSV or Excel file of terms and definitions, or of anchors and positives",
+        group="compose",
+        min_length=1,
     )
     output: str = option(..., "JSONL file of training rows", group="compose", min_length=1)
     hard_k: int = option(3, "hard negatives of a row: the nearest definitions of other terms", group="compose", ge=0)
     columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
         None,
-        "names of the two columns, the term first; default: they are found by name, in several languages",
+        "names of the two columns, the term first, or their numbers if there is no header; default: found by name",
         group="compose",
         min_length=2,
         max_length=2,

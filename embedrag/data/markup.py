@@ -32,7 +32,8 @@ _SIMPLE = re.compile(r"[+\-−–]?[\w.,]+[+\-−–]?|[+\-−–*′″°]")
 _ORDINAL = re.compile(r"st|nd|rd|th|er|re|ème|eme|º|ª|TM|®|™|℠|SM")
 Step = LexborNode | str | Callable[[], None]
 Script = Callable[[str, str], str]  # (text before, text of the element) -> what is written
-_CONTROL = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 127, 0x200B, 0xFEFF])
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
+_CONTROL = dict.fromkeys([*range(9), *range(14, 28), 127])
 
 
 def has_markup(text: str) -> bool:
@@ -44,6 +45,16 @@ def has_markup(text: str) -> bool:
     if "<" in text and _TAG.search(text):
         return True
     return "&" in text and any(found[1] == "#" or found[1:] in html5 for found in _ENTITY.findall(text))
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text holds NUL or other control characters; line ends and tabs are none of them."""
+    return not text.isprintable() and bool(_CONTROLS.search(text))
+
+
+def as_seen(text: str) -> str:
+    """A text without HTML and control characters; a text that has none of them is unchanged."""
+    return plain_text(text) if has_markup(text) else text.translate(_CONTROL) if has_controls(text) else text
 
 
 def plain_text(fragment: str) -> str:

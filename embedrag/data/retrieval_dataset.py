@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from embedrag.data.formats.lines import numbered_lines
 from embedrag.data.rows import TrainingRow, read_rows
-from embedrag.data.sources import numbered_lines
 from embedrag.data.text import titled, whole_text
 from embedrag.errors import UserError
 

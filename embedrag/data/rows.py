@@ -1,4 +1,4 @@
-"""Training rows as people write them -> `TrainingRow`. `SHAPES` lists the sets of keys that are accepted.
+"""Training rows as people write them -> `TrainingRow`. `embedrag.data.shapes` lists the sets of keys that are accepted.
 
 A file may mix the shapes (`embedrag.data.sources` says which files are read). Every row is checked before anything
 expensive happens, and an error names the file and the line.
@@ -13,29 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedrag.data.sources import RowError, as_sources, raw_rows
-from embedrag.data.text import PASSAGE, QUERY
-from embedrag.errors import UserError, near_miss, raise_all
+from embedrag.data.formats.lines import RowError
+from embedrag.data.markup import as_seen
+from embedrag.data.shapes import GRADES_KEY, MISSING, PROMPT_KEY, SCORES_KEY, SHAPES, GivenTexts, given_texts
+from embedrag.data.sources import as_sources, raw_rows
+from embedrag.data.text import PASSAGE, QUERY, is_blank
+from embedrag.errors import UserError, raise_all
 
-# Keys of the query, of its positives and, if a shape has negatives, of its negatives. A new shape is one line here.
-# Keys of two shapes may be combined: `query` with `pos_doc` and `hard_negatives` is read too.
-SHAPES = (
-    ("query", "pos", "neg"),
-    ("anchor", "positive", "hard_negatives"),
-    ("anchor", "positive"),
-    ("query", "pos_doc"),
-    ("query", "positive", "negative"),
-)
-QUERY_KEYS, POSITIVE_KEYS, NEGATIVE_KEYS = (
-    tuple(dict.fromkeys(shape[part] for shape in SHAPES if part < len(shape))) for part in range(3)
-)
-TEXT_KEYS = (*QUERY_KEYS, *POSITIVE_KEYS, *NEGATIVE_KEYS)
-SCORES_KEY = "teacher_scores"
-GRADES_KEY = "grades"
 NO_ROWS = "no rows; write one JSON object on each line, with the keys " + " or ".join(
     "{" + ", ".join(f'"{key}"' for key in shape) + "}" for shape in SHAPES
 )
+ROWS_FORMAT = 2  # changes when the same file gives other rows than before
 MAX_ERRORS = 20
+KEYS_KEPT = 1000  # different keys that are not used are counted
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,7 @@ class TrainingRow:
         source: number of the data set that it came from.
         scores: a teacher's score of each text in `pos` and then in `neg` (key `teacher_scores`), or none.
         grades: how well each text in `pos` answers, above 0 (key `grades`); none: all answer equally well.
+        prompt: the row's own instruction (key `prompt`); training puts it before the query in place of the general one.
     """
 
     query: str
@@ -63,13 +54,14 @@ class TrainingRow:
     source: int = 0
     scores: tuple[float, ...] = ()
     grades: tuple[float, ...] = ()
+    prompt: str | None = None
 
 
 def load_rows(train_dataset: str | Path | Sequence[str | Path]) -> list[TrainingRow]:
     """Read all training rows of a data set.
 
     Args:
-        train_dataset: a JSONL, CSV, TSV or Parquet file, a folder of such files, a hub id, or several of these.
+        train_dataset: a file of a format that docs/data.md names, a folder of them, a hub id, or several of these.
 
     Raises:
         UserError: rows that can't be read, each with file and line; or there is no row.
@@ -143,11 +135,13 @@ def endless_rows(source: str, number: int = 0, argument: str = "train_dataset") 
             raise UserError(NO_ROWS, argument, source)
 
 
-def parse_row(raw: Any) -> TrainingRow:
+def parse_row(raw: Any, drop_blank: bool = False) -> TrainingRow:
     """Check one row and bring it into one form.
 
     Args:
-        raw: an object with the keys of one of `SHAPES`; a positive or negative is a text or a list of texts.
+        raw: an object with the keys of one of the shapes in `embedrag.data.shapes`, or a list of texts; a positive or
+            negative is a text or a list of texts.
+        drop_blank: leave out blank positives, with their scores and grades, if others are left.
 
     Raises:
         RowError: with the reason.
@@ -156,36 +150,57 @@ def parse_row(raw: Any) -> TrainingRow:
     >>> row.pos, row.neg, row.dropped
     (('b',), ('c',), 2)
     """
-    if not isinstance(raw, dict):
-        raise RowError(f"must be an object {{…}}, not {_kind(raw)}")
-    query_key = _only_key(raw, QUERY_KEYS, "query")
-    positive_key = _only_key(raw, POSITIVE_KEYS, "positive")
-    negative_key = _only_key(raw, NEGATIVE_KEYS, None)
-    query = _text(raw[query_key], query_key)
-    positives = _texts(raw[positive_key], positive_key)
-    pos = tuple(dict.fromkeys(positives))
+    given = given_texts(raw, blank_allowed=drop_blank)
+    positives, negatives = given.positives, given.negatives
+    pos = tuple(text for text in dict.fromkeys(positives) if not (drop_blank and is_blank(text)))
     if not pos:
-        raise RowError(f"{positive_key} is empty; every row needs at least one positive text")
-    negatives: list[str] = []
-    if negative_key and raw[negative_key] is not None:
-        negatives = _texts(raw[negative_key], negative_key, blank_allowed=True)
-    neg = tuple(text for text in dict.fromkeys(negatives) if text.strip() and text not in pos)
-    # Keys of texts that are not used are empty; they belong to another shape of the same table.
-    extra = {key: value for key, value in raw.items() if key not in (*TEXT_KEYS, SCORES_KEY, GRADES_KEY)}
-    scores = _numbers(raw, SCORES_KEY, [*positives, *negatives], "positive and negative")
-    grades = _numbers(raw, GRADES_KEY, positives, "positive")
+        reason = "blank" if positives else "empty; every row needs at least one positive text"
+        raise RowError(f"{given.positive_key} is {reason}")
+    right = set(pos)
+    neg = tuple(text for text in dict.fromkeys(negatives) if not (text in right or text in MISSING or is_blank(text)))
+    scores = _numbers(given.scores, given.scores_key, [*positives, *negatives], "positive and negative")
+    grades = _numbers(raw.get(GRADES_KEY) if isinstance(raw, dict) else None, GRADES_KEY, positives, "positive")
     if any(grade <= 0 for grade in grades.values()):
         raise RowError(f"{GRADES_KEY} must be above 0; a text of grade 0 is a negative")
     return TrainingRow(
-        query,
+        given.query,
         pos,
         neg,
-        shape=", ".join(key for key in (query_key, positive_key, negative_key) if key),
-        extra=extra,
+        shape=given.shape,
+        extra={key: value for key, value in raw.items() if key not in given.used} if isinstance(raw, dict) else {},
         dropped=len(negatives) - len(neg),
         scores=tuple(scores[text] for text in (*pos, *neg) if scores),
         grades=tuple(grades[text] for text in pos if grades),
+        prompt=given.prompt,
     )
+
+
+def cleaned_row(raw: Any, given: GivenTexts) -> dict[str, Any]:
+    """A row as `query`, `pos`, `neg` and its further keys, its texts without HTML and control characters.
+
+    >>> raw = {"anchor": "<b>ohm</b>", "positive": "a&nbsp;unit", "id": 7}
+    >>> cleaned_row(raw, given_texts(raw))
+    {'query': 'ohm', 'pos': ['a unit'], 'neg': [], 'id': 7}
+    """
+    texts = {
+        "query": as_seen(given.query),
+        "pos": [as_seen(text) for text in given.positives],
+        "neg": [as_seen(text) for text in given.negatives],
+    }
+    rest = dict(raw) if isinstance(raw, dict) else {}
+    kept = {key: value for key, value in rest.items() if key not in given.used or key == GRADES_KEY}
+    kept |= {SCORES_KEY: given.scores} if given.scores is not None else {}
+    kept |= {PROMPT_KEY: given.prompt} if given.prompt is not None else {}
+    return texts | kept
+
+
+def unused_keys(row: TrainingRow) -> Iterator[str]:
+    """The keys of a row that have a value and that training does not use.
+
+    >>> list(unused_keys(parse_row({"query": "a", "pos": "b", "id": 7, "note": "", "negatif": ["c"]})))
+    ['id', 'negatif']
+    """
+    return (str(key) for key, value in row.extra.items() if not (value is None or value == "" or value == []))
 
 
 def row_texts(row: TrainingRow) -> Iterator[tuple[str, str]]:
@@ -196,7 +211,7 @@ def row_texts(row: TrainingRow) -> Iterator[tuple[str, str]]:
 
 
 def row_text(place: str, row: TrainingRow) -> str:
-    """A row as a line of JSONL: `query`, `pos`, `neg`, their scores and grades, and the further keys.
+    """A row as a line of JSONL: `query`, `pos`, `neg`, their scores and grades, its prompt, and the further keys.
 
     Raises:
         UserError: JSON can't hold one of the further keys; the message names the place.
@@ -207,6 +222,7 @@ def row_text(place: str, row: TrainingRow) -> str:
     data: dict[str, Any] = {"query": row.query, "pos": row.pos, "neg": row.neg}
     data |= {SCORES_KEY: row.scores} if row.scores else {}
     data |= {GRADES_KEY: row.grades} if row.grades else {}
+    data |= {PROMPT_KEY: row.prompt} if row.prompt is not None else {}
     data |= row.extra
     try:
         text = json.dumps(data, ensure_ascii=False, default=str)
@@ -225,59 +241,11 @@ def _parsed(raw: Any, number: int) -> TrainingRow:
     return replace(row, source=number) if number else row
 
 
-def _only_key(raw: dict[str, Any], keys: tuple[str, ...], needed: str | None) -> str:
-    present = [key for key in keys if key in raw]
-    if len(present) > 1:  # a table of several shapes has all their columns; those that a row does not use are empty
-        present = [key for key in present if raw[key] not in (None, "", [])] or present[:1]
-    if len(present) > 1:
-        raise RowError(f"has both {present[0]} and {present[1]}; keep one of them")
-    if not present and needed:
-        unknown = [key for key in raw if key not in TEXT_KEYS]
-        hint = next((hint for hint in (near_miss(str(key), keys) for key in unknown) if hint), "")
-        raise RowError(f"no {needed} ({' or '.join(keys)}) among its keys {', '.join(map(str, raw)) or '(none)'}{hint}")
-    return present[0] if present else ""
-
-
-def _numbers(raw: dict[str, Any], key: str, texts: list[str], of: str) -> dict[str, float]:
+def _numbers(value: Any, key: str, texts: list[str], of: str) -> dict[str, float]:
     """Text -> its number, from a list with one number for each text; of a doubled text the first number counts."""
-    value = raw.get(key)
     if value is None:
         return {}
     numbers = isinstance(value, list) and all(type(item) in (int, float) and math.isfinite(item) for item in value)
     if not numbers or len(value) != len(texts):
         raise RowError(f"{key} must be a list of {len(texts)} numbers, one for each {of}")
     return dict(zip(reversed(texts), reversed(value), strict=True))
-
-
-def _texts(value: Any, key: str, blank_allowed: bool = False) -> list[str]:
-    """A text or a list of texts as a list."""
-    if value is None:
-        raise RowError(f"{key} is null; give a text or a list of texts")
-    if isinstance(value, (list, tuple)):
-        return [_text(item, f"{key}[{index}]", blank_allowed) for index, item in enumerate(value)]
-    return [_text(value, key, blank_allowed)]
-
-
-def _text(value: Any, key: str, blank_allowed: bool = False) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{key} must be a text, not {_kind(value)}")
-    if not blank_allowed and not value.strip():
-        raise RowError(f"{key} is blank")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise RowError(f"{key} holds half of a surrogate pair, which is not text; remove it") from None
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)

@@ -1,29 +1,36 @@
 """Files and hub data sets -> rows as they stand there. `FORMATS` lists the file formats.
 
-Every row comes with its place (`train.jsonl:7`), so that messages can name it. Only one line or one block of a file is
+Every row comes with its place (`train.jsonl:7`), so that messages can name it. Only one row or one block of a file is
 in memory at a time.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from embedrag.data.formats.documents import rows_of
+from embedrag.data.formats.hub import hub_lines, hub_name, hub_rows
+from embedrag.data.formats.json_values import json_values
+from embedrag.data.formats.lines import RowError
+from embedrag.data.formats.tables import Layout, find_layout
+from embedrag.data.formats.tables import table_rows as rows_below
+from embedrag.data.formats.workbooks import SUFFIXES as WORKBOOKS
+from embedrag.data.shapes import KNOWN_KEYS, MISSING, NUMBERED
 from embedrag.errors import UserError
+from embedrag.runtime.compressed import COMPRESSIONS, without_compression
 
-MAX_LINE = 64 << 20  # bytes; a file with a longer line does not hold one row a line
-
-
-class RowError(Exception):
-    """Why a row can't be read; the caller adds file and line."""
+TRIPLES = ("query", "positive", "negative")  # the columns of MS MARCO's triples, which have no header
+# Files that programs write beside rows; they are no rows. In a folder they are passed over.
+BESIDE_ROWS = frozenset(
+    "dataset_info.json dataset_infos.json dataset_dict.json state.json metrics.json training_config.json "
+    "config.json package.json manifest.json".split()
+)
 
 
 @dataclass(frozen=True)
@@ -32,84 +39,65 @@ class FileFormat:
 
     Attributes:
         name: what people call it.
-        read: path -> (place, row) of every row; a row that can't be read is a `RowError`.
+        read: (path, names of the columns that are looked for, sheet) -> (place, row) of every row; a row that can't be
+            read is a `RowError`.
         lists_as_text: the format has no lists, so a text that is a JSON list of texts stands for the list.
     """
 
     name: str
-    read: Callable[[Path], Iterator[tuple[str, Any]]]
+    read: Callable[[Path, Collection[str], str], Iterator[tuple[str, Any]]]
     lists_as_text: bool = False
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file, numbered from 1, without a byte-order mark; one line is in memory.
+def json_rows(path: Path, names: Collection[str] = (), sheet: str = "") -> Iterator[tuple[str, Any]]:
+    """(place, value) of each row of a JSON file: JSONL, values over several lines, an array, or a document of rows.
 
     Raises:
-        UserError: the file can't be opened, a line is too long, or a line is not UTF-8.
+        UserError: the file can't be read further.
     """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
-                if len(raw) > MAX_LINE:
-                    limit = f"{MAX_LINE >> 20} MiB"
-                    raise UserError(f"{path}:{number}: a line of more than {limit}; write one row on each line")
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); convert it first, "
-                        f"for example: iconv -f CP949 -t UTF-8 {path.name} > utf8{path.suffix}"
-                    ) from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
+    for line, value in json_values(path):
+        rows = rows_of(value)
+        if rows is None:
+            yield f"{path}:{line}", value
+        else:
+            for number, row in enumerate(rows, 1):
+                yield f"{path}:{number}", row
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each line of a JSONL file; blank lines are skipped.
+def layout_of(path: Path, names: Collection[str] = KNOWN_KEYS, sheet: str = "") -> Layout:
+    """How a table of rows is stored; the columns with these names are looked for."""
 
-    Raises:
-        UserError: the file can't be read further, or it is one JSON array.
-    """
-    for number, line in numbered_lines(path):
-        text = line.strip()
-        if not text:
-            continue
-        if number == 1 and text.startswith("["):
-            raise UserError(
-                f"{path}:1: a JSON array; write one object on each line: jq -c '.[]' {path.name} > rows.jsonl"
-            )
-        try:
-            yield f"{path}:{number}", json.loads(text)
-        except json.JSONDecodeError as error:
-            yield f"{path}:{number}", RowError(f"not JSON ({error.msg}, column {error.colno})")
-        except (RecursionError, ValueError):
-            yield f"{path}:{number}", RowError("nested too deeply, or has a number that is too long")
+    def fit(header: Sequence[str]) -> int | None:
+        return -sum(name in names or bool(NUMBERED.fullmatch(name)) for name in _as_known(header, names)) or None
+
+    return find_layout(path, fit, sheet=sheet, names=TRIPLES if names is KNOWN_KEYS else ())
 
 
-def table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str | None] | RowError]]:
+def table_rows(path: Path, names: Collection[str], sheet: str = "") -> Iterator[tuple[str, Any]]:
     """(place, row) of a table of texts with a header; a cell that a short row does not have is None.
 
     Raises:
         UserError: the file can't be read further, or two columns have the same name.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    # Strict, because otherwise one cell would hold the rest of the file after a quote that is never closed.
-    reader = csv.reader((line for _, line in numbered_lines(path)), delimiter=delimiter, strict=True)
-    try:
-        columns = next(reader, [])
-        doubled = sorted({name for name in columns if columns.count(name) > 1})
-        if doubled:
-            raise UserError(f"{path}:1: the column {', '.join(doubled)} occurs twice; rename or join them")
-        for cells in filter(None, reader):
-            row: dict[str, str | None] | RowError = dict(zip_longest(columns, cells))
-            if len(cells) > len(columns):
-                row = RowError(f"more cells than the header has columns ({len(columns)})")
-            yield f"{path}:{reader.line_num}", row
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not a readable table ({error}); check the quotes") from None
+    layout = layout_of(path, names, sheet)
+    columns = _as_known(layout.header, names)
+    doubled = sorted({name for name in columns if name and columns.count(name) > 1})
+    if doubled:
+        raise UserError(f"{path}:{layout.first}: the column {', '.join(doubled)} occurs twice; rename or join them")
+    for line, cells in rows_below(path, layout):
+        row: dict[str, str | None] | RowError = dict(zip_longest(columns, cells))
+        if len(cells) > len(columns):
+            row = RowError(f"more cells than the header has columns ({len(columns)})")
+        yield f"{path}:{line}", row
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _as_known(header: Sequence[str], names: Collection[str]) -> list[str]:
+    """Names of columns; one that differs from a known name in case or spaces only is that name."""
+    known = {name.casefold(): name for name in names}
+    return [name if name in names else known.get("_".join(name.casefold().split()), name) for name in header]
+
+
+def parquet_rows(path: Path, names: Collection[str] = (), sheet: str = "") -> Iterator[tuple[str, Any]]:
     """(place, row) of a Parquet file.
 
     Raises:
@@ -128,21 +116,43 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path}: not a readable Parquet file after row {number} ({error})") from None
 
 
+def arrow_rows(path: Path, names: Collection[str] = (), sheet: str = "") -> Iterator[tuple[str, Any]]:
+    """(place, row) of an Arrow file, as `save_to_disk` of datasets writes them.
+
+    Raises:
+        UserError: the file can't be read further.
+    """
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            for batch in pyarrow.ipc.open_stream(file):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable Arrow file after row {number} ({error})") from None
+
+
 JSON_LINES = FileFormat("JSONL", json_rows)
-# Suffix in small letters -> format. A new format is one entry here.
+# Suffix in small letters -> format. A new format is one entry here. A suffix of `COMPRESSIONS` may follow.
 FORMATS = {
     ".jsonl": JSON_LINES,
     ".json": JSON_LINES,
     ".ndjson": JSON_LINES,
-    ".csv": FileFormat("CSV", partial(table_rows, delimiter=","), lists_as_text=True),
-    ".tsv": FileFormat("TSV", partial(table_rows, delimiter="\t"), lists_as_text=True),
+    ".csv": FileFormat("CSV", table_rows, lists_as_text=True),
+    ".tsv": FileFormat("TSV", table_rows, lists_as_text=True),
+    **dict.fromkeys(WORKBOOKS, FileFormat("Excel", table_rows, lists_as_text=True)),
     ".parquet": FileFormat("Parquet", parquet_rows),
+    ".arrow": FileFormat("Arrow", arrow_rows),
 }
+_SHEET = re.compile(rf"(.+(?:{'|'.join(map(re.escape, WORKBOOKS))})):([^/\\:]+)", re.I)
 
 
 def format_of(path: Path) -> FileFormat | None:
-    """The format that a file's suffix stands for; None for an unknown suffix."""
-    return FORMATS.get(path.suffix.lower())
+    """The format that a file's suffix stands for, before that of a compression; None for an unknown suffix."""
+    return FORMATS.get(without_compression(path).suffix.lower())
 
 
 def as_sources(train_dataset: str | Path | Sequence[str | Path]) -> list[str]:
@@ -167,43 +177,112 @@ def local_files(source: str, argument: str = "train_dataset") -> list[Path]:
     Raises:
         UserError: the source looks like a path and nothing is there, or it holds no file of a known format.
     """
-    path = Path(source).expanduser()
+    if not source.strip():
+        raise UserError("is empty; name a file, a folder or a hub id", argument, repr(source))
+    path = path_and_sheet(source)[0]
     try:
         if path.is_file():
             if not format_of(path):
-                raise UserError(f"unknown file type; accepted are {', '.join(FORMATS)}", argument, source)
+                raise UserError(f"unknown file type; accepted are {_accepted()}", argument, source)
             return [path]
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file() and format_of(file))
-            if not files:
-                raise UserError(f"no {', '.join(FORMATS)} file in this folder", argument, source)
-            return files
+            return _files_in(path, source, argument)
     except OSError as error:
         raise UserError(error.strerror or str(error), argument, source[:200]) from None
-    if format_of(path) or source.count("/") != 1 or source.startswith((".", "~", "/")):
-        reason = "no such file; give a path that exists, or a hub id such as owner/name"
+    if format_of(path) or source.startswith((".", "~", "/")) or not hub_name(source):
+        reason = "no such file; give a path that exists, or a hub id such as owner/name or owner/name:subset@split"
         raise UserError(reason, argument, source)
     return []
 
 
-def raw_rows(source: str, stream: bool = False, argument: str = "train_dataset") -> Iterator[tuple[str, Any]]:
+def _accepted() -> str:
+    return f"{', '.join(FORMATS)}, all text formats also with {', '.join(COMPRESSIONS)}"
+
+
+def path_and_sheet(source: str) -> tuple[Path, str]:
+    """Path and sheet of a source such as `book.xlsx:Sheet 2`; a file that has this whole name is the file."""
+    path = Path(source).expanduser()
+    found = _SHEET.fullmatch(source)
+    try:
+        if found and not path.exists():
+            return Path(found[1]).expanduser(), found[2]
+    except OSError:  # a name that is too long; the caller reports it
+        pass
+    return path, ""
+
+
+def _files_in(folder: Path, source: str, argument: str) -> list[Path]:
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if format_of(file) and file.name not in BESIDE_ROWS and not file.name.startswith((".", "~$")) and file.is_file()
+    )
+    if not files:
+        raise UserError(f"no {_accepted()} file in this folder", argument, source)
+    seen: dict[Path, Path] = {}
+    for file in files:
+        other = seen.setdefault(without_compression(file), file)
+        if other != file:
+            reason = f"{other.name} and {file.name} are one file twice, also compressed; remove one of them"
+            raise UserError(reason, argument, source)
+    return files
+
+
+def sheet_of(source: str) -> str:
+    """The sheet of a workbook that a source names; empty if it names none."""
+    return path_and_sheet(source)[1]
+
+
+def single_sources(source: str, argument: str = "train_dataset") -> list[str]:
+    """The files of a source, each as a source of its own; a hub id or a sheet of a workbook is one already.
+
+    Raises:
+        UserError: as `local_files`.
+    """
+    files = local_files(source, argument)
+    return list(map(str, files)) if files and not sheet_of(source) else [source]
+
+
+def raw_rows(
+    source: str, stream: bool = False, argument: str = "train_dataset", names: Collection[str] = KNOWN_KEYS
+) -> Iterator[tuple[str, Any]]:
     """(place, row) of every row of a source; a row that can't be read is a `RowError`.
 
     Args:
         source: file, folder or hub id.
         stream: read a hub data set as a stream instead of downloading it whole.
         argument: what the caller calls the source, for messages.
+        names: keys that the caller looks for; the header of a table is found by them.
 
     Raises:
         UserError: the source is not there, or a file can't be read further.
     """
     files = local_files(source, argument)
     if not files:
-        yield from _hub_rows(source, stream, argument)
+        yield from hub_rows(source, stream, argument)
     for path in files:
-        kind = FORMATS[path.suffix.lower()]
-        for place, row in kind.read(path):
-            yield place, _with_lists(row) if kind.lists_as_text else row
+        yield from file_rows(path, names, sheet_of(source))
+
+
+def file_rows(path: Path, names: Collection[str] = KNOWN_KEYS, sheet: str = "") -> Iterator[tuple[str, Any]]:
+    """(place, row) of every row of a file of a known format; a row that can't be read is a `RowError`."""
+    kind = FORMATS[without_compression(path).suffix.lower()]
+    for place, row in kind.read(path, names, sheet):
+        yield place, _with_lists(row) if kind.lists_as_text else row
+
+
+def reading_lines(sources: Sequence[str]) -> Iterator[str]:
+    """Lines for people about files that are not read as their names say: tables of other delimiters, hub splits."""
+    for source in sources:
+        files = local_files(source)
+        sheet = sheet_of(source)
+        if not files:
+            yield from hub_lines(source)
+        for path in files:
+            if (kind := format_of(path)) and kind.read is table_rows:
+                layout = layout_of(path, sheet=sheet)
+                if not layout.is_usual(without_compression(path)):
+                    yield f"data: {path}: {layout}"
 
 
 def _with_lists(row: dict[str, str | None] | RowError) -> dict[str, Any] | RowError:
@@ -220,7 +299,7 @@ def _value_of(cell: str | None) -> Any:
     Raises:
         RowError: it is a list as Python or NumPy prints it; training would read the brackets as text.
     """
-    if not cell:
+    if not cell or cell in MISSING:
         return None
     if not (cell.startswith("[") and cell.endswith("]")):
         return cell
@@ -231,33 +310,3 @@ def _value_of(cell: str | None) -> Any:
             raise RowError(f'the cell {cell[:40]!r}… is not a JSON list; write it as ["a", "b"]') from None
         return cell
     return items if all(isinstance(item, str) for item in items) else cell
-
-
-def hub_fingerprint(source: str, argument: str = "train_dataset") -> str:
-    """A text that changes when a hub data set changes.
-
-    Raises:
-        UserError: the hub does not give the data set.
-    """
-    from datasets import load_dataset_builder
-
-    with _hub_errors(source, argument):
-        return str(load_dataset_builder(source).hash)
-
-
-@contextmanager
-def _hub_errors(source: str, argument: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the hub client raises many kinds; all mean that the data set can't be read
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"not a file here, and can't be read from the hub ({reason})", argument, source) from None
-
-
-def _hub_rows(source: str, stream: bool, argument: str) -> Iterator[tuple[str, Any]]:
-    from datasets import load_dataset
-
-    with _hub_errors(source, argument):
-        data = load_dataset(source, split="train", streaming=stream)
-    for number, row in enumerate(data, 1):
-        yield f"{source}:{number}", dict(row)

@@ -18,6 +18,23 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+# Characters without a form that Unicode counts as letters or symbols: the fillers of Hangul, the blank of Braille.
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_UNSEEN = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))
+
+
+def is_blank(text: str) -> bool:
+    r"""Whether a reader sees nothing of a text: it has only spaces, control characters and characters without a form.
+
+    >>> [is_blank(text) for text in (" \t", "\u200b", "\u2800", "\ufeff\u00ad", "-", "\u200bx")]
+    [True, True, True, True, False, False]
+    """
+    text = text.strip()
+    if not text or text[0].isascii() and text[0] > " ":
+        return not text
+    return all(sign in _BLANKS or unicodedata.category(sign) in _UNSEEN for sign in text)
+
+
 def normalise(text: str) -> str:
     """A text in the form in which it is compared with others: Unicode NFKC, no case, white space as single spaces.
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from embedrag.data.formats.lines import RowError, numbered_lines
 from embedrag.data.retrieval_dataset import CORPUS
-from embedrag.data.sources import RowError, format_of, numbered_lines
+from embedrag.data.sources import format_of
 from embedrag.data.text import titled, whole_text
 from embedrag.errors import UserError
 
@@ -28,7 +29,7 @@ def read_texts(path: Path, field: str, titles: bool = False) -> Iterator[str]:
         for _, line in numbered_lines(path):
             yield line.rstrip("\r\n")
         return
-    for place, row in kind.read(path):
+    for place, row in kind.read(path, {field, "title"}, ""):
         if isinstance(row, RowError):
             raise UserError(f"{place}: {row}")
         yield _text(row, field, place, titles)

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from embedrag.data.rows import TrainingRow, read_rows, row_texts
-from embedrag.data.sources import hub_fingerprint, local_files
+from embedrag.data.formats.hub import hub_fingerprint
+from embedrag.data.rows import KEYS_KEPT, ROWS_FORMAT, TrainingRow, read_rows, row_texts, unused_keys
+from embedrag.data.sources import local_files, sheet_of
 from embedrag.data.text import PASSAGE, QUERY, identity
 from embedrag.data.token_store import TokenStore, load_store
 from embedrag.errors import RunError, UserError
@@ -119,6 +120,7 @@ class _Index:
 def _prompted(row: TrainingRow, prompts: Sequence[Prompts]) -> Iterator[tuple[str, str]]:
     """(role, text) of a row, with the prompts before the texts."""
     query_prompt, passage_prompt = prompts[row.source]
+    query_prompt = query_prompt if row.prompt is None else row.prompt
     for role, text in row_texts(row):
         yield role, (query_prompt if role == QUERY else passage_prompt) + text
 
@@ -149,16 +151,27 @@ class _Numbers:
         self.values.extend([math.nan] * (count - len(self.values)))
 
 
-def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
+def _index(read: Read, prompts: Sequence[Prompts], differ: bool = False) -> _Index:
+    """First pass over the rows.
+
+    Args:
+        read: as for `build_store`.
+        prompts: of each source.
+        differ: rows have different prompts, so texts that differ only in their prompt are looked for.
+    """
     hashes, bare, offsets = array("Q"), array("Q"), array("q", [0])
     positives, lines, files, sets = array("i"), array("q"), array("i"), array("i")
     scores, grades = _Numbers(), _Numbers()
-    differ = len(set(prompts)) > 1
+    differ = differ or len(set(prompts)) > 1
+    unused: Counter[str] = Counter()
+    prompted = 0
     names: dict[str, int] = {}
     shapes: Counter[str] = Counter()
     dropped: list[str] = []
     dropped_count = scored = graded = 0
     for place, row in read():
+        if row.prompt is not None and not differ:
+            return _index(read, prompts, differ=True)
         hashes.extend(_digest(*pair) for pair in _prompted(row, prompts))
         if differ:
             bare.extend(_digest(*pair) for pair in row_texts(row))
@@ -174,6 +187,8 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
         dropped_count += row.dropped
         scored += bool(row.scores)
         graded += bool(row.grades)
+        prompted += row.prompt is not None
+        unused.update(key for key in unused_keys(row) if key in unused or len(unused) < KEYS_KEPT)
         if row.dropped and len(dropped) < 5:
             dropped.append(place)
     _, first, inverse = np.unique(np.frombuffer(hashes, np.uint64), return_index=True, return_inverse=True)
@@ -193,6 +208,8 @@ def _index(read: Read, prompts: Sequence[Prompts]) -> _Index:
         "mean_negatives": float(negatives.mean()),
         "rows_with_teacher_scores": scored,
         "rows_with_grades": graded,
+        "rows_with_prompts": prompted,
+        "unused_keys": dict(unused),
     }
     text_ids = rank[inverse]
     return _Index(
@@ -306,14 +323,14 @@ def _every_twin(pairs: np.ndarray, twins: np.ndarray, texts: np.ndarray) -> np.n
 
 def _fingerprint(sources: Sequence[str], tokenize_key: str) -> str:
     """A hash of everything that the store depends on."""
-    digest = hashlib.sha256(f"{FORMAT}|{tokenize_key}".encode())
+    digest = hashlib.sha256(f"{FORMAT}|{ROWS_FORMAT}|{tokenize_key}".encode())
     for number, source in enumerate(sources):
         digest.update(f"|{number}|".encode())
         files = local_files(source)
         if not files:
             digest.update(f"{source}@{hub_fingerprint(source)}".encode())
         for path in files:
-            digest.update(f"{path}|".encode())
+            digest.update(f"{path}|{sheet_of(source)}|".encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 22):
                     digest.update(block)

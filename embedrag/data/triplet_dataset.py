@@ -19,9 +19,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from embedrag.data.collator import Batch, SamplingSettings, Triplet, collate, draw
+from embedrag.data.formats.lines import RowError
 from embedrag.data.rows import TrainingRow, parse_row, read_rows
 from embedrag.data.sampler import ShuffledSampler
-from embedrag.data.sources import RowError, as_sources
+from embedrag.data.sources import as_sources
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import Tokenize, build_store, open_store
 from embedrag.errors import UserError, raise_all

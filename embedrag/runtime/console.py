@@ -20,6 +20,22 @@ PYTHON_NAMES = "EMBEDRAG_PYTHON_NAMES"  # likewise: 1 when its messages write ar
 SILENT = "EMBEDRAG_SILENT"  # in the environment: 1 in a process that a silenced one has started
 
 
+# C0 and C1 without tabs and line ends, and the signs that turn the direction of the text after them.
+_CONTROLS = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROLS}
+
+
+def printable(text: str) -> str:
+    r"""A text that can't change a terminal: control characters are written as Python writes them.
+
+    Keys, file names and texts of a data set may hold any character, also one that begins a command of the terminal.
+
+    >>> printable("\x1b]0;title\x07 \x9b31m and a\ttab")
+    '\\x1b]0;title\\x07 \\x9b31m and a\ttab'
+    """
+    return text.translate(_ESCAPED)
+
+
 def is_speaker() -> bool:
     """Whether this process may speak to the user; of several processes, only the first may."""
     return os.environ.get("RANK", "0") == "0"
@@ -38,7 +54,9 @@ class Console:
         self.spell: Spelling = as_python
 
     def say(self, line: str, verbatim: bool = False) -> None:
-        """Write a line on standard output. A character that the terminal can't show becomes a question mark.
+        """Write a line on standard output, without control characters (see `printable`).
+
+        A character that the terminal can't show becomes a question mark.
 
         Args:
             line: what to write, for people.
@@ -47,7 +65,7 @@ class Console:
         if self.silent or not is_speaker():
             return
         encoding = sys.stdout.encoding or "utf-8"
-        text = line if verbatim else spelled(line, self.spell)
+        text = printable(line if verbatim else spelled(line, self.spell))
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
     def progress(self, total: int | None, unit: str, **settings: Any) -> tqdm[Any]:

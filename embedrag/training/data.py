@@ -8,11 +8,12 @@ from itertools import islice
 
 import numpy as np
 
-from embedrag.data.checks.rules import Rows, short_report
+from embedrag.data.checks.rules import Rows, short_report, unused_line
 from embedrag.data.holdout import held_out_set, hold_out
 from embedrag.data.retrieval_dataset import RetrievalDataset, load_retrieval_dataset
 from embedrag.data.rows import endless_rows, read_rows, row_texts
 from embedrag.data.sampler import ShuffledSampler, WeightedSampler
+from embedrag.data.sources import reading_lines
 from embedrag.data.streaming import EpochStream, quotas
 from embedrag.data.text import PASSAGE, QUERY, identity
 from embedrag.data.token_store import TokenStore
@@ -87,7 +88,8 @@ def open_data(
     else:
         with processes.main_first():
             store, found = open_store(paths, tokenizer.ids, tokenizer.key, cache, prompts)
-    for line in (*_data_lines(store, found, stream=options.stream), *_cut_lines(store, tokenizer)):
+    said = _data_lines(store, found, stream=options.stream)
+    for line in (*reading_lines(paths), *said, *_cut_lines(store, tokenizer)):
         say(line)
     if options.eval_split:
         total = len(store)
@@ -177,6 +179,13 @@ def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
         places = ", ".join(report["dropped_at"])
         count = report["dropped_negatives"]
         yield f"data: {count} negatives were dropped (blank, repeated, or equal to a positive): {places}"
+    if keys := report.get("unused_keys"):
+        yield unused_line(keys)
+    if prompted := report.get("rows_with_prompts"):
+        yield (
+            f"data: {prompted:,} rows have a prompt of their own, which stands before their query in place of the "
+            "general one; give the model the same prompt when it embeds such queries"
+        )
     yield from short_report(Rows(store.forms[store.row_texts], store.row_offsets, store.row_positives))
 
 

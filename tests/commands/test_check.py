@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from embedrag.cli import main
+from embedrag.data.formats.lines import MAX_LINE
 from embedrag.data.rows import read_rows
-from embedrag.data.sources import MAX_LINE
 from embedrag.errors import UserError
 from tests.data.checks.conftest import LINES
 
@@ -23,7 +23,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "blank lines": (b"\n\n  \n", "no rows"),
     "binary": (bytes(range(256)) * 50, "rows.jsonl:2: not UTF-8"),
     "zeros": (bytes(5000), "rows.jsonl:1: not JSON"),
-    "array": (b'[{"query": "q", "pos": ["p"]}]', "rows.jsonl:1: a JSON array"),
+    "array": (b'[{"query": "q", "pos": ["p"]},\n', "rows.jsonl:2: not JSON (it is cut off)"),
     "deep": (GOOD + b"[" * 100_000, "rows.jsonl:2: nested too deeply"),
     "deep text": (b'{"query": ' + b"[" * 100_000, "nested too deeply"),
     "long number": (b'{"query": "q", "pos": "p", "n": ' + b"1" * 5000 + b"}", "a number that is too long"),
@@ -106,8 +106,11 @@ def test_path_that_is_not_a_model_is_named_by_its_flag(rows, write_jsonl, capsys
 
 
 def test_keys_that_training_does_not_use_are_named(write_jsonl, capsys) -> None:
-    assert check(write_jsonl([{"query": "q", "pos": ["p"], "negatives": ["n"]}])) == 0
-    assert "negatives; did you mean negative? (1)" in capsys.readouterr().out
+    assert check(write_jsonl([{"query": "q", "pos": ["p"], "negativos": ["n"], "id": 3, "neg_ids": [4]}])) == 1
+    said = capsys.readouterr().out
+    assert "negativos; did you mean negative? (1)" in said and "clean" not in said
+    assert "rows.jsonl:1: negativos" in said
+    assert check(write_jsonl([{"query": "q", "pos": ["p"], "id": 3, "neg_ids": [4], "neg_scores": [1]}])) == 0
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -36,8 +36,8 @@ def test_long_cell_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('id,text\n1,"a frog\n2,a heron\n', "a.csv:3: not a readable table (unexpected end of data); check the quotes"),
-        ('"id,text\n1,a frog\n', "a.csv:2: not a readable table"),
+        ('id,text\n1,"a frog\n2,a heron\n', "a.csv:2: not a readable table (unexpected end of data); check the quotes"),
+        ('"id,text\n1,a frog\n', "a.csv:1: the header can't be read"),
         ("text,id,text\na frog,1,a heron\n", "a.csv:1: the column text occurs twice"),
         ("id,text\n1,a frog\n2,a frog, green\n", "a.csv:3: more cells than the header has columns (2)"),
         ("id,text\n1\n", "a.csv:2: no text under 'text'"),

@@ -167,6 +167,8 @@ def test_report_counts_rows_shapes_texts_and_dropped_negatives(make) -> None:
         "rows_without_negatives": 2,
         "rows_with_teacher_scores": 0,
         "rows_with_grades": 0,
+        "rows_with_prompts": 0,
+        "unused_keys": {},
         "mean_negatives": 4 / 5,
     }
 

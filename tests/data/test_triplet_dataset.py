@@ -155,7 +155,7 @@ def test_files_are_found_tokenised_at_the_next_start(rows, write_jsonl, tmp_path
 
 
 def test_bad_rows_are_named_by_their_places(write_jsonl) -> None:
-    bad = [{"query": "q", "pos": "p"}, {"query": "", "pos": "p"}, ["q", "p"]]
+    bad = [{"query": "q", "pos": "p"}, {"query": "", "pos": "p"}, ["q"]]
     with pytest.raises(UserError) as caught:
         TripletDataset(bad, letters)
     assert str(caught.value) == "rows[1]: query is blank\nrows[2]: must be an object {…}, not a list"

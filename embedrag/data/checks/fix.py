@@ -11,6 +11,7 @@ import numpy as np
 
 from embedrag.data.checks.scan import EvaluationTexts, Scan, kept_of, read_row
 from embedrag.data.rows import TrainingRow, row_text
+from embedrag.data.shapes import given_texts
 from embedrag.data.sources import raw_rows
 from embedrag.data.text import digest
 from embedrag.errors import UserError
@@ -26,6 +27,9 @@ LOSSES = {
     "positives": "positives (blank, doubled, or the query)",
     "negatives": "negatives (blank, doubled, the query, or a positive of it)",
 }
+
+
+CLEANED = "cleaned"  # rows with HTML or control characters that became plain text
 
 
 class NoRowLeftError(Exception):
@@ -44,14 +48,14 @@ def write_fixed(
         stream: read hub data sets as a stream.
 
     Returns:
-        How many rows were `written`, and what was left out, by the names of `LOSSES`.
+        How many rows were `written` and `cleaned`, and what was left out, by the names of `LOSSES`.
 
     Raises:
         NoRowLeftError: no row is left; nothing is written.
         UserError: the data changed since the first pass.
         RunError: the disk can't be written.
     """
-    done: Counter[str] = Counter(dict.fromkeys(("written", *LOSSES), 0))
+    done: Counter[str] = Counter(dict.fromkeys(("written", CLEANED, *LOSSES), 0))
     with atomic_file(path) as file:
         for place, row in _kept(found, evaluation, stream, done):
             file.write(row_text(place, row) + "\n")
@@ -72,7 +76,8 @@ def _kept(
     with console.progress(found.rows, "row", leave=False, disable=None) as bar:
         for place, raw in (pair for file in found.files for pair in raw_rows(file, stream)):
             bar.update()
-            row, _ = read_row(raw)
+            read = read_row(raw)
+            row = read.row
             if row is None:
                 done["unreadable"] += 1
                 continue
@@ -95,9 +100,9 @@ def _kept(
                 continue
             seen.add(key)
             pos, neg = tuple(kept.pos.values()), tuple(right.values())
-            given = raw[row.shape.split(", ")[1]]
-            done["positives"] += (len(given) if isinstance(given, (list, tuple)) else 1) - len(pos)
+            done["positives"] += len(given_texts(read.raw, blank_allowed=True).positives) - len(pos)
             done["negatives"] += row.dropped + len(row.neg) - len(neg)
+            done[CLEANED] += bool(read.cleaned)
             yield place, _with_texts(row, pos, neg)
         else:
             if at == len(found.texts):

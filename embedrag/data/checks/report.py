@@ -15,20 +15,18 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from embedrag.data.checks.fix import LOSSES, NoRowLeftError, write_fixed
-from embedrag.data.checks.rules import ERROR, FAULT, KINDS, NOTE, Findings
+from embedrag.data.checks.fix import CLEANED, LOSSES, NoRowLeftError, write_fixed
+from embedrag.data.checks.rules import ERROR, FAULT, KINDS, NOTE, Findings, unused_line
 from embedrag.data.checks.scan import SIDES, EvaluationTexts, Scan, expand, scan
 from embedrag.data.retrieval_dataset import load_retrieval_dataset
-from embedrag.data.rows import NEGATIVE_KEYS
 from embedrag.data.sources import JSON_LINES, as_sources, format_of
 from embedrag.data.text import PASSAGE, QUERY
-from embedrag.errors import UserError, near_miss
+from embedrag.errors import UserError
 from embedrag.runtime.files import check_targets
 
 CLEAN = "clean"
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 TEXTS_PER_CALL = 256
-SHOWN_KEYS = 10
 BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)  # first numbers of the lines of a long histogram
 
 Tokenize = Callable[[str, Sequence[str]], list[list[int]]]
@@ -67,7 +65,8 @@ class DataReport:
         scripts: `rows` by the script of most of their letters, `mixed_rows`, and `query_and_positive_differ`.
         findings: kind -> what was found, only for kinds that were found; see `embedrag.data.checks.rules.KINDS`.
         evaluation: with an evaluation set, how many of its queries and passages are in the rows.
-        fixed: number of rows `written` to the fixed file, and of what was left out; None when nothing was written.
+        fixed: number of rows `written` to the fixed file, of rows `cleaned` of HTML, and of what was left out; None
+            when nothing was written.
         not_fixed: why a fixed file that was asked for was not written; empty otherwise.
         fix: the fixed file that was asked for.
     """
@@ -108,6 +107,8 @@ class DataReport:
         if self.fixed:
             lost = [f"{self.fixed[name]:,} {text}" for name, text in LOSSES.items() if self.fixed[name]]
             yield f"fixed: {self.fixed['written']:,} rows in {self.fix}; left out: {'; '.join(lost) or 'nothing'}"
+            if self.fixed[CLEANED]:
+                yield f"fixed: HTML and control characters became plain text in {self.fixed[CLEANED]:,} rows"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -238,9 +239,7 @@ def _overview_lines(report: DataReport) -> Iterator[str]:
     shapes = "; ".join(f"{count:,} × {{{shape}}}" for shape, count in report.shapes.items())
     yield f"data: {report.rows:,} rows ({shapes or 'none can be read'}) from {', '.join(report.files)}"
     if report.further_keys:
-        keys = sorted(report.further_keys.items(), key=lambda item: -item[1])
-        named = [f"{key}{near_miss(key, NEGATIVE_KEYS)} ({rows:,})" for key, rows in keys[:SHOWN_KEYS]]
-        yield f"data: keys that training does not use: {', '.join(named)}{', …' if len(keys) > SHOWN_KEYS else ''}"
+        yield unused_line(report.further_keys)
     if report.readable_rows:
         yield "\n" + _lengths_table(report.lengths)
         yield "\n" + _share_table("negatives", _buckets(report.negatives_per_row))

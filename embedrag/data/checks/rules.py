@@ -10,10 +10,13 @@ Dimensions: T texts of all rows, N rows, r rows of one part, t texts of one part
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from embedrag.data.shapes import NEGATIVE_KEYS
+from embedrag.errors import near_miss
 
 ERROR, FAULT, NOTE = "error", "fault", "note"
 # Name -> level, and what such rows have. An error stops a training, a fault does not, and a note is not a fault. A new
@@ -32,10 +35,14 @@ KINDS = {
     "doubled_positive": (FAULT, "have a positive twice"),
     "doubled_negative": (FAULT, "have a negative twice"),
     "blank_negative": (FAULT, "have a blank negative"),
+    "unused_texts": (FAULT, "have a key like those of negatives, which training does not use"),
+    "markup": (FAULT, "have HTML tags or entities in a text"),
+    "control": (FAULT, "have control characters in a text"),
     "repeated_query": (NOTE, "share their query with an earlier row"),
 }
 LISTED = 20  # rows of each kind that are listed; all are counted
 TEXTS_IN_PART = 4_000_000
+SHOWN_KEYS = 10  # that training does not use
 
 
 class Findings:
@@ -102,6 +109,17 @@ def compare(rows: Rows) -> Comparison:
         duplicates.append(a)
         contradictions.append(b)
     return Comparison(np.stack([later, first[group[later]]], axis=1), _in_order(duplicates), _in_order(contradictions))
+
+
+def unused_line(keys: Mapping[str, int]) -> str:
+    """A line about keys that training does not use, with the number of rows that have them.
+
+    >>> unused_line({"id": 5, "negativ": 9})
+    'data: keys that training does not use: negativ; did you mean negative? (9), id (5)'
+    """
+    most = sorted(keys.items(), key=lambda item: -item[1])
+    named = [f"{key or '(no name)'}{near_miss(key, NEGATIVE_KEYS)} ({rows:,})" for key, rows in most[:SHOWN_KEYS]]
+    return f"data: keys that training does not use: {', '.join(named)}{', …' if len(most) > SHOWN_KEYS else ''}"
 
 
 def short_report(rows: Rows) -> Iterator[str]:

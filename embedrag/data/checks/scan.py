@@ -8,28 +8,33 @@ wrong.
 from __future__ import annotations
 
 import random
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from embedrag.data.checks.rules import LISTED, Findings, Rows, compare
+from embedrag.data.formats.lines import RowError
+from embedrag.data.markup import has_controls, has_markup
 from embedrag.data.retrieval_dataset import RetrievalDataset
-from embedrag.data.rows import GRADES_KEY, NO_ROWS, POSITIVE_KEYS, SCORES_KEY, TrainingRow, parse_row
-from embedrag.data.sources import RowError, local_files, raw_rows
-from embedrag.data.text import identity, scripts_of
+from embedrag.data.rows import KEYS_KEPT, NO_ROWS, TrainingRow, cleaned_row, parse_row, unused_keys
+from embedrag.data.shapes import MISSING, given_texts
+from embedrag.data.sources import raw_rows, single_sources
+from embedrag.data.text import identity, is_blank, scripts_of
 from embedrag.errors import UserError, all_problems
 from embedrag.runtime.console import console
 
 SIDES = ("query", "positive", "negative")
 SCRIPT_CHARACTERS = 200  # only the first ones of each text are looked at
 MIXED_SHARE = 0.2  # a row with this share of its letters in a second script is of several scripts
-KEYS_KEPT = 1000  # different further keys are counted
 SAMPLED_TEXTS = 10_000  # of each side
+# Names of keys that hold negatives, and not something about them.
+_NEGATIVES = re.compile(r"(?i)(?:hard[_ ]?)?neg(?!.*(?:ids?|idx|scores?|num|count|type|prompt)$)")
 
 
 @dataclass(frozen=True)
@@ -179,13 +184,18 @@ def scan(
     seen_passages = array("Q")
     for place, raw in _all_rows(result, stream):
         result.rows += 1
-        row, error = read_row(raw)
+        read = read_row(raw)
+        row, error = read.row, read.reason
         if error:
             result.findings.add("blank_text" if error.endswith(" is blank") else "unreadable", place, error)
         if row is None:
             continue
+        for kind, text in read.cleaned.items():
+            result.findings.add(kind, place, _quoted(text))
+        if lost := [key for key in unused_keys(row) if _NEGATIVES.match(key)]:
+            result.findings.add("unused_texts", place, ", ".join(lost))
         kept = kept_of(row)
-        _own_faults(result.findings, place, raw, row, kept)
+        _own_faults(result.findings, place, read.raw, row, kept)
         _count(result, row)
         if sampled:
             _sample(result, row)
@@ -216,24 +226,53 @@ def expand(sources: Sequence[str]) -> list[str]:
     files: list[str] = []
 
     def add(source: str) -> None:
-        files.extend([str(path) for path in local_files(source)] or [source])
+        files.extend(single_sources(source))
 
     all_problems(partial(add, source) for source in sources)
     return list(dict.fromkeys(files))
 
 
-def read_row(raw: Any) -> tuple[TrainingRow | None, str]:
-    """A row and what is wrong with it. A row with blank positives, and nothing else wrong, is given without them."""
+@dataclass(frozen=True)
+class ReadRow:
+    """A row as it was read.
+
+    Attributes:
+        row: the row; None: it can't be read.
+        reason: what is wrong with it; empty: nothing. A row with blank positives, and nothing else wrong, is given
+            without them.
+        raw: the row as it stands there, without HTML and control characters.
+        cleaned: kind of fault -> the first text that had it.
+    """
+
+    row: TrainingRow | None
+    reason: str
+    raw: Any
+    cleaned: dict[str, str]
+
+
+def read_row(raw: Any) -> ReadRow:
+    """Read a row and what is wrong with it."""
+    cleaned: dict[str, str] = {}
     try:
         if isinstance(raw, RowError):
             raise raw
-        return parse_row(raw), ""
+        given = given_texts(raw, blank_allowed=True)
+        texts = [given.query, *given.positives, *given.negatives]
+        for kind, has in (("markup", has_markup), ("control", has_controls)):
+            if first := next((text for text in texts if has(text)), ""):
+                cleaned[kind] = first
+        if cleaned:
+            raw = cleaned_row(raw, given)
+        row = parse_row(raw)
     except RowError as error:
         reason = str(error)
+    else:
+        return ReadRow(replace(row, shape=given.shape), "", raw, cleaned)
     try:
-        return (parse_row(_without_blanks(raw)) if isinstance(raw, dict) else None), reason
+        without = None if isinstance(raw, RowError) else replace(parse_row(raw, drop_blank=True), shape=given.shape)
     except RowError:
-        return None, reason
+        without = None
+    return ReadRow(without, reason, raw, cleaned)
 
 
 def _all_rows(result: Scan, stream: bool) -> Iterator[tuple[str, Any]]:
@@ -249,36 +288,21 @@ def _all_rows(result: Scan, stream: bool) -> Iterator[tuple[str, Any]]:
                 result.findings.add("file", file, text)
 
 
-def _without_blanks(raw: dict[str, Any]) -> dict[str, Any]:
-    """A row without the blank texts in its lists of positives, and without their scores and grades."""
-    raw = dict(raw)
-    for key in POSITIVE_KEYS:
-        given = raw.get(key)
-        if isinstance(given, list):
-            blank = {place for place, text in enumerate(given) if isinstance(text, str) and not text.strip()}
-            for name in (key, SCORES_KEY, GRADES_KEY):
-                if isinstance(raw.get(name), list):
-                    raw[name] = [item for place, item in enumerate(raw[name]) if place not in blank]
-    return raw
-
-
-def _own_faults(findings: Findings, place: str, raw: dict[str, Any], row: TrainingRow, kept: Kept) -> None:
+def _own_faults(findings: Findings, place: str, raw: Any, row: TrainingRow, kept: Kept) -> None:
     """Add what is wrong inside one row that can be read."""
-    _, positive_key, *negative_key = row.shape.split(", ")
-    given = _listed(raw[positive_key])
-    if len(given) > len(kept.pos):
-        alike = _alike(given)
+    given = given_texts(raw, blank_allowed=True)
+    if len(given.positives) > len(kept.pos):
+        alike = _alike(given.positives)
         _add_texts(findings, "doubled_positive", place, [texts[0] for texts in alike.values() if len(texts) > 1])
         _add_texts(findings, "query_is_positive", place, alike.get(kept.query, [])[:1])
     if not row.dropped and len(row.neg) == len(kept.neg):
         return
-    given = _listed(raw[negative_key[0]])
-    blank = sum(not text.strip() for text in given)
+    blank = sum(text in MISSING or is_blank(text) for text in given.negatives)
     if blank:
-        findings.add("blank_negative", place, f"{blank} of {len(given)}")
+        findings.add("blank_negative", place, f"{blank} of {len(given.negatives)}")
     positives = set(map(identity, row.pos))
     found: dict[str, list[str]] = {"own_positive": [], "query_is_negative": [], "doubled_negative": []}
-    for own, texts in _alike(given).items():
+    for own, texts in _alike(given.negatives).items():
         if own in positives:
             found["own_positive"].append(texts[0])
         elif own == kept.query:
@@ -289,16 +313,11 @@ def _own_faults(findings: Findings, place: str, raw: dict[str, Any], row: Traini
         _add_texts(findings, kind, place, wrong)
 
 
-def _listed(value: Any) -> list[str]:
-    """The texts that a row has under one key."""
-    return [value] * bool(value) if isinstance(value, str) else list(value or [])
-
-
 def _alike(texts: list[str]) -> dict[int, list[str]]:
     """Identity -> the texts that have it; blank texts are left out."""
     found: dict[int, list[str]] = {}
     for text in texts:
-        if text.strip():
+        if text not in MISSING and not is_blank(text):
             found.setdefault(identity(text), []).append(text)
     return found
 
@@ -310,9 +329,8 @@ def _add_texts(findings: Findings, kind: str, place: str, texts: list[str]) -> N
 
 def _count(result: Scan, row: TrainingRow) -> None:
     result.shapes[row.shape] += 1
-    for key in row.extra:
-        if len(result.further_keys) < KEYS_KEPT:
-            result.further_keys[str(key)] += 1
+    keys = result.further_keys
+    keys.update(key for key in unused_keys(row) if key in keys or len(keys) < KEYS_KEPT)
     for side, texts in zip(SIDES, ((row.query,), row.pos, row.neg), strict=True):
         counts = result.lengths[side]
         for text in texts:

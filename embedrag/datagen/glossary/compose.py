@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.datagen.glossary.negatives import by_model, by_words, different
-from embedrag.datagen.glossary.tables import Pair, bare, existing_file, read_table
+from embedrag.datagen.glossary.tables import Pair, bare, existing_table, read_table
 from embedrag.datagen.glossary.terms import Item, groups_of
 from embedrag.models.encoder import TextEncoder
 from embedrag.models.load import load_model
@@ -56,10 +56,10 @@ def compose(
     """Write training rows from a table of terms and definitions, or of anchors and positives.
 
     Args:
-        input: CSV or TSV file with a header.
+        input: CSV or TSV file with a header, also compressed, or a workbook; `book.xlsx:Sheet` names a sheet.
         output: JSONL file to write.
         hard_k: hard negatives of a row.
-        columns: names of the two columns, the term first; None: found by name.
+        columns: names of the two columns, the term first, or their numbers from 1; None: found by name.
         encoding: of the table; None: detected.
         model: model or adapter folder, or hub id, that finds the negatives; None: BM25 finds them.
         device: where the model computes: `auto`, `cuda`, `mps` or `cpu`.
@@ -72,8 +72,8 @@ def compose(
     """
     target = Path(output).expanduser()
     check_targets({"output": str(output)}, [str(input)], overwrite)
-    source = existing_file(str(input), "input")
-    table = read_table(source, columns, encoding)
+    source, sheet = existing_table(str(input), "input")
+    table = read_table(source, columns, encoding, sheet)
     for line in table.report():
         say(f"{source}: {line}")
     encoder = load_model(model, device, trust_remote_code=trust_remote_code) if model else None

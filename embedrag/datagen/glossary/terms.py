@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedrag.data.formats.lines import numbered_lines
 from embedrag.data.rows import MAX_ERRORS
-from embedrag.data.sources import numbered_lines
-from embedrag.datagen.glossary.tables import Table, bare, existing_file, plain, read_table
+from embedrag.datagen.glossary.tables import Table, bare, existing_file, existing_table, plain, read_table
 from embedrag.errors import UserError, near_miss, raise_all
 
 JSON = (".jsonl", ".ndjson", ".json")
@@ -88,12 +88,12 @@ def read_items(
         reason = "is for a table in `terms`; in JSONL the keys are always term, definition, category"
         raise UserError(reason, "columns", columns)
     if terms:
-        path = existing_file(terms, "terms")
+        path, sheet = existing_table(terms, "terms")
         if path.suffix.lower() in JSON:
             for place, row in _objects(path, ("term", "definition"), ("category",)):
                 items.append(Item(row, row["term"], place))
         else:
-            table: Table = read_table(path, columns, encoding)
+            table: Table = read_table(path, columns, encoding, sheet)
             notes += [f"{path}: {line}" for line in table.report()]
             for pair in table.pairs:
                 fields = {"term": pair.term, "definition": pair.definition, "category": pair.category}

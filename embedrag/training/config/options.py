@@ -39,8 +39,9 @@ class TrainOptions(LossOptions, ModelOptions):
     # Data
     train_dataset: SourceList | None = option(
         None,
-        "JSONL, CSV, TSV or Parquet files, or hub ids; each may have a weight (`a.jsonl:2` comes twice an epoch); "
-        "left out: data/pairs.jsonl, tools/data/pairs.jsonl, or a demo set",
+        "JSONL, CSV, TSV, Excel, Parquet or Arrow files, also compressed, or hub ids (`owner/name:subset@split`); each "
+        "may have a weight (`a.jsonl:2` comes twice an epoch); left out: data/pairs.jsonl, tools/data/pairs.jsonl, or "
+        "a demo set",
         group="data",
         nested="data.pairs_path",
         resume="free",  # compared by content, see `embedrag.training.state.resume.check_data`

@@ -13,7 +13,7 @@ LINES: list[tuple[str, set[str]]] = [
     ('{"query": "herons", "positive": "in reeds"}', set()),
     ('{"query": "broken, "pos": ["a"]}', {"unreadable"}),
     ('{"query": 7, "pos": ["a"]}', {"unreadable"}),
-    ('{"question": "q", "answer": "a"}', {"unreadable"}),
+    ('{"frage": "q", "antwort": "a"}', {"unreadable"}),
     ('{"query": " \\u3000", "pos": ["a"]}', {"blank_text"}),
     ('{"query": "half blank", "pos": ["kept", " "]}', {"blank_text"}),
     ('{"anchor": "frogs", "positive": "in ponds", "hard_negatives": ["herons"]}', {"duplicate_row", "repeated_query"}),
@@ -34,6 +34,8 @@ LINES: list[tuple[str, set[str]]] = [
     ('{"query": "FROGS ", "pos": ["In\\u00a0ponds"], "neg": ["HERONS"]}', {"duplicate_row", "repeated_query"}),
     ('{"query": "cafe\\u0301", "pos": ["Caf\\u00e9"]}', {"query_is_positive"}),
     ('{"query": "Split", "pos": ["three"], "neg": ["ONE ", "z"]}', {"other_positive", "repeated_query"}),
+    ('{"query": "<b>volt</b>", "pos": ["10<sup>3</sup>&nbsp;mV"], "neg": ["N<sub>2</sub>"]}', {"markup"}),
+    ('{"query": "nul", "pos": ["a\\u0000 char\\u0007"], "neg": ["a < b && c > d, List<T>"]}', {"control"}),
     ('{"query": "twice", "pos": ["p ", "P"], "neg": ["N", "n", "m"]}', {"doubled_positive", "doubled_negative"}),
 ]
 EVAL_ROW = {"query": "Eval Query", "pos": ["its answer", "in ponds"]}

@@ -33,9 +33,12 @@ def test_fixed_file_is_clean_and_keeps_what_was_right(faulty: Path, evaluation: 
     assert rows["lens"] == {"query": "lens", "pos": ["A  lens"], "neg": ["n"]}
     assert rows["Split"]["neg"] == ["z"] and rows["twice"]["pos"] == ["p "] and rows["twice"]["neg"] == ["N", "m"]
     assert rows["split"] == {"query": "split", "pos": ["two"], "neg": ["y"]}
+    assert rows["volt"] == {"query": "volt", "pos": ["10^3 mV"], "neg": ["N2"]}
+    assert rows["nul"]["pos"] == ["a char"] and rows["nul"]["neg"] == ["a < b && c > d, List<T>"]
     assert rows["연못"]["pos"] == ["개구리"] and "개구리" in out.read_text(encoding="utf-8")
     assert report.fixed == {
-        "written": 13,
+        "written": 15,
+        "cleaned": 2,
         "unreadable": 4,
         "leaking": 2,
         "query_only": 2,
@@ -43,7 +46,7 @@ def test_fixed_file_is_clean_and_keeps_what_was_right(faulty: Path, evaluation: 
         "positives": 4,
         "negatives": 9,
     }
-    assert f"fixed: 13 rows in {out}" in str(report)
+    assert f"fixed: 15 rows in {out}" in str(report)
     again = check_data(out, eval=evaluation)
     assert (again.level, kinds(again)) == ("clean", set())
     assert [path.name for path in out.parent.iterdir()] == ["clean.jsonl"]

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from embedrag.cli import main
+from embedrag.data.formats.encodings import detect
+from embedrag.data.formats.tables import DELIMITERS
 from embedrag.data.rows import read_rows
 from embedrag.data.text import identity
 from embedrag.datagen.glossary.compose import ComposeResult
 from embedrag.datagen.glossary.compose import compose as compose_rows
-from embedrag.datagen.glossary.tables import DELIMITERS, detect, read_table
+from embedrag.datagen.glossary.tables import read_table
 from embedrag.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +69,7 @@ def test_every_encoding_and_delimiter_gives_the_same_pairs(
     path = write(tmp_path / "table.csv", [HEADERS[language], *TEXTS[language]], encoding, delimiter)
     table = read_table(path)
     assert [(pair.term, pair.definition) for pair in table.pairs] == TEXTS[language]
-    assert table.delimiter == delimiter and not table.faults
+    assert table.layout.delimiter == delimiter and not table.faults
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_few_letters_leave_doubt_about_the_encoding(tmp_path: Path, capsys) -> N
     compose(path, code=2)
     assert "name the encoding with --encoding" in capsys.readouterr().err
     assert compose(path, "--encoding", "cp949")[0]["pos"] == ["발광"]
-    assert read_table(write(path, [*rows, ("퓨즈", "지나친 전류를 막는 선")], "cp949")).encoding == "cp949"
+    assert read_table(write(path, [*rows, ("퓨즈", "지나친 전류를 막는 선")], "cp949")).layout.encoding == "cp949"
 
 
 def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> None:
@@ -199,7 +201,7 @@ def test_faulty_rows_are_counted_and_named_by_line(tmp_path: Path, capsys) -> No
         ("", "empty"),
         ("term,definition\n", "no row has both a term and a definition"),
         ("term,definition\na,\n", "no row has both a term and a definition"),
-        ('term,definition\na,b\nc,"open\n', ":3: the table can't be read"),
+        ('term,definition\na,b\nc,"open\n', ":3: not a readable table"),
         ('"term,definition\n', ":1: the header can't be read"),
     ],
 )
