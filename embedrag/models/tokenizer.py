@@ -15,6 +15,7 @@ from embedrag.models.base_model import Base
 from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.modules.lowercase import turn_to_small_letters
 from embedrag.models.modules.model_files import ModelFiles
+from embedrag.runtime.console import say
 from embedrag.runtime.files import write_json
 
 # Decoders of which padding at the left changes the vectors: they count positions from the left edge of a row, or read
@@ -67,7 +68,7 @@ class TextTokenizer:
         self.embedding_config = embedding_config
         self._changed = embedding_config.lower_case and turn_to_small_letters(tokenizer)
         if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
         if base.is_decoder:
             tokenizer.padding_side = _padding_side(tokenizer, base.config.model_type)
             # GPT-2 would add the embedding of token 0 to every token of type 0. Our encoder passes no types.
@@ -215,6 +216,11 @@ def load_tokenizer(
         raise files.error(
             f"it has {len(tokenizer)} tokens, but the model has vectors for {vocabulary} tokens only; use the model's "
             "own tokenizer"
+        )
+    if not trust_remote_code and (getattr(base.config, "auto_map", None) or tokenizer.init_kwargs.get("auto_map")):
+        say(
+            f"model: {base.name} names Python code of its authors, which is not run; transformers has classes "
+            "of its own for it. `trust_remote_code` would run the code, and the vectors can be others"
         )
     return TextTokenizer(tokenizer, embedding_config, base)
 

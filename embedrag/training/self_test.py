@@ -69,6 +69,9 @@ def plain_vectors(encoder: Encoder, probes: Sequence[tuple[str, str]], trust_rem
     """
     _keeps_end(encoder)
     saved = _as_saved(encoder, trust_remote_code)
+    if saved.pad_token is None:
+        reason = "the tokenizer has no padding token, which other programs need for batches; set pad_token in its "
+        raise UserError(f"self-test: {reason}tokenizer_config.json, or skip the test with `no_self_test`")
     _check_ids(encoder, saved, probes)
     texts = _few(encoder, probes)
     tokens = TokenBatch.from_lists([ids for ids, _ in texts])

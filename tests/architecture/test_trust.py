@@ -12,6 +12,22 @@ import embedrag
 
 ROOT = Path(embedrag.__file__).parent
 LOADERS = {"from_pretrained", "from_config"}
+# Our own functions that load something.
+OURS = {
+    "CrossEncoder",
+    "describe_adapter_base",
+    "describe_base",
+    "embed_merged",
+    "embed_trained",
+    "load_adapter_tokenizer",
+    "load_backbone",
+    "load_model",
+    "load_onnx_encoder",
+    "load_tokenizer",
+    "plain_vectors",
+    "quantized_layers",
+    "trainable_backbone",
+}
 # It reads a JSON file and has no such argument.
 HARMLESS = {"PeftConfig"}
 
@@ -36,6 +52,19 @@ def loading_calls(source: str) -> Iterator[tuple[ast.Call, bool]]:
 def test_every_call_that_loads_something_says_what_is_trusted(path: Path) -> None:
     silent = [f"line {call.lineno}" for call, says in loading_calls(path.read_text(encoding="utf-8")) if not says]
     assert not silent, f"{path}: {', '.join(silent)}: without trust_remote_code, transformers asks on standard input"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_trusted_is_passed_on(path: Path) -> None:
+    silent = [
+        f"line {call.lineno}: {ast.unparse(call)}"
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id in OURS
+        and not any(word in ast.unparse(call) for word in ("trust", "remote"))
+    ]
+    assert not silent, f"{path}: {silent}"
 
 
 def test_the_search_finds_calls_that_say_nothing() -> None:

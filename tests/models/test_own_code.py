@@ -11,6 +11,7 @@ import pytest
 
 from embedrag.cli import main
 from embedrag.errors import UserError
+from embedrag.export.onnx_encoder import load_onnx_encoder
 from embedrag.models.load import load_model
 from embedrag.retrieval.cross_encoder import CrossEncoder
 
@@ -96,7 +97,7 @@ def test_adapter_folder_with_code_in_its_tokenizer_is_refused_and_read_when_trus
 
 
 @pytest.mark.parametrize("part", ["config", "tokenizer"])
-def test_model_with_code_in_one_part_is_refused(part: str, own: Path, ran: Path) -> None:
+def test_model_with_code_in_one_part(part: str, own: Path, ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = {"config": "tokenizer_config.json", "tokenizer": "config.json"}[part]
     settings = json.loads((own / file).read_text())
     del settings["auto_map"]
@@ -108,6 +109,7 @@ def test_model_with_code_in_one_part_is_refused(part: str, own: Path, ran: Path)
             load_model(own)
     else:
         load_model(own)
+        assert "names Python code of its authors, which is not run" in capsys.readouterr().out
     assert not ran.exists()
 
 
@@ -140,3 +142,14 @@ def test_trained_merged_and_encoded_when_it_is_trusted(own: Path, tmp_path: Path
     assert main(["evaluate", "--model", str(merged), "--data", str(data), trust]) == 0
     assert main(["check", "--train_dataset", str(data), "--model", str(own), trust]) == 0
     assert main(["check", "--train_dataset", str(data), "--model", str(own)]) == 2
+
+
+@pytest.mark.slow
+def test_exported_when_it_is_trusted(own: Path, tmp_path: Path) -> None:
+    exported = str(tmp_path / "exported")
+    assert main(["export", "--model", str(own), "--output", exported]) == 2
+    assert main(["export", "--model", str(own), "--output", exported, "--trust_remote_code"]) == 0
+    whole, onnx = load_model(own, "cpu", trust_remote_code=True), load_onnx_encoder(exported, trust_remote_code=True)
+    np.testing.assert_allclose(onnx.encode(["frog"], "query"), whole.encode(["frog"], "query"), atol=1e-4)
+    with pytest.raises(UserError, match="trust_remote_code"):
+        load_onnx_encoder(exported)
