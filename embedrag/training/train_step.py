@@ -179,12 +179,17 @@ class TrainStep:
             smaller = cache.budget.halved(largest, longest_text(self.run.data.store)[1])
             if smaller is None:
                 raise self._too_large(number, "although the graph of only one text was held at once")
+            chunks = (
+                " in smaller chunks, so the last digits may differ from those of a run with more memory"
+                if (smaller.chunk or 0) < min(cache.budget.chunk or largest, self.objective.encoder.chunk_tokens)
+                else ""
+            )
             cache.budget = smaller
             if self.run.device.type == "cuda":
                 torch.cuda.empty_cache()
             say(
                 f"memory ran out in step {number}; the step is repeated, and from now on the graphs of "
-                f"{smaller.tokens:,} tokens are held at once"
+                f"{smaller.tokens:,} tokens are held at once{chunks}"
             )
 
     def _too_large(self, number: int, why: str) -> RunError:
