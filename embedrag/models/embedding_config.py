@@ -31,8 +31,6 @@ TEXT_CONFIGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# The order in which sentence-transformers joins several poolings, when its file has one key for each of them.
-JOINED = ("cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last_token")
 OWN_CODE = (
     "Without this code the vectors would be others. To train the model without it, change modules.json in a copy of "
     "the folder: a class around the transformer becomes sentence_transformers.models.Transformer, any other module is "
@@ -136,7 +134,7 @@ class EmbeddingConfig:
         found: dict[str, Any] = {"word_embedding_dimension": width}
         for name, entry in POOLING.items():
             found[f"pooling_mode_{entry.sentence_transformers}"] = name in chosen
-        if chosen != [name for name in JOINED if name in chosen]:
+        if chosen != [name for name in POOLING if name in chosen]:
             # One key for each pooling can't say in which order they are joined.
             found = {"embedding_dimension": width, "pooling_mode": [entry.mode for entry in poolings(self.pooling)]}
         return found | {"include_prompt": self.include_prompt}
@@ -280,7 +278,7 @@ def _pooling(files: ModelFiles, path: str) -> tuple[str, bool]:
     modes = config.get("pooling_mode")
     if modes is None:
         # Early files have keys such as pooling_mode_mean_tokens; without one of them it is the mean.
-        keys = {f"pooling_mode_{POOLING[name].sentence_transformers}": POOLING[name].mode for name in JOINED}
+        keys = {f"pooling_mode_{entry.sentence_transformers}": entry.mode for entry in POOLING.values()}
         known = [mode for key, mode in keys.items() if config.get(key)]
         others = [key for key, on in config.items() if key.startswith("pooling_mode_") and on and key not in keys]
         modes = [*known, *others] or ["mean"]

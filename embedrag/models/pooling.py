@@ -193,11 +193,12 @@ def _at(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(1, places[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
 
 
+# In the order in which sentence-transformers joins them, when its file has a key for each.
 POOLING = {
-    "mean": Pooling(mean, masked_mean, "mean_tokens", "mean"),
     "cls": Pooling(first_token, masked_first_token, "cls_token", "cls"),
-    "last_token": Pooling(last_token, masked_last_token, "lasttoken", "lasttoken"),
     "max": Pooling(maximum, masked_maximum, "max_tokens", "max"),
-    "weighted_mean": Pooling(weighted_mean, masked_weighted_mean, "weightedmean_tokens", "weightedmean"),
+    "mean": Pooling(mean, masked_mean, "mean_tokens", "mean"),
     "mean_sqrt_len": Pooling(mean_sqrt_len, masked_mean_sqrt_len, "mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+    "weighted_mean": Pooling(weighted_mean, masked_weighted_mean, "weightedmean_tokens", "weightedmean"),
+    "last_token": Pooling(last_token, masked_last_token, "lasttoken", "lasttoken"),
 }

@@ -82,7 +82,7 @@ def test_vectors_equal_those_of_the_trainer_before_its_first_step(
     [
         ({"finetune_type": "lorra"}, "`finetune_type=lorra`: must be one of full, lora, qlora; did you mean lora?"),
         ({"quantization_bits": 5}, "`quantization_bits=5`: must be one of 4, 8"),
-        ({"pooling": "median"}, "`pooling=median`: must be one of mean, cls, last_token, max"),
+        ({"pooling": "median"}, "`pooling=median`: must be one of cls, max, mean, mean_sqrt_len"),
         ({"lora_r": 0}, "`lora_r=0`: must be 1 or more"),
         ({"query_max_len": 1}, "`query_max_len=1`: must be 2 or more"),
         ({"model_name_or_path": "./none"}, "`model_name_or_path=./none`: no such folder"),

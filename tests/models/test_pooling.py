@@ -59,5 +59,5 @@ def test_mean_of_half_precision_states_is_summed_in_float32() -> None:
 
 
 def test_unknown_pooling_is_refused_with_the_accepted_ones() -> None:
-    with pytest.raises(UserError, match="^`pooling=median`: must be one of mean, cls, last_token, max, "):
+    with pytest.raises(UserError, match="^`pooling=median`: must be one of cls, max, mean, mean_sqrt_len, "):
         pool(torch.zeros(1, 1, 1), torch.ones(1, 1), "cls+median")
