@@ -22,6 +22,8 @@ from embedrag.models.lora_init import start_with_quantization_error
 from embedrag.models.quantization import QuantizationConfig, check_bitsandbytes, product_dtype, stored_dtype
 from embedrag.runtime.console import quiet
 
+UNQUANTIZABLE = {"falcon_mamba", "mamba"}  # families that read a weight of a linear layer without calling the layer
+
 
 def load_backbone(
     base: Base,
@@ -120,6 +122,12 @@ def trainable_backbone(
     """
     if quantization is not None:
         check_bitsandbytes()
+        if (kind := base.config.model_type) in UNQUANTIZABLE:
+            raise UserError(
+                f"{kind} models multiply by weights that bitsandbytes would quantise; use `finetune_type=lora`",
+                "finetune_type",
+                "qlora",
+            )
         quantization = replace(
             quantization, compute_dtype=product_dtype(dtype), storage_dtype=stored_dtype(dtype), skipped_layers=()
         )

@@ -174,6 +174,12 @@ def _load_encoder(
         The encoder, and vectors of probe texts for the self-test; None without the test.
     """
     options, device = start.options, start.device
+    if options.shard_weights and any(module.weights for module in text_model.embedding_config.head):
+        shown = ", ".join(map(str, text_model.embedding_config.head))
+        raise UserError(
+            f"the base has modules after its pooling ({shown}), which can't be sharded; leave `shard_weights` out",
+            "shard_weights",
+        )
     backbone = trainable_backbone(
         text_model.base,
         dtype,
@@ -186,9 +192,6 @@ def _load_encoder(
         options.trust_remote_code,
         options.local_files_only,
     )
-    if options.shard_weights and any(module.weights for module in text_model.embedding_config.head):
-        shown = ", ".join(map(str, text_model.embedding_config.head))
-        raise UserError(f"the base has modules after its pooling ({shown}), which can't be sharded", "shard_weights")
     if options.shard_weights:
         shard(backbone, device, start.processes.size)
     config, pad_multiple = text_model.embedding_config, options.pad_to_multiple_of

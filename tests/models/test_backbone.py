@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from embedrag.errors import UserError
 from embedrag.models.backbone import trainable_backbone
 from embedrag.models.base_model import Base, describe_base
 from embedrag.models.lora import LoraSettings, parameter_counts, without_gradient
@@ -92,3 +93,18 @@ def test_gradient_checkpointing_gives_the_same_gradient(family: tuple[str, Base]
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     torch.testing.assert_close(gradients[0], gradients[1])
     assert sum(float(gradient.abs().sum()) for gradient in gradients[0]) > 0
+
+
+def test_layers_that_quantisation_can_not_reach_are_told_before_weights_are_loaded(tmp_path: Path) -> None:
+    transformers.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path)
+    base = describe_base(str(tmp_path))
+    with pytest.raises(UserError, match="`finetune_type=qlora`: mamba models .* use `finetune_type=lora`"):
+        trainable_backbone(base, torch.float32, torch.device("cpu"), LoraSettings(), QuantizationConfig())
+
+
+def test_layers_that_peft_can_not_adapt_are_named(tmp_path: Path) -> None:
+    config = transformers.MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, state_size=4)
+    transformers.MambaModel(config).save_pretrained(tmp_path)
+    base, asked = describe_base(str(tmp_path)), LoraSettings(target_modules=["out_proj"])
+    with pytest.raises(UserError, match="`lora_target_modules=out_proj`: peft can't adapt these layers"):
+        trainable_backbone(base, torch.float32, torch.device("cpu"), asked)

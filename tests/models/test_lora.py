@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from embedrag.errors import UserError
-from embedrag.models.lora import LoraSettings, check_lora, lora_targets
+from embedrag.models.lora import LoraSettings, _poolers_among, check_lora, lora_targets
 from embedrag.models.quantization import QuantizationConfig
 
 
@@ -34,3 +34,15 @@ def test_settings_of_adapters_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         check_lora(lora, QuantizationConfig(bits) if bits else None)
+
+
+def test_pooler_gets_no_adapter_unless_it_is_asked_for() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.ModuleDict({"dense": torch.nn.Linear(2, 2), "fc": torch.nn.Linear(2, 2)})
+            self.pooler = torch.nn.ModuleDict({"dense": torch.nn.Linear(2, 2), "fc": torch.nn.Linear(2, 2)})
+
+    assert lora_targets(Model()) == ["fc", "layer.dense"]
+    assert lora_targets(Model(), ["pooler.fc"]) == ["pooler.fc"]
+    assert _poolers_among(Model(), ["fc", "layer.dense"]) == ["pooler.fc"]  # it has the name of a target
