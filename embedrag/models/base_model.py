@@ -235,13 +235,6 @@ def resolve_embedding_config(
     except UserError as error:
         remedy = "its folder is damaged" if pooling is None else "leave the pooling out, then the model's own is used"
         raise UserError(f"{base.name}: {error.reason}; {remedy}", "pooling", pooling) from None
-    if not embedding_config.include_prompt and (embedding_config.query_prompt or embedding_config.passage_prompt):
-        raise UserError(
-            f"{base.name}: 1_Pooling/config.json has include_prompt false: the tokens of the prompt are left out of "
-            "the pooling, which EmbedRAG can't do. Train it without prompts (`query_prompt=`, `passage_prompt=`)",
-            "query_prompt" if embedding_config.query_prompt else "passage_prompt",
-            embedding_config.query_prompt or embedding_config.passage_prompt,
-        )
     if own_code := getattr(base.config, "auto_map", None):
         if not type(base.config).__module__.startswith("transformers_modules"):
             shown = own_code.get("AutoModel") or next(iter(own_code.values()))

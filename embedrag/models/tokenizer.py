@@ -118,7 +118,7 @@ class TextTokenizer:
         return whole
 
     def check_prompt(self, role: str, prompt: str) -> None:
-        """Refuse a prompt that leaves hardly any token of a text.
+        """Refuse a prompt that leaves hardly any token of a text, or whose tokens must not be pooled.
 
         Args:
             role: `query` or `passage`.
@@ -127,6 +127,13 @@ class TextTokenizer:
         Raises:
             UserError: with the length of the prompt, the limit, and the remedy.
         """
+        if prompt and not self.embedding_config.include_prompt:
+            raise UserError(
+                "1_Pooling/config.json of the model has include_prompt false: the tokens of the prompt are left out of "
+                f"the pooling, which EmbedRAG can't do. Train it without a prompt (`{role}_prompt=`)",
+                f"{role}_prompt",
+                prompt,
+            )
         limit = self._limits[role]
         taken = len(self.tokenizer(prompt, return_attention_mask=False)["input_ids"])
         if limit - taken >= FEWEST_TOKENS:

@@ -547,7 +547,7 @@ PUBLISHED = [
         "INSTRUCTOR with a prompt",
         "`include_prompt` false, and a prompt",
         lambda f: t5(f, "Normalize", settings=PROMPTED, include_prompt=False),
-        refused=".*1_Pooling/config.json has include_prompt false",
+        refused="1_Pooling/config.json of the model has include_prompt false",
     ),
     Published("SGPT (125M … 5.8B weightedmean)", "weighted mean", sgpt, "weighted_mean"),
     Published(
