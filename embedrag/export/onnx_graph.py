@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from embedrag.errors import UserError
 from embedrag.export.onnx_encoder import OUTPUT
@@ -38,15 +37,14 @@ class Graph(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.backbone = encoder.backbone
-        self.head = encoder.head
         self.pooling = encoder.embedding_config.pooling
-        self.normalize = encoder.embedding_config.normalize
+        self.head = encoder.head  # named here too, so that its weights are weights of the graph
+        self.finish = encoder.finish
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """[n, L] ids and mask -> token vectors [n, L, H] and text vectors [n, D]."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        vectors = self.head(pool(hidden, attention_mask, self.pooling))
-        return hidden, F.normalize(vectors, dim=-1) if self.normalize else vectors
+        return hidden, self.finish(pool(hidden, attention_mask, self.pooling))
 
 
 def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:

@@ -10,7 +10,6 @@ as they were read.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +45,14 @@ class Kept:
         settings: config_sentence_transformers.json.
         text: the settings of the transformer, sentence_bert_config.json.
         prompt_names: names of the prompts that are used, by side.
-        files: files of the folder, by name.
+        files: contents of small files of the folder, by name. They are read at the start, because the folder may be
+            gone when the model is saved.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     prompt_names: dict[str, str] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -79,6 +79,7 @@ class EmbeddingConfig:
         passage_max_len: longest passage, likewise.
         head: modules between the pooling and the last normalisation.
         lower_case: texts are turned to small letters before they are cut into tokens.
+        truncate_dim: only the first numbers of a vector are kept, after the normalisation; None: all.
         include_prompt: whether the tokens of the prompt are pooled too. False only where there is no prompt.
         kept: settings that are only written again.
     """
@@ -91,6 +92,7 @@ class EmbeddingConfig:
     passage_max_len: int = 1024
     head: tuple[HeadModule, ...] = field(default=(), repr=False)
     lower_case: bool = field(default=False, repr=False)
+    truncate_dim: int | None = field(default=None, repr=False)
     include_prompt: bool = field(default=True, repr=False)
     kept: Kept = field(default_factory=Kept, repr=False, compare=False)
 
@@ -115,6 +117,8 @@ class EmbeddingConfig:
         )
         # The saved tokenizer turns texts to small letters by itself.
         lengths = {"max_seq_length": self.max_len, "do_lower_case": False}
+        sides = {"query_length": self.query_max_len, "document_length": self.passage_max_len}
+        lengths |= {name: length for name, length in sides.items() if self.kept.text.get(name)}
         write_json(folder / TEXT_CONFIGS[0], self.kept.text | lengths)
         write_json(folder / "1_Pooling" / "config.json", self._pooling_file(width))
         for number, (path, module) in enumerate(zip(paths[2:], following, strict=True)):
@@ -125,9 +129,9 @@ class EmbeddingConfig:
         usual = {"default_prompt_name": None, "similarity_fn_name": "cosine"}
         settings = usual | {name: value for name, value in self.kept.settings.items() if value is not None}
         write_json(folder / "config_sentence_transformers.json", settings | {"prompts": self.kept.prompts | names})
-        for name, file in self.kept.files.items():
+        for name, content in self.kept.files.items():
             if not (folder / name).exists():
-                shutil.copyfile(file, folder / name)
+                (folder / name).write_bytes(content)
 
     def _pooling_file(self, width: int) -> dict[str, Any]:
         chosen = self.pooling.split("+")
@@ -145,7 +149,8 @@ class EmbeddingConfig:
         Raises:
             UserError: a module that follows the pooling takes another number.
         """
-        return check_widths(self.head, width * len(poolings(self.pooling)))
+        whole = check_widths(self.head, width * len(poolings(self.pooling)))
+        return min(whole, self.truncate_dim or whole)
 
     @property
     def max_len(self) -> int:
@@ -177,10 +182,10 @@ def read_embedding_config(name: str, argument: str = "model") -> EmbeddingConfig
     return read_sentence_transformers(ModelFiles(name, argument, local_files_only=True))[1]
 
 
-def kept_files(files: ModelFiles, subfolder: str = "") -> dict[str, Path]:
-    """The files of a model that are copied into what is made of it, by name. Links out of the model are left out."""
+def kept_files(files: ModelFiles, subfolder: str = "") -> dict[str, bytes]:
+    """Contents of the files that are written into what is made of a model. Links out of the model are left out."""
     places = {name: files.find(f"{subfolder}/{name}".lstrip("/")) for name in KEPT_FILES}
-    return {name: place for name, place in places.items() if place and belongs_to(place, place.parent)}
+    return {name: place.read_bytes() for name, place in places.items() if place and belongs_to(place, place.parent)}
 
 
 def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig | None]:
@@ -224,6 +229,7 @@ def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig 
         passage_max_len=int(text.get("document_length") or length),
         head=tuple(head[:-1] if normalize else head),
         lower_case=bool(text.get("do_lower_case")),
+        truncate_dim=settings.get("truncate_dim"),
         include_prompt=include_prompt,
         kept=replace(kept, prompt_names=names),
     )

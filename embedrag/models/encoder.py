@@ -226,7 +226,8 @@ class Encoder(nn.Module, TextEncoder):
     def finish(self, pooled: Tensor) -> Tensor:
         """From pooled states [m, k H] to vectors [m, D]: the modules that follow the pooling, and the normalisation."""
         vectors: Tensor = self.head(pooled.to(torch.promote_types(pooled.dtype, torch.float32)))
-        return F.normalize(vectors, dim=-1) if self.embedding_config.normalize else vectors
+        vectors = F.normalize(vectors, dim=-1) if self.embedding_config.normalize else vectors
+        return vectors[:, : self.embedding_config.truncate_dim]
 
     def _packed(self, tokens: TokenBatch, cu_seqlens: Tensor) -> Tensor:
         """[T, H] hidden states; all texts in one row."""

@@ -27,8 +27,9 @@ def fingerprint(encoder: Encoder) -> str:
     """16 hex digits that depend on all that decides a vector: weights, tokenizer, embedding config, precision."""
     digest = hashlib.sha256(f"{encoder.tokenizer.key}|{encoder.embedding_config}|{encoder.dtype}".encode())
     weights = encoder.backbone.state_dict() | encoder.head.state_dict(prefix="head.")
-    if encoder.embedding_config.head:
-        digest.update(repr(encoder.embedding_config.head).encode())
+    config = encoder.embedding_config
+    if config.head or config.truncate_dim:
+        digest.update(f"{config.head}|{config.truncate_dim}".encode())
     for key, value in sorted(weights.items()):
         digest.update(key.encode())
         if isinstance(value, Tensor):

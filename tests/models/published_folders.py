@@ -627,6 +627,18 @@ PUBLISHED = [
         "mean+cls, Dense 64 → 24 (GELU), length 1",
         query="query: ",
     ),
+    Published(
+        "a folder with truncate_dim, query_length and document_length",
+        "sentence-transformers cuts its vectors, and queries shorter than passages",
+        lambda f: bert(
+            f,
+            "mean_tokens",
+            "Normalize",
+            text={"query_length": 24, "document_length": 48},
+            settings={"truncate_dim": 16, "prompts": {}},
+        ),
+        "mean, length 1, the first 16 numbers",
+    ),
     Published("BERT, mBERT", "no files of sentence-transformers", plain("Bert", word_pieces), "mean, length 1"),
     Published(
         "RoBERTa, XLM-R, CamemBERT",

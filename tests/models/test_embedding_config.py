@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedrag.errors import UserError
-from embedrag.models.base_model import describe_base
+from embedrag.models.base_model import describe_base, resolve_embedding_config
 from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_config
 
 
@@ -56,3 +56,47 @@ def test_newer_pooling_file_of_sentence_transformers_is_read(folder: Path, mode:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode, "include_prompt": True}))
     embedding_config = describe_base(str(folder)).embedding_config
     assert embedding_config and embedding_config.pooling == mode.replace("lasttoken", "last_token")
+
+
+def test_what_is_kept_does_not_need_the_base_any_more_and_follows_no_link_out_of_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "generation_config.json").write_text('{"do_sample": true}')
+    found = describe_base(str(folder)).embedding_config
+    shutil.rmtree(folder)
+    (tmp_path / "saved").mkdir()
+    found.write(tmp_path / "saved", 64)
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text()) == {"do_sample": True}
+    (tmp_path / "secret.json").write_text("{}")
+    (tmp_path / "saved" / "generation_config.json").unlink()
+    (tmp_path / "saved" / "generation_config.json").symlink_to(tmp_path / "secret.json")
+    assert read_embedding_config(str(tmp_path / "saved")).kept.files == {}
+
+
+def test_changed_prompt_is_written_under_the_name_that_it_was_read_from(folder: Path) -> None:
+    settings = {
+        "prompts": {"retrieval.query": "Q: ", "retrieval.passage": "P: ", "STS": "S: "},
+        "similarity_fn_name": "dot",
+        "default_prompt_name": "STS",
+        "__version__": {"transformers": "4.30.0"},
+    }
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    base = describe_base(str(folder))
+    config, _ = resolve_embedding_config(base, query_prompt="find: ")
+    assert config.shown_prompts() == "'find: ' (retrieval.query) and 'P: ' (retrieval.passage) (not used: STS)"
+    config.write(folder, 64)
+    written = json.loads((folder / "config_sentence_transformers.json").read_text())
+    prompts = {
+        "retrieval.query": "find: ",
+        "retrieval.passage": "P: ",
+        "STS": "S: ",
+        "query": "find: ",
+        "document": "P: ",
+    }
+    assert written == settings | {"prompts": prompts}
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "xlm-roberta"])
+def test_length_in_a_file_of_an_early_version_is_read(folder: Path, family: str) -> None:
+    (folder / "sentence_bert_config.json").rename(folder / f"sentence_{family}_config.json")
+    assert describe_base(str(folder)).embedding_config.query_max_len == 77

@@ -50,7 +50,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def description(config: Any) -> str:
     parts = [config.pooling, *map(str, config.head), *(["length 1"] if config.normalize else [])]
-    return ", ".join(parts)
+    return ", ".join([*parts, *([f"the first {config.truncate_dim} numbers"] if config.truncate_dim else [])])
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.name)
@@ -110,6 +110,7 @@ named here trains if its folder has one of these shapes.
   (`cls+mean`). `include_prompt` false (the tokens of the prompt are not pooled) is taken only without prompts.
 - **Dense and LayerNorm modules** are trained in a full fine-tune. LoRA and QLoRA leave them as they are; they are
   saved with the adapter, merged and exported.
+- **`truncate_dim`** is kept: only these first numbers of a vector are trained and returned.
 - **Small letters**: with `do_lower_case` true, texts are turned to small letters. The saved tokenizer does it by
   itself.
 - **Prompts**: for queries the prompt named `query`; otherwise a name with a word of queries and a word of retrieval

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,13 +165,13 @@ def activation(name: str) -> nn.Module:
     """An activation by its full name, such as torch.nn.modules.activation.Tanh.
 
     Raises:
-        UserError: it is not a class of torch.nn that needs no arguments.
+        UserError: it is not an activation of torch.nn that needs no arguments.
     """
     kind = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
-    if not inspect.isclass(kind) or not issubclass(kind, nn.Module):
-        raise UserError(f"activation_function is {name!r}; only classes of torch.nn are supported. {ADVICE}")
+    if not inspect.isclass(kind) or kind.__module__ != nn.Tanh.__module__ and kind is not nn.Identity:
+        raise UserError(f"activation_function is {name!r}; only activations of torch.nn are supported. {ADVICE}")
     try:
-        return kind()
+        return cast(nn.Module, kind())
     except TypeError:
         raise UserError(f"activation_function is {name!r}, which can't be made without arguments. {ADVICE}") from None
 
