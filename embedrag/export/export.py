@@ -28,6 +28,7 @@ from embedrag.models.base_model import model_name
 from embedrag.models.encoder import Encoder, TextEncoder
 from embedrag.models.equivalence import SAME, Closeness, closeness, embed_probes, read_probes
 from embedrag.models.load import load_model
+from embedrag.models.quantization import QuantizationConfig
 from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
@@ -119,6 +120,10 @@ def export(
         raise UserError(f"overlaps the model's folder {source}; name another folder", "output", output)
     retrieval = load_retrieval_dataset(data) if data else None
     encoder = load_model(model, "cpu", trust_remote_code=trust_remote_code)
+    if quantization := QuantizationConfig.of(encoder.backbone):
+        reason = f"its weights are quantised already ({quantization}), and ONNX has no such layers"
+        remedy = "export the model that it was made from, or merge an adapter into it and export the result"
+        raise UserError(f"{reason}; {remedy}", "model", model)
     reference = _Reference.of(encoder, source, retrieval)
     with atomic_folder(target) as folder:
         (folder / "onnx").mkdir()

@@ -33,15 +33,22 @@ from embedrag.models.load import (
     load_adapter_tokenizer,
     model_settings,
     saved_embedding_config,
+    trained_quantization,
 )
 from embedrag.models.model_card import training_section, write_card
-from embedrag.models.quantization import QUANTIZERS, QuantizationConfig, QuantizedLayers, quantized_layers
+from embedrag.models.quantization import (
+    QUANTIZERS,
+    QuantizationConfig,
+    QuantizedLayers,
+    quantized_layers,
+)
 from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
 from embedrag.runtime.paths import copy_code
 from embedrag.weights.adapter_file import Adapter, read_adapter
 from embedrag.weights.adapter_targets import match_adapter
+from embedrag.weights.quantized_files import DequantizedFile, dequantized
 from embedrag.weights.safetensors_io import WeightFile, blocks, weight_files, write_tensors
 from embedrag.weights.tensor_changes import TensorChange
 
@@ -106,7 +113,7 @@ class Plan:
         adapter: what is merged.
         base: the base model.
         root: folder of the base's files.
-        files: the base's weight files.
+        files: the base's weight files. Weights that are quantised there are read as plain ones.
         changes: name of a tensor -> what the adapter does to it.
         dtype: of the output's floating-point tensors.
         quantized: layers that are quantised and dequantised first; None: the adapter goes onto the original weights.
@@ -116,22 +123,24 @@ class Plan:
     adapter: Adapter
     base: Base
     root: Path
-    files: list[WeightFile]
+    files: list[WeightFile | DequantizedFile]
     changes: dict[str, TensorChange]
     dtype: torch.dtype
     quantized: QuantizedLayers | None
     trust_remote_code: bool
 
-    def layout(self, file: WeightFile) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def layout(self, file: WeightFile | DequantizedFile) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Type and shape of each output tensor that comes from one file of the base."""
         return {name: (self._output_dtype(file.dtype(name)), file.shape(name)) for name in file.names()}
 
-    def pieces(self, file: WeightFile) -> Iterator[tuple[str, Tensor]]:
+    def pieces(self, file: WeightFile | DequantizedFile) -> Iterator[tuple[str, Tensor]]:
         """The merged tensors of one file of the base, as (name, block of rows)."""
         for name in file.names():
             dtype, shape = self._output_dtype(file.dtype(name)), file.shape(name)
             change = self.changes.get(name)
-            seen = self.quantized.seen(file.rows(name)) if self.quantized and name in self.quantized.names else None
+            seen = None
+            if self.quantized and name in self.quantized.names:
+                seen = self.quantized.seen(name, file.rows(name))
             for start, stop in blocks(shape, torch.float32):
                 rows = file.rows(name, start, stop) if seen is None else seen[start:stop]
                 yield name, (rows if change is None else change.merged(rows, start, stop)).to(dtype)
@@ -196,13 +205,13 @@ def merge(
     given = str(base_model_path) if base_model_path else None
     base = describe_adapter_base(source, given, trust_remote_code, ADAPTER)
     settings = model_settings(source)
-    quantization = _quantization(settings, merge_onto, quantization_bits, double_quantization)
+    quantization = _quantization(base, source, merge_onto, quantization_bits, double_quantization)
     onto = merge_onto or (DEQUANTIZED if quantization else ORIGINAL)
     root = base.folder()
     for whose, folder in (("base", root), ("adapter", source)):
         if overlap(output, folder):
             raise UserError(f"overlaps the {whose}'s folder {folder}; name another folder", "output_path", output_path)
-    seen = quantization if onto == DEQUANTIZED else None
+    seen = quantization if quantization and onto == DEQUANTIZED and not quantization.given else None
     plan = make_plan(adapter, base, root, training_precision, seen, trust_remote_code)
     if adapter.left_out:
         say(left_out(adapter))
@@ -257,7 +266,7 @@ def make_plan(
     Raises:
         UserError: when the two do not belong together, or a file of the base is damaged.
     """
-    files = weight_files(root)
+    files = dequantized(weight_files(root))
     shapes = {name: file.shape(name) for file in files for name in file.names()}
     layers = quantized_layers(base, quantization, list(shapes), trust_remote_code) if quantization else None
     try:
@@ -313,10 +322,10 @@ def _prove(plan: Plan, folder: Path, quantization: QuantizationConfig | None, lo
     )
     merged = embed_merged(folder, probes, plan.trust_remote_code)
     to_trained, moved = closeness(merged, trained), closeness(untrained, trained)
-    exact = plan.quantized is not None or not quantization
+    exact = plan.quantized is not None or not quantization or quantization.given
     check_merged(to_trained, closeness(merged, untrained), moved, plan.dtype, bool(quantization), exact)
     other = None
-    if quantization:
+    if quantization and not quantization.given:
         other = closeness(_merged_otherwise(plan, folder, probes, quantization), trained)
     return Proof(len(probes), to_trained, moved, other)
 
@@ -350,11 +359,22 @@ def _other(onto: str) -> str:
 
 
 def _quantization(
-    settings: dict[str, Any], merge_onto: str | None, bits: int | None, double_quantization: bool
+    base: Base, folder: Path, merge_onto: str | None, bits: int | None, double_quantization: bool
 ) -> QuantizationConfig | None:
-    """How the adapter's base was quantised, from its folder or from the caller; None: it was not quantised."""
-    if recorded := settings.get("quantization"):
-        return QuantizationConfig.from_record(recorded)
+    """How the base was quantised in training; otherwise what the caller says.
+
+    Returns:
+        None when it was not quantised.
+    """
+    found = trained_quantization(base, folder)
+    given = found if found and found.given else None
+    if given and merge_onto == ORIGINAL:
+        reason = f"the base's files hold quantised weights only ({given}); name the unquantised base as "
+        raise UserError(reason + "`base_model_path`", "merge_onto", merge_onto)
+    if given and bits:
+        raise UserError(f"the base's weights are quantised already ({given}); leave it out", "quantization_bits", bits)
+    if found:
+        return found
     if bits:
         return QuantizationConfig(bits, double_quantization)
     if merge_onto == DEQUANTIZED:

@@ -19,8 +19,15 @@ from embedrag.models.base_model import Base, model_class, takes_pooling_argument
 from embedrag.models.kernels.fast_dropout import replace_dropout
 from embedrag.models.lora import LoraSettings, add_adapters, check_lora
 from embedrag.models.lora_init import start_with_quantization_error
-from embedrag.models.quantization import QuantizationConfig, check_bitsandbytes, product_dtype, stored_dtype
-from embedrag.runtime.console import quiet
+from embedrag.models.quantization import (
+    QuantizationConfig,
+    given_quantization,
+    product_dtype,
+    settings_of_given,
+    settle_quantization,
+    stored_dtype,
+)
+from embedrag.runtime.console import quiet, say
 
 UNQUANTIZABLE = {"falcon_mamba", "mamba"}  # families that read a weight of a linear layer without calling the layer
 
@@ -41,7 +48,8 @@ def load_backbone(
         base: from `describe_base`.
         dtype: of the weights in memory; a quantised base has its `storage_dtype` instead.
         device: where the weights go.
-        quantization: how the base is quantised; None: not at all.
+        quantization: how the base is quantised; None: not at all. A base that is quantised already stays as it is, and
+            only the two types are taken.
         dropout: keep the base's own dropout. A frozen base needs none because the adapters have dropout of their own,
             and on a CPU it costs up to a third of a step.
         trust_remote_code: run Python code that comes with the model.
@@ -56,10 +64,16 @@ def load_backbone(
         settings["subfolder"] = base.subfolder
     if takes_pooling_argument(base.config):
         settings["add_pooling_layer"] = False
-    if quantization is not None:
-        dtype = quantization.storage_dtype
-        settings |= {"quantization_config": quantization.bitsandbytes(), "device_map": {"": device}}
     config = copy.deepcopy(base.config)
+    given = given_quantization(base) is not None
+    compute_dtype = quantization.compute_dtype if quantization else dtype
+    dtype = quantization.storage_dtype if quantization else dtype
+    if given:
+        config.quantization_config = settings_of_given(base, compute_dtype, trust_remote_code)
+    elif quantization is not None:
+        settings["quantization_config"] = quantization.bitsandbytes()
+    if given or quantization:
+        settings["device_map"] = {"": device}
     if not dropout:
         for name, value in vars(config).items():
             if "dropout" in name and isinstance(value, float):
@@ -88,7 +102,11 @@ def load_backbone(
         # bitsandbytes repacks 4-bit weights for a CPU kernel in the first evaluation, and training on them breaks.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return cast(nn.Module, model if quantization is not None else model.to(device))
+    if given:  # transformers leaves the other weights in the type of the files
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return cast(nn.Module, model if given or quantization else model.to(device))
 
 
 def trainable_backbone(
@@ -120,8 +138,12 @@ def trainable_backbone(
     Raises:
         UserError: the weights can't be read, or the settings do not fit each other or the model.
     """
+    asked, quantization = quantization, settle_quantization(base, lora is None, quantization, argument)
+    if quantization and quantization.given:
+        differs = asked is not None and (asked.bits, asked.double) != (quantization.bits, quantization.double)
+        useless = "; `quantization_bits` and `double_quantization` have no effect" if differs else ""
+        say(f"the base's weights are quantised already ({quantization}), the adapters are trained on them{useless}")
     if quantization is not None:
-        check_bitsandbytes()
         if (kind := base.config.model_type) in UNQUANTIZABLE:
             raise UserError(
                 f"{kind} models multiply by weights that bitsandbytes would quantise; use `finetune_type=lora`",

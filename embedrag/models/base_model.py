@@ -11,6 +11,7 @@ from embedrag.errors import UserError
 from embedrag.models.embedding_config import EmbeddingConfig, Kept, kept_files, read_sentence_transformers
 from embedrag.models.modules.model_files import ModelFiles
 from embedrag.weights.adapter_file import adapter_in
+from embedrag.weights.quantized_files import quantization_of
 
 # Families with an encoder and a decoder of which the encoder alone is a model of transformers (sentence-t5, GTR).
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -119,6 +120,10 @@ def describe_base(
             f"config.json: model_type is {kind}, an encoder with a decoder. Only the encoders of "
             f"{', '.join(ENCODERS)} are supported; train another model"
         )
+    try:
+        quantization_of(config)
+    except UserError as error:
+        raise files.error(error.reason) from None
     is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if embedding_config is None:
         kept = Kept(files=kept_files(files))

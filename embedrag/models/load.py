@@ -18,7 +18,7 @@ from embedrag.models.embedding_config import EmbeddingConfig, read_embedding_con
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
 from embedrag.models.lora import attach_adapter
-from embedrag.models.quantization import QuantizationConfig
+from embedrag.models.quantization import QuantizationConfig, given_quantization
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import quiet, say
 from embedrag.runtime.device import pick_device, pick_dtype
@@ -107,8 +107,7 @@ def load_base_of(
     base = describe_adapter_base(folder, base_model_path, trust_remote_code, argument)
     embedding_config = saved_embedding_config(folder, base, argument)
     tokenizer = load_adapter_tokenizer(folder, base, embedding_config, trust_remote_code, argument)
-    if recorded := model_settings(folder).get("quantization"):
-        quantization = QuantizationConfig.from_record(recorded)
+    quantization = trained_quantization(base, folder) or quantization
     if quantization:
         quantization = replace(quantization, compute_dtype=dtype)
     backbone = load_backbone(
@@ -119,6 +118,31 @@ def load_base_of(
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return _ready(Encoder(backbone, tokenizer, embedding_config, dtype), str(path)), adapter
+
+
+def trained_quantization(base: Base, folder: Path) -> QuantizationConfig | None:
+    """How the base of an adapter was quantised in training: as its files are, or as the adapter's folder records.
+
+    Args:
+        base: the adapter's base.
+        folder: of the adapter.
+
+    Returns:
+        None when nothing says that it was quantised.
+
+    Raises:
+        UserError: this is not the base of the training.
+    """
+    given = given_quantization(base)
+    recorded = model_settings(folder).get("quantization")
+    saved = QuantizationConfig.from_record(recorded) if recorded else None
+    if given and saved and not saved.given:
+        reason = f"its weights are quantised already ({given}), but the training quantised the weights of another base"
+        raise UserError(f"{reason} itself ({saved}); name that base", "base_model_path", base.name)
+    if saved and saved.given and not given:
+        reason = f"the adapter was trained on a base that is quantised already ({saved}), and this one is not"
+        raise UserError(f"{reason}; name that base", "base_model_path", base.name)
+    return given or saved
 
 
 def with_adapter(encoder: Encoder, adapter: Adapter, argument: str = "model") -> Encoder:

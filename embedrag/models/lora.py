@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from embedrag.errors import UserError, check_choice
 from embedrag.models.kernels.fast_lora import speed_up_adapters
 from embedrag.models.lora_init import PISSA, WRAPPER, adapter_weights
-from embedrag.models.quantization import QuantizationConfig
+from embedrag.models.quantization import QuantizationConfig, is_linear, is_transposed
 from embedrag.runtime.console import quiet
 from embedrag.weights.adapter_file import Adapter
 from embedrag.weights.adapter_targets import match_adapter
@@ -59,6 +59,12 @@ def check_lora(lora: LoraSettings, quantization: QuantizationConfig | None) -> N
         raise UserError(
             "changes the base's weights, but they are quantised; use `lora_init=loftq`", "lora_init", "pissa"
         )
+    if lora.init == "loftq" and quantization and quantization.given:
+        raise UserError(
+            "needs the original weights, but the base's files hold quantised ones only; name the unquantised base",
+            "lora_init",
+            "loftq",
+        )
     if lora.init == "loftq" and (quantization is None or quantization.bits != 4):
         raise UserError(
             "corrects the error of 4-bit quantisation, but the base is not quantised to 4 bits", "lora_init", "loftq"
@@ -76,6 +82,8 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> nn.Module:
     with quiet():
         from peft import LoraConfig, TaskType, get_peft_model
 
+    if lora.use_dora and any(is_transposed(module) for module in model.modules()):
+        raise UserError("the layers of this base are stored transposed, and peft can't rescale these", "use_dora")
     targets = _in_top_layers(model, lora_targets(model, lora.target_modules), lora.top_layers)
     config = LoraConfig(
         r=lora.r,
@@ -182,7 +190,7 @@ def _in_top_layers(model: nn.Module, names: list[str], count: int | None) -> lis
     if not count or count == blocks:
         return names
     # peft's own layers_to_transform does not find the blocks of decoders, because their paths begin with `layers`.
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in model.named_modules() if is_linear(module)]
     wanted = [name for name in linears if any(f".{name}".endswith(f".{last}") for last in names)]
     found = [name for name in wanted if (number := re.search(r"\.(\d+)\.", name)) and int(number[1]) >= blocks - count]
     if not found:
@@ -205,7 +213,7 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
     >>> lora_targets(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     ['0']
     """
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in model.named_modules() if is_linear(module)]
     names = sorted({_target_name(name) for name in linears if not _in_pooler(name)})
     if not asked and getattr(getattr(model, "config", None), "model_type", None) in STATE_SPACE:
         names = [name for name in names if name not in OUT_OF_REACH]
@@ -220,7 +228,7 @@ def lora_targets(model: nn.Module, asked: Sequence[str] | None = None) -> list[s
 
 def _poolers_among(model: nn.Module, targets: Sequence[str]) -> list[str]:
     """Layers of a pooler that have the name of a target; the vectors do not use them. Code of others has its own."""
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_pooler(name)]
+    linears = [name for name, module in model.named_modules() if is_linear(module) and _in_pooler(name)]
     return [name for name in linears if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 

@@ -78,7 +78,12 @@ def start_with_quantization_error(model: nn.Module, base: Path) -> None:
     for name, layer in layers.items():
         weight = layer.base_layer.weight
         taken = files[found[name]].rows(found[name]).to(weight.device).float()
-        taken -= dequantize_4bit(weight.data, weight.quant_state).float()
+        held = dequantize_4bit(weight.data, weight.quant_state).float()
+        if taken.shape != held.shape or (
+            taken.T.shape == held.shape and torch.dist(taken.T, held) < torch.dist(taken, held)
+        ):
+            taken = taken.T  # GPT-2's layers are stored so
+        taken = taken - held
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         u, s, v = torch.svd_lowrank(taken, min(len(a) + OVERSAMPLED, *taken.shape), niter=16)
         root = s[: len(a)].sqrt()

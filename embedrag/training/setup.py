@@ -19,8 +19,8 @@ from embedrag.models.embedding_config import EmbeddingConfig
 from embedrag.models.embedding_format import EmbeddingFormat, trained_formats
 from embedrag.models.encoder import Encoder
 from embedrag.models.kernels.packed_attention import PackingError
-from embedrag.models.lora import LoraSettings
-from embedrag.models.quantization import QuantizationConfig
+from embedrag.models.lora import LoraSettings, check_lora
+from embedrag.models.quantization import QuantizationConfig, settle_quantization
 from embedrag.models.tokenizer import TextTokenizer, load_tokenizer
 from embedrag.runtime.console import quiet, say
 from embedrag.runtime.device import dtype_name, settle_dtype
@@ -137,6 +137,9 @@ class _TextModel:
 def _read_text_model(options: TrainOptions) -> _TextModel:
     remote, local = options.trust_remote_code, options.local_files_only
     base = describe_base(options.model_name_or_path, remote, local)
+    quantization = settle_quantization(base, options.finetune_type == "full", _asked_quantization(options))
+    if lora := lora_settings(options):
+        check_lora(lora, quantization)
     given = options.model_fields_set
     lengths = {name: getattr(options, name) for name in ("query_max_len", "passage_max_len") if name in given}
     embedding_config, notices = resolve_embedding_config(
@@ -150,6 +153,12 @@ def _read_text_model(options: TrainOptions) -> _TextModel:
     for line in notices:
         say(line)
     return _TextModel(base, embedding_config, tokenizer)
+
+
+def _asked_quantization(options: TrainOptions) -> QuantizationConfig | None:
+    if options.finetune_type != "qlora":
+        return None
+    return QuantizationConfig(options.quantization_bits, options.double_quantization)
 
 
 def _settle_precision(start: Preflight, base: Base) -> tuple[torch.dtype, str]:
@@ -185,9 +194,7 @@ def _load_encoder(
         dtype,
         torch.device("cpu") if options.shard_weights else device,
         lora_settings(options),
-        QuantizationConfig(options.quantization_bits, options.double_quantization)
-        if options.finetune_type == "qlora"
-        else None,
+        _asked_quantization(options),
         options.gradient_checkpointing,
         options.trust_remote_code,
         options.local_files_only,

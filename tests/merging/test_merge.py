@@ -92,7 +92,7 @@ def cosine(a: str | Path, b: str | Path) -> float:
     return float((x * y).sum(1).min())
 
 
-@pytest.mark.parametrize("base", ["tiny_bert", "tiny_qwen3", "tiny_llama", "tiny_xlmr"])
+@pytest.mark.parametrize("base", ["tiny_bert", "tiny_qwen3", "tiny_llama", "tiny_xlmr", "tiny_gpt2"])
 def test_float32_merge_of_lora_gives_the_trained_vectors(
     base: str, train, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -151,7 +151,7 @@ def test_base_with_code_of_its_own_is_merged_when_it_is_trusted(tiny_bert: str, 
     assert (tmp_path / "merged" / "own_merged.py").read_text() == OWN_CODE
 
 
-@pytest.mark.parametrize("base", ["tiny_bert", "tiny_qwen3"])
+@pytest.mark.parametrize("base", ["tiny_bert", "tiny_qwen3", "tiny_gpt2"])
 @pytest.mark.parametrize("bits", ["4", "8"])
 def test_qlora_merge_onto_dequantized_weights_is_the_trained_model(
     base: str, bits: str, train, tmp_path: Path, request: pytest.FixtureRequest
@@ -167,9 +167,19 @@ def test_qlora_merge_onto_dequantized_weights_is_the_trained_model(
 
 
 def test_double_quantised_base_is_dequantised_as_in_training(tiny_qwen3: str, train, tmp_path: Path) -> None:
-    adapter = train(tiny_qwen3, "--double_quantization", kind="qlora")
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    adapter = train(tiny_qwen3, "--double_quantization", "--lora_target_modules", "q_proj", kind="qlora")
     assert run_merge(adapter, tmp_path / "merged") == 0
     assert cosine(adapter, tmp_path / "merged") >= 0.999
+    name = "layers.0.self_attn.k_proj.weight"
+    weight = load_file(Path(tiny_qwen3) / "model.safetensors")[name].to(torch.float32)
+    stored = json.loads((adapter / "training_config.json").read_text())["quantization"]["storage_dtype"]
+    for double in (True, False):
+        seen = dequantize_4bit(
+            *quantize_4bit(weight.to(getattr(torch, stored)), quant_type="nf4", compress_statistics=double)
+        ).float()
+        assert torch.equal(load_file(tmp_path / "merged" / "model.safetensors")[name], seen) == double
 
 
 def test_bfloat16_merge_stays_close_and_is_stored_in_bfloat16(tiny_bert: str, train, tmp_path: Path) -> None:
@@ -465,3 +475,24 @@ def test_links_of_the_hub_s_cache_are_followed(tiny_bert: str, train, tmp_path: 
 def test_scale_of_nothing_is_refused(alpha: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"`lora_alpha={alpha}`: must be 1 or more"):
         merge(tmp_path, tmp_path / "merged", lora_alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("lora", ["--lora_init", "pissa"]),
+        ("lora", ["--use_rslora", "--lora_top_layers", "1"]),
+        ("qlora", ["--lora_init", "loftq"]),
+    ],
+)
+def test_layers_that_are_stored_transposed_are_trained_with_every_start(
+    kind: str, words: list[str], tiny_gpt2: str, train, tmp_path: Path
+) -> None:
+    report = merge(train(tiny_gpt2, *words, kind=kind), tmp_path / "merged")
+    assert report.proof and report.proof.merged_to_trained.min_cosine > 0.999
+
+
+def test_layers_that_are_stored_transposed_can_not_be_rescaled(tiny_gpt2, write_jsonl, rows, tmp_path, capsys) -> None:
+    words = ["--model_name_or_path", tiny_gpt2, "--train_dataset", str(write_jsonl(rows)), "--finetune_type", "lora"]
+    assert main(["train", *words, "--output_dir", str(tmp_path / "run"), *SIZED, "--use_dora"]) == 2
+    assert "--use_dora: the layers of this base are stored transposed" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,7 +41,12 @@ def test_dequantised_weights_are_those_of_the_loaded_layers(
     assert len(found.names) == 12  # 6 linear layers in each of 2 blocks
     for name in found.names:
         layer = layers[name.removesuffix(".weight")].base_layer
-        torch.testing.assert_close(found.seen(file.rows(name)), held(layer))
+        assert torch.equal(found.seen(name, file.rows(name)), held(layer))
+        single = QuantizationConfig(bits, not double, torch.bfloat16, dtype).dequantized(file.rows(name))
+        assert torch.equal(single, held(layer)) == (bits == 8)  # double quantisation gives other weights
+    path = "encoder.layer.0.attention.self.query"
+    skipping = quantized_layers(base, replace(config, skipped_layers=(path,)), file.names())
+    assert found.names - skipping.names == {f"{path}.weight"}
 
 
 def test_record_tells_how_the_weights_were_stored_whatever_computes_later(tiny_bert: str) -> None:
@@ -53,7 +60,7 @@ def test_record_tells_how_the_weights_were_stored_whatever_computes_later(tiny_b
     backbone = trainable_backbone(
         describe_base(tiny_bert), torch.float32, torch.device("cpu"), LoraSettings(), quantization
     )
-    encoder = SimpleNamespace(backbone=backbone, dtype=torch.bfloat16)
+    encoder = SimpleNamespace(backbone=backbone, dtype=torch.bfloat16, device=torch.device("cpu"))
     options = TrainOptions(output_dir="x", batch_size=2, finetune_type="qlora")
     assert record_of({}, options, encoder, {}, []).settings["quantization"]["storage_dtype"] == "float32"
 

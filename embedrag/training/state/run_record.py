@@ -55,10 +55,11 @@ def record_of(
 def model_info(encoder: Encoder, options: TrainOptions) -> dict[str, Any]:
     """Block of that name in the logs."""
     total, trainable = parameter_counts(encoder)
+    quantization = QuantizationConfig.of(encoder.backbone)
     lora = {"r": options.lora_r, "alpha": options.lora_alpha, "dropout": options.lora_dropout}
     return {
         "finetune_type": options.finetune_type,
-        "quantization_bits": options.quantization_bits if options.finetune_type == "qlora" else None,
+        "quantization_bits": quantization.bits if quantization else None,
         "total_parameters": total,
         "trainable_parameters": trainable,
         "trainable_percentage": 100 * trainable / total,
@@ -84,7 +85,8 @@ def say_model(
     info: dict[str, Any],
 ) -> None:
     """Say what is trained, how texts are cut, and where it computes."""
-    kind = options.finetune_type + (f" ({options.quantization_bits}-bit)" if options.finetune_type == "qlora" else "")
+    bits = info["quantization_bits"]
+    kind = options.finetune_type + (f" ({bits}-bit)" if bits else "")
     say(
         f"model: {options.model_name_or_path} ({base.config.model_type}), {kind}; trainable "
         f"{info['trainable_parameters']:,} of {info['total_parameters']:,} parameters "
