@@ -123,8 +123,24 @@ named here trains if its folder has one of these shapes.
   they were read.
 - **Code of the model's authors** (`auto_map` in config.json) runs only with `--trust_remote_code`. Modules of their
   own (`custom_st.…` in modules.json) are never run.
+  Where transformers has classes of its own for such a model, they are used without the flag, and a line says so.
 - **Matryoshka**: a model that was trained with `--matryoshka_dims` says so in config.json (`is_matryoshka`,
   `matryoshka_dimensions`), which vLLM asks for.
+
+## Token ids
+
+- A model gets the ids that its authors' own tokenizer call gives. A decoder that pools the last token also needs an
+  end token at the end of each text. If its authors' call adds none, EmbedRAG puts one into the tokenizer's own
+  template: after what stands before the text (`<s>`), and inside the limit. The saved folder gives the same ids in
+  every program. Folders of earlier versions keep the ids that they were trained with.
+- A limit that leaves fewer than four tokens of a text, because of a long prompt, is an error. The start of a training
+  says which share of the queries and passages is cut; `embedrag check --model` shows their lengths.
+- Decoders are saved with padding at the left, or at the side that their own files name. GPT-2, GPT-Neo, GPT-BigCode,
+  BioGPT, XGLM and others whose vectors would change with padding at the left are saved with padding at the right.
+- Before the first step, the start embeds a few texts as sentence-transformers would: it reads the tokenizer as it
+  will be saved, and pads the texts to one batch. If the vectors are not those of the single texts, the run stops.
+  FNet and YOSO are refused in this way, because they read the padding.
+- A model that has an attention of its own (GPT-Neo, MPNet, DeBERTa) is padded instead of packed.
 
 ## Table
 
