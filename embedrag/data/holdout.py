@@ -34,7 +34,7 @@ def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np
     """
     groups = _groups(store)
     sizes = np.bincount(groups)
-    room = max(1, round(share * len(store)))
+    room = wanted = max(1, round(share * len(store)))
     held = np.zeros(len(sizes), bool)
     for group in np.random.default_rng(seed).permutation(len(sizes)):
         if sizes[group] <= room:
@@ -42,13 +42,18 @@ def hold_out(store: TokenStore, share: float, seed: int) -> tuple[TokenStore, np
             room -= sizes[group]
     chosen = held[groups]
     if not chosen.any() or chosen.all():
-        raise UserError(
-            f"{int(chosen.sum()):,} of {len(store):,} rows can be held out, because rows with a common query or "
-            "positive stay together; name an `eval_dataset`",
-            "eval_split",
-            share,
-        )
+        raise UserError(f"{_refusal(sizes, wanted, bool(chosen.all()))}; name an `eval_dataset`", "eval_split", share)
     return _only(store, ~chosen), np.flatnonzero(chosen)
+
+
+def _refusal(sizes: np.ndarray, room: int, everything: bool) -> str:
+    """Why rows in groups of these sizes can't be divided."""
+    together = "rows with a common query or positive stay together"
+    if everything or sizes.sum() == 1:
+        return f"all {int(sizes.sum()):,} rows would be held out, and none would be left for training"
+    if len(sizes) == 1:
+        return f"{together}, and here these are all {int(sizes.sum()):,} rows"
+    return f"{together}, and the smallest such group has {int(sizes.min()):,} rows, but {room:,} are wanted"
 
 
 def held_out_set(sources: Sequence[str], rows: np.ndarray, total: int, seed: int) -> RetrievalDataset:

@@ -230,8 +230,7 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
         raise UserError(
             "these settings leave no negatives at all, so nothing can be learnt: "
             + ("the rows have none" if options.neg_nums else "`neg_nums` is 0")
-            + f", and `candidates={options.candidates}` with `batch_size={options.batch_size}` adds none from other "
-            + "rows; add negatives to the rows, or use `candidates=all` with `batch_size=2` or more"
+            + f", and {_why_alone(store, options)}"
         )
     scored = store.report["rows_with_teacher_scores"]
     if options.distillation and not scored:
@@ -246,6 +245,22 @@ def _check_negatives(store: TokenStore, options: TrainOptions) -> Iterator[str]:
         yield "data: rows have grades; they only count with several positives in one step (`pos_nums=2` or more)"
     if alone and without and options.batch_size == 1:
         yield f"data: {without:,} rows have no negatives; with `batch_size=1` nothing is learnt from them"
+
+
+def _why_alone(store: TokenStore, options: TrainOptions) -> str:
+    """Why the other rows of a batch give no negatives, and the remedies."""
+    own = "add negatives to the rows" if options.neg_nums else "raise `neg_nums`"
+    if options.candidates == "hard":
+        return (
+            f"`candidates=hard` takes none from other rows; {own}, or use `candidates=all` with `batch_size=2` or more"
+        )
+    if len(store) == 1:
+        return f"there is only one row, so there are no passages of others; {own}, or add rows"
+    if options.batch_size == 1:
+        return f"a batch of one row has no passages of others; {own}, or use `batch_size=2` or more"
+    return (
+        f"all rows have the same positive, so the passages of others are none; {own}, or add rows with other positives"
+    )
 
 
 def probe_texts(options: TrainOptions) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from embedrag.runtime.console import say
 from embedrag.runtime.device import pick_device
 from embedrag.runtime.distributed import ProcessGroup, join, wants_sharding
 from embedrag.training.config.options import TrainOptions
+from embedrag.training.config.rules import remarks
 from embedrag.training.optimizer import check_optimizer
 from embedrag.training.state.checkpoint import Checkpoint, open_checkpoint
 from embedrag.training.state.resume import compare_settings, engine_options
@@ -57,6 +58,8 @@ def preflight(options: TrainOptions) -> Preflight:
     asked, output_dir = options.model_dump(), Path(options.output_dir, options.run_name or "")
     checkpoint = _open_checkpoint(options, output_dir)
     _check_surroundings(options, output_dir, checkpoint)
+    for line in remarks(options):
+        say(line)
     if checkpoint:
         for line in compare_settings(checkpoint, asked):
             say(line)

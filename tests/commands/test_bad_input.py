@@ -84,9 +84,9 @@ ROWS = [
     (b'{"query": "q", "pos": ["p", null]}', "rows.jsonl:1: pos[1] must be a text, not null"),
     (b'{"query": " ", "pos": ["p"]}', "rows.jsonl:1: query is blank"),
     (b'{"query": null, "pos": ["p"]}', "rows.jsonl:1: query must be a text, not null"),
-    (b'{"question": "q", "answer": "p"}', "rows.jsonl:1: no query (query or anchor) among its keys question, answer"),
+    (b'{"frage": "q", "antwort": "p"}', "rows.jsonl:1: no query (query or anchor) among its keys frage, antwort"),
     (b'{"qeury": "q", "pos": ["p"]}', "did you mean query?"),
-    (b'["q", "p"]', "rows.jsonl:1: a JSON array"),
+    (b'["q"]', "rows.jsonl:1: must be an object {…}, not a list"),
     (b'"text"', "rows.jsonl:1: must be an object"),
     ('{"query": "반도체", "pos": ["p"]}'.encode("cp949"), "rows.jsonl:1: not UTF-8"),
     (b'{"query": "q", "pos": ["p"], "positive": "p"}', "rows.jsonl:1: has both pos and positive"),
@@ -119,12 +119,20 @@ def test_batch_of_one_without_negatives_is_refused(run) -> None:
 
 
 def test_single_row_without_negatives_is_refused_for_any_batch_size(run) -> None:
-    assert "leave no negatives at all" in run("--batch_size", "8", rows=[{"query": "q", "pos": ["p"]}])
+    message = run("--batch_size", "8", rows=[{"query": "q", "pos": ["p"]}])
+    assert (
+        "leave no negatives at all" in message and "there is only one row" in message and "--candidates" not in message
+    )
 
 
 def test_rows_that_share_one_positive_leave_no_negatives(run) -> None:
     rows = [{"query": f"q{i}", "pos": ["the same"]} for i in range(6)]
-    assert "leave no negatives at all" in run("--batch_size", "6", rows=rows)
+    message = run("--batch_size", "6", rows=rows)
+    assert "leave no negatives at all" in message and "all rows have the same positive" in message
+    message = run(
+        "--batch_size", "6", "--candidates", "hard", rows=[{"query": "q", "pos": "p"}, {"query": "r", "pos": "s"}]
+    )
+    assert "--candidates hard takes none from other rows" in message
 
 
 def test_qlora_without_bitsandbytes_names_the_install_command(run, monkeypatch: pytest.MonkeyPatch) -> None:

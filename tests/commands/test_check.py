@@ -187,3 +187,38 @@ def test_report_is_of_the_data_as_it_was_read(write_jsonl, tmp_path: Path) -> No
     }
     assert report["fixed"]["written"] == report["fixed"]["negatives"] == 1
     assert report_of(tmp_path, tmp_path / "fixed.jsonl")["exit_code"] == 0
+
+
+def test_keys_and_places_of_strangers_can_not_steer_the_terminal(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"query": "q", "pos": "p", "\\u001b]0;pwned\\u0007": 1}\n{"\\u001b[2Jquery": 1}', encoding="utf-8")
+    assert check(path) == 2
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err and "\x07" not in out + err and "\\x1b]0;pwned\\x07 (1)" in out
+    assert check(tmp_path / "\x1b[2J.jsonl") == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_empty_name_is_refused(capsys) -> None:
+    assert check("") == 2
+    assert "is empty; name a file" in capsys.readouterr().err
+
+
+def test_html_is_counted_and_mended(write_jsonl, tmp_path: Path, capsys) -> None:
+    row = {
+        "anchor": "<b>light</b>",
+        "positive": "3&nbsp;×&nbsp;10<sup>8</sup> m/s",
+        "hard_negatives": ["a<br>b"],
+        "id": 7,
+    }
+    clean = {"query": "q", "pos": ["List<String>, a < b && c > d, AT&T, <stdio.h>"], "neg": []}
+    path, out = write_jsonl([row, clean]), tmp_path / "out.jsonl"
+    assert check(path, "--fix", out) == 1
+    said = capsys.readouterr().out
+    assert "rows that have HTML tags or entities in a text" in said and f"{path}:1: '<b>light</b>'" in said
+    assert "HTML and control characters became plain text in 1 rows" in said
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [
+        {"query": "light", "pos": ["3 × 10^8 m/s"], "neg": ["a\nb"], "id": 7},
+        clean,
+    ]
+    assert check(out) == 0

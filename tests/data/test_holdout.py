@@ -73,5 +73,8 @@ def test_rows_that_differ_in_case_spacing_or_unicode_form_stay_together(
 
 def test_rows_with_a_common_positive_cannot_be_divided(write_jsonl: Callable[..., Path], tmp_path: Path) -> None:
     store = store_of(write_jsonl([{"query": f"q{i}", "pos": ["the same"]} for i in range(9)]), tmp_path)
-    with pytest.raises(UserError, match="^`eval_split=0.2`: 0 of 9 rows can be held out"):
+    with pytest.raises(UserError, match="^`eval_split=0.2`: rows with a common .* and here these are all 9 rows"):
         hold_out(store, 0.2, 0)
+    one = store_of(write_jsonl([{"query": "q", "pos": ["p"]}], "one.jsonl"), tmp_path)
+    with pytest.raises(UserError, match="all 1 rows would be held out, and none would be left for training"):
+        hold_out(one, 0.2, 0)

@@ -58,3 +58,8 @@ def test_character_that_the_terminal_can_not_show_becomes_a_question_mark(monkey
     monkeypatch.setattr(sys, "stdout", screen)
     say("개 frog")
     assert screen.buffer.getvalue() == b"? frog\n"
+
+
+def test_control_characters_of_texts_do_not_reach_the_terminal(capsys) -> None:
+    say("key \x1b]0;pwned\x07 \x9b31m \u202eright \r over\ttab\nnext", verbatim=True)
+    assert capsys.readouterr().out == "key \\x1b]0;pwned\\x07 \\x9b31m \\u202eright \\x0d over\ttab\nnext\n"

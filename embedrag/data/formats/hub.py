@@ -11,7 +11,7 @@ from typing import Any
 from embedrag.errors import UserError, near_miss
 
 SPLIT = "train"  # when a source names none
-_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<subset>[^:@/\s]+))?(?:@(?P<split>[^:@/\s]+))?")
+_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<subset>[^:@/\s]+))?(?:@(?P<split>[\w.-]+(?:\[[\d:%-]*\])?))?")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from embedrag.data.formats.lines import UTF16, RowError, numbered_lines
 from embedrag.errors import UserError
 from embedrag.runtime.compressed import open_bytes, open_text
 
+HEAD = 1 << 16  # bytes by which the layout is found
 BLOCK = 1 << 20  # characters
 MAX_VALUE = 256 << 20  # characters of one value over several lines
 NEAR = 16  # characters; an error as near to the end of a block may come from the end
@@ -51,7 +52,7 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
         UserError: the file can't be read further.
     """
     with open_bytes(path) as file:
-        first = file.read(BLOCK)
+        first = file.read(HEAD)
     if first.startswith(UTF16):
         first = first[: len(first) & ~1].decode("utf-16", "replace").encode("utf-8", "replace")
     if _ARRAY.match(first.removeprefix(b"\xef\xbb\xbf")):

@@ -27,7 +27,8 @@ REFERENCE_ONLY = re.compile(r"(?:see|see also|siehe|voir|véase|참조|参见|�
 TERM_HEADS = (
     "term terms headword keyword anchor 용어 용어명 표제어 术语 術語 用語 词条 詞條 begriff fachbegriff terme término "
     "termo termine термин",
-    "word words query question expression phrase acronym abbreviation concept ausdruck abkürzung wort mot sigle "
+    "word words query question expression phrase acronym acronyms abbreviation abbreviations abbr abbr. concept "
+    "ausdruck abkürzung wort mot sigle "
     "abréviation palabra sigla abreviatura parola слово 단어 낱말 질문 약어 약자 词 词语 名词 缩写 詞 詞語 詞彙 名詞 "
     "縮寫 問題 问题 言葉 略語 単語",
     "title entry name names 이름 명칭 名称 名稱",

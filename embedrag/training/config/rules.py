@@ -7,6 +7,7 @@ from typing import Any
 
 from embedrag.errors import UserError
 
+USUAL_TEMPERATURE = (0.002, 1.0)  # outside of it a line says so
 Wrong = Callable[[str, str], UserError]
 
 
@@ -32,6 +33,20 @@ def contradictions(options: Any) -> Iterator[UserError]:
         yield from _of_streaming(options, wrong)
     if options.shard_weights:
         yield from _of_sharding(options, wrong)
+
+
+def remarks(options: Any) -> Iterator[str]:
+    """Lines about options that are allowed and rarely meant."""
+    if options.temperature < USUAL_TEMPERATURE[0]:
+        yield (
+            f"temperature: {options.temperature:g} is far below the usual 0.01 to 0.1; cosines are divided by it, so "
+            "the nearest negative decides alone, and the loss may be in the thousands"
+        )
+    if options.temperature >= USUAL_TEMPERATURE[1]:
+        yield (
+            f"temperature: {options.temperature:g} is far above the usual 0.01 to 0.1; the `scale` of other programs "
+            f"is 1 / temperature, so a scale of {options.temperature:g} is a temperature of {1 / options.temperature:g}"
+        )
 
 
 def _of_the_machine(o: Any, wrong: Wrong) -> Iterator[UserError]:

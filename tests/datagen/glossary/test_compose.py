@@ -19,6 +19,7 @@ from embedrag.datagen.glossary.compose import ComposeResult
 from embedrag.datagen.glossary.compose import compose as compose_rows
 from embedrag.datagen.glossary.tables import read_table
 from embedrag.errors import UserError
+from tests.data.conftest import write_xlsx
 
 ROOT = Path(__file__).parents[3]
 KOREAN = [
@@ -162,6 +163,69 @@ def test_tables_of_spreadsheets_are_read(text: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     table = read_table(path)
     assert [(p.term, p.definition) for p in table.pairs] == [("LED", "a lamp"), ("fuse", "a wire")] and not table.faults
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Glossary 2024,,\n\nterm,definition,note\nLED,a lamp,\nfuse,a wire,\n",
+        "전자 용어집 2024,,\n용어,정의,비고\nLED,a lamp,\nfuse,a wire,\n",
+        "A,B\nterm,definition\nLED,a lamp\nfuse,a wire\n",
+        '"term,definition"\n"LED,a lamp"\n"fuse,a wire"\n',
+        "abbr,definition\nLED,a lamp\nfuse,a wire\n",
+        "<b>term</b>,definition\n<i>LED</i>,a&nbsp;lamp\nfuse,<p>a wire</p>\n".replace("<b>term</b>", "term"),
+    ],
+)
+def test_shapes_of_glossaries_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    table = read_table(path)
+    assert [(p.term, p.definition) for p in table.pairs] == [("LED", "a lamp"), ("fuse", "a wire")] and not table.faults
+
+
+def test_table_without_a_header_is_read_by_the_numbers_of_its_columns(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("1,LED,a lamp,\n\n2,fuse,a wire\n3,coil,wound wire,see fuse\n", encoding="utf-8")
+    compose(path, code=2)
+    assert "give the numbers of the columns: --columns 1 2" in capsys.readouterr().err
+    rows = compose(path, "--columns", "2", "3")
+    assert [(row["query"], row["pos"]) for row in rows] == [
+        ("LED", ["a lamp"]),
+        ("fuse", ["a wire"]),
+        ("coil", ["wound wire"]),
+    ]
+    assert "no header" in capsys.readouterr().out
+    compose(path, "--columns", "2", "9", "--overwrite", code=2)
+    assert "the table has 3 columns" in capsys.readouterr().err
+    path.write_text("term,definition\nLED,a lamp\nfuse,a wire\n", encoding="utf-8")  # numbers beside a header
+    assert [row["query"] for row in compose(path, "--columns", "1", "2", "--overwrite")] == ["LED", "fuse"]
+
+
+def test_html_in_cells_becomes_text_and_is_counted(tmp_path: Path, capsys) -> None:
+    rows = [
+        ("term", "definition"),
+        ("<b>light</b>", "<p>goes 3&nbsp;×&nbsp;10<sup>8</sup> m/s,</p><p>as <a href='x'>Maxwell</a> found</p>"),
+        ("<ruby>抵抗<rt>ていこう</rt></ruby>", "limits a current; NUL\0 inside"),
+        ("generic", "List<String> is one, if a < b"),
+    ]
+    found = {row["query"]: row["pos"][0] for row in compose(write(tmp_path / "t.csv", rows))}
+    assert found == {
+        "light": "goes 3 × 10^8 m/s, as Maxwell found",
+        "抵抗": "limits a current; NUL inside",
+        "generic": rows[3][1],
+    }
+    assert "HTML became plain text in 2 rows" in capsys.readouterr().out
+
+
+def test_workbook_is_read_also_under_another_name(tmp_path: Path, capsys) -> None:
+    rows: list[list[object]] = [["A glossary"], ["term", "definition"], ["LED", "a lamp"], ["fuse", "a wire"]]
+    path = write_xlsx(tmp_path / "book.xlsx", {"Terms": rows, "Other": [["x"], ["y"]]})
+    assert [row["query"] for row in compose(path)] == ["LED", "fuse"]
+    assert "read as workbook; 1 lines above the header are left out" in capsys.readouterr().out
+    assert [row["query"] for row in compose(Path(f"{path}:Terms"), "--overwrite")] == ["LED", "fuse"]
+    compose(Path(f"{path}:Term"), "--overwrite", code=2)
+    assert "no sheet Term; did you mean Terms?" in capsys.readouterr().err
+    assert [row["query"] for row in compose(path.rename(tmp_path / "book.csv"), "--overwrite")] == ["LED", "fuse"]
 
 
 def test_quotes_between_tabs_are_letters_when_they_do_not_quote_a_cell(tmp_path: Path) -> None:

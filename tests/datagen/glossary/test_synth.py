@@ -202,7 +202,7 @@ def test_columns_can_be_named_and_a_missing_header_is_reported(tmp_path: Path, w
     rows = [f"pump {i},x,a machine with number {i} for water" for i in range(6)]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     synth(tmp_path / "out", "--terms", str(path), code=2)
-    assert "write one above it" in capsys.readouterr().err
+    assert "give the numbers of the columns" in capsys.readouterr().err
     path.write_text("\n".join(["kurz,y,lang", *rows]) + "\n", encoding="utf-8")
     made = synth(tmp_path / "out", "--terms", str(path), "--columns", "kurz", "lang")
     assert {row["term"] for side in SIDES for row in made[side]} == {f"pump {i}" for i in range(6)}
