@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Literal
 
 from embedrag.options.command import Command
-from embedrag.options.field import Device, Dtype, Options, option
+from embedrag.options.field import Device, Dtype, Options, TextList, option
 
 
 class ServeOptions(Options):
@@ -35,6 +35,12 @@ class ServeOptions(Options):
         group="serve",
     )
     no_api_key: bool = option(False, "let everybody who can reach the server use it", group="serve")
+    cors_allow_origin: TextList = option(
+        [],
+        "web pages that may send requests from a browser, such as http://localhost:3000; '*' means all, which needs a "
+        "key or --no_api_key",
+        group="serve",
+    )
     served_name: str | None = option(
         None, "name of the model in requests and answers; default: the folder's name", group="serve", min_length=1
     )

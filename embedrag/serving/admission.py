@@ -123,11 +123,17 @@ class Admission:
             held: reservation of `bytes`; grows with what arrives.
 
         Raises:
-            ApiError: 408 too slow, 429 no bytes left, 503 not open.
+            ApiError: 400 two lengths, 408 too slow, 415 compressed, 429 no bytes left, 503 not open.
             TooLargeError: more than MAX_BYTES.
             ClientDisconnect: the client has gone.
         """
         self.check_open()
+        packing = request.headers.get("content-encoding", "identity").strip().lower()
+        if packing not in ("identity", ""):
+            raise ApiError(415, f"Content-Encoding: {packing} is not read; send the body as it is", "invalid_request")
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # A proxy may have read another end of this request than we do, and hide a second request in the rest.
+            raise ApiError(400, "Content-Length and Transfer-Encoding in one request", "invalid_request", close=True)
         reading = asyncio.ensure_future(self._read(request, held))
         self._reading.add(reading)
         try:

@@ -5,26 +5,40 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import socket
 
 from embedrag.errors import UserError
 
-# A server on loopback answers only under these names. A web page can let a name of its own point to this machine; its
-# requests under such a name are refused.
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
+ANY = "*"
+_PORT = re.compile(r":\d*$")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Whether only this machine can reach the address.
+
+    >>> [is_loopback(host) for host in ("127.0.0.2", "[::1]", "localhost.", "127.0.0.1.evil.example")]
+    [True, True, True, False]
+    """
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower().removesuffix(".") == "localhost"
 
 
-def allowed_names(host: str) -> list[str]:
-    """Names that requests to a server on this address may use; ["*"], any name, if other machines can reach it."""
-    return sorted({*LOOPBACK_NAMES, host}) if is_loopback(host) else ["*"]
+def is_own(name: str) -> bool:
+    """Whether a request names this machine, in `Host` or as the place of the page that sends it (`Origin`).
+
+    A server on loopback refuses all other names: a web page can let a name of its own point to this machine. An empty
+    name is no page: every browser sends one.
+
+    >>> [is_own(name) for name in ("", "LocalHost:80", "http://127.0.0.1:8000", "[::1]:8000", "::1")]
+    [True, True, True, True, True]
+    >>> [is_own(name) for name in ("evil.example:8000", "localhost:x", "https://localhost.evil.example", "null")]
+    [False, False, False, False]
+    """
+    name = name.rpartition("://")[2]
+    return not name or is_loopback(name) or is_loopback(_PORT.sub("", name))
 
 
 def listen(host: str, port: int) -> socket.socket:

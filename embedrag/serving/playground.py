@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from embedrag.retrieval.topk import cosines
 from embedrag.retrieval.vector_cache import cached_vectors, unit
 from embedrag.runtime.console import say
 from embedrag.runtime.paths import cache_folder
-from embedrag.serving.listener import allowed_names, listen, url
+from embedrag.serving.listener import is_loopback, is_own, listen, url
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -110,26 +110,30 @@ def compare(
     return hits(orders[0], base), hits(orders[1], tuned)
 
 
-def application(documents: list[str], base: Ranker, tuned: Ranker, hosts: list[str]) -> FastAPI:
+def application(documents: list[str], base: Ranker, tuned: Ranker, own_names_only: bool) -> FastAPI:
     """The page as a web application.
 
     Args:
         documents: p texts.
         base: the base model.
         tuned: the tuned one.
-        hosts: names that requests may use. A web page can let a name of its own point to this machine; its requests
-            under such a name are refused, so that it can't read the documents.
+        own_names_only: refuse requests under other names than those of this machine. A web page can let a name of its
+            own point to this machine, and could read the documents under that name.
     """
     from fastapi import FastAPI
-    from fastapi.responses import HTMLResponse
+    from fastapi.responses import HTMLResponse, PlainTextResponse
     from jinja2 import Environment, FileSystemLoader
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["tail"] = lambda name: "/".join(Path(name).parts[-2:])
     template = environment.get_template("playground.html")
-    app = FastAPI(openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+
+    @app.middleware("http")
+    async def check_name(request: Any, call_next: Any) -> Any:
+        if own_names_only and not is_own(request.headers.get("host", "")):
+            return PlainTextResponse("only programs on this machine are answered, under its own names", 400)
+        return await call_next(request)
 
     @app.get("/", response_class=HTMLResponse)
     async def page(q: str = "") -> str:  # async: one query at a time, on the thread that loaded the models
@@ -189,7 +193,7 @@ def playground(
             for (argument, name), base_of in zip(names.items(), (None, base_model_path), strict=True)
         ]
         base, tuned = (Ranker(name, encoder, documents) for name, encoder in zip(names.values(), encoders, strict=True))
-        app = application(documents, base, tuned, allowed_names(host))
+        app = application(documents, base, tuned, is_loopback(host))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         say(f"open {url(listener)} (Ctrl-C ends it)")
         server.run(sockets=[listener])

@@ -18,7 +18,8 @@ from embedrag.models.embedding_format import EmbeddingFormat
 from embedrag.models.encoder import TextEncoder
 
 MAX_TEXTS = 2048  # of one request
-MAX_CHARACTERS = 1 << 20  # of all texts of one request
+MAX_CHARACTERS = 1 << 20  # of all texts of one request, after the cut
+CUT = 64  # characters of a text that are kept for each token of the maximum length; a token has about four
 ROLES = {"query": "query", "document": "passage", "passage": "passage"}  # prompt_name -> role
 SHOWN = 100  # characters of a field's name, in messages
 
@@ -31,7 +32,7 @@ class EmbedRequest(BaseModel):
     """Texts, and the wanted form of their vectors.
 
     Attributes:
-        texts: at least one; none of them blank.
+        texts: at least one; none of them empty.
         prompt_name: `query`, or `document` (`passage` means the same).
         dimensions: how many of the first dimensions are kept; None: all.
         normalize: whether vectors get length 1; otherwise they are only cut to `dimensions`.
@@ -50,6 +51,22 @@ class EmbedRequest(BaseModel):
     def role(self) -> str:
         """Which prompt and maximum length apply: `query` or `passage`."""
         return ROLES[self.prompt_name]
+
+    def cut(self, max_len: int) -> list[str]:
+        """The texts without what lies far behind the maximum length, so that work for a long text is bounded.
+
+        Args:
+            max_len: tokens that are kept of a text later.
+
+        Raises:
+            TooLargeError: several texts have too many characters together. One text alone is always cut to fit.
+        """
+        texts = [text[: min(CUT * max_len, MAX_CHARACTERS)] for text in self.texts]
+        length = sum(map(len, texts))
+        if length > MAX_CHARACTERS:
+            reason = f"{length:,} characters; a request may have at most {MAX_CHARACTERS:,}, send several"
+            raise TooLargeError(f"{self.texts_key}: {reason}")
+        return texts
 
     def check_dimensions(self, dimension: int) -> None:
         """Raise UserError when more dimensions are asked for than the D of the model."""
@@ -92,7 +109,7 @@ def check_request(kind: type[Kind], data: dict[str, Any]) -> Kind:
         data: as it came.
 
     Raises:
-        TooLargeError: too many texts or characters.
+        TooLargeError: too many texts.
         UserError: anything else that is wrong; the message is for the client.
     """
     known = [field.alias or name for name, field in kind.model_fields.items()]
@@ -110,17 +127,12 @@ def check_request(kind: type[Kind], data: dict[str, Any]) -> Kind:
     if len(texts) > MAX_TEXTS:
         raise TooLargeError(f"{name}: {len(texts):,} texts; a request may have at most {MAX_TEXTS:,}, send several")
     for number, text in enumerate(texts):
-        if not text.strip():
-            raise UserError(f"{name}.{number}: is blank")
+        if not text:
+            raise UserError(f"{name}.{number}: is empty")
         try:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"{name}.{number}: has half of a surrogate pair, which is not a character") from None
-    length = sum(map(len, texts))
-    if length > MAX_CHARACTERS:
-        raise TooLargeError(
-            f"{name}: {length:,} characters; a request may have at most {MAX_CHARACTERS:,}, send several"
-        )
     return request
 
 
@@ -153,10 +165,12 @@ def embed(encoder: TextEncoder, request: EmbedRequest) -> np.ndarray:
     """Vectors of a request: [n, d] float32.
 
     Raises:
+        TooLargeError: too many characters.
         UserError: when more dimensions are asked for than the model has.
     """
     request.check_dimensions(encoder.dimension)
-    return request.finish(encoder.encode(request.texts, request.role))
+    texts = request.cut(encoder.tokenizer.embedding_config.max_len)
+    return request.finish(encoder.encode(texts, request.role))
 
 
 def _problem(detail: Any) -> str:

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from embedrag.errors import UserError, check_choice, need, raise_all
 from embedrag.export.onnx_encoder import load_onnx_encoder, onnx_file
-from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES
+from embedrag.models.artifacts import EXPORT_CONFIG, ONNX_FILES, TRAINING_CONFIG
 from embedrag.models.chunking import CHUNK_TOKENS
 from embedrag.models.encoder import TextEncoder
-from embedrag.models.load import check_model_path, load_model
+from embedrag.models.load import check_model_path, load_model, read_json
 from embedrag.runtime.console import say
-from embedrag.serving.listener import allowed_names, is_loopback, listen, url
+from embedrag.serving.listener import ANY, is_loopback, listen, url
 
 if TYPE_CHECKING:
     from embedrag.serving.app import Server
     from embedrag.serving.embedding_service import EmbeddingService
 
 KEY = "EMBEDRAG_API_KEY"
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,?#@*]+")
 BACKENDS = ("torch", *ONNX_FILES)
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ def serve(
     port: int = 8000,
     api_key: str | None = None,
     no_api_key: bool = False,
+    cors_allow_origin: Sequence[str] = (),
     served_name: str | None = None,
     max_batch_tokens: int | None = None,
     max_queue: int = 4096,
@@ -60,6 +63,8 @@ def serve(
         port: 0 takes any free one.
         api_key: that clients must send; None: the one in the environment variable EMBEDRAG_API_KEY, if it is set.
         no_api_key: everybody who reaches the server may use it.
+        cors_allow_origin: web pages that may send requests from a browser, such as `https://chat.example.org`; "*": all
+            pages, which needs an API key or `no_api_key`.
         served_name: name of the model in requests and answers; None: the name of its folder.
         max_batch_tokens: tokens that go through the model together, at most; None: 4,096 on a CPU, 32,768 on a GPU.
         max_queue: texts that may wait or be computed; a request that would exceed this number gets status 429.
@@ -78,14 +83,15 @@ def serve(
     need("serve", "fastapi", "orjson", "prometheus_client", "uvicorn")
     _check_model(model, backend, dtype, base_model_path)
     key = _key(api_key, no_api_key, host)
+    own_names_only = key is None and not no_api_key and is_loopback(host)
+    _check_origins(cors_allow_origin, own_names_only)
     from embedrag.serving.app import make_app, make_server
     from embedrag.serving.embedding_service import EmbeddingService
 
     path = Path(model).expanduser()
     name = served_name or (path.resolve().name if path.exists() else model)
-    service = EmbeddingService(name, model, max_queue)
-    hosts = allowed_names(host) if key is None and not no_api_key else ["*"]
-    server = make_server(make_app(service, key, hosts))
+    service = EmbeddingService(name, model, max_queue, _trained_dims(path) if path.is_dir() else None)
+    server = make_server(make_app(service, key, own_names_only, cors_allow_origin))
 
     def load() -> TextEncoder:
         encoder: TextEncoder
@@ -157,6 +163,27 @@ def _check_model(model: str, backend: str, dtype: str, base_model_path: str | No
     wrong = {"dtype": dtype if dtype != "float32" else None, "base_model_path": base_model_path}
     raise_all(UserError(reason, argument, value) for argument, value in wrong.items() if value is not None)
     onnx_file(model, backend)
+
+
+def _check_origins(origins: Sequence[str], own_names_only: bool) -> None:
+    """Refuse what a browser never sends as the origin of a page, and every page for a server without a key."""
+    for origin in origins:
+        if origin != ANY and not ORIGIN.fullmatch(origin):
+            reason = "must be scheme and host of a web page, such as https://chat.example.org or http://localhost:3000"
+            raise UserError(reason, "cors_allow_origin", origin)
+        if origin == ANY and own_names_only:
+            reason = "every web page could use the server; name the pages, or set an API key"
+            raise UserError(f"{reason} ({KEY}), or give `no_api_key`", "cors_allow_origin", origin)
+
+
+def _trained_dims(folder: Path) -> list[int]:
+    """The numbers of dimensions that a model was trained for, by what its folder says."""
+    found: list[int] = []
+    for name, key in ((TRAINING_CONFIG, "matryoshka_dims"), ("config.json", "matryoshka_dimensions")):
+        path = folder / name
+        value = read_json(path).get(key) if path.is_file() else None
+        found += value if isinstance(value, list) else []
+    return found
 
 
 def _key(api_key: str | None, no_api_key: bool, host: str) -> str | None:

@@ -25,7 +25,7 @@ from embedrag.commands.serve import ServeOptions  # noqa: E402
 from embedrag.errors import UserError  # noqa: E402
 from embedrag.serving import app as server_module  # noqa: E402
 from embedrag.serving.embedding_service import EmbeddingService  # noqa: E402
-from embedrag.serving.listener import allowed_names, listen  # noqa: E402
+from embedrag.serving.listener import listen  # noqa: E402
 from embedrag.serving.run import BACKENDS, serve  # noqa: E402
 
 
@@ -39,14 +39,13 @@ def test_command_restricts_who_may_ask_when_there_is_no_key(
 ) -> None:
     asked: list[Any] = []
 
-    def make(service: EmbeddingService, key: str | None, hosts: list[str]) -> None:
-        asked.append(hosts)
+    def make(service: EmbeddingService, key: str | None, own_names_only: bool, origins: list[str]) -> None:
+        asked.append(own_names_only)
         raise UserError("enough")
 
     monkeypatch.setattr(server_module, "make_app", make)
     assert main(["serve", "--model", folder, "--port", "0", *words]) == 2
-    assert asked == [allowed_names("127.0.0.1") if restricted else ["*"]]
-    assert "*" not in allowed_names("127.0.0.1")
+    assert asked == [restricted]
 
 
 @pytest.mark.parametrize(
