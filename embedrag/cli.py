@@ -4,7 +4,7 @@ This is where errors become messages and exit codes. An error names the argument
 the flag of the command that the user typed.
 
 Exit codes: 0 done, 1 the run went wrong, 2 the user can fix it, 70 another process ended, 75 stopped by a signal with
-its state saved, 130 interrupted.
+its state saved, 130 interrupted, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from embedrag.errors import (
 from embedrag.options.command import Command
 from embedrag.options.field import Options, extra
 from embedrag.options.parsing import parse
-from embedrag.runtime.console import PYTHON_NAMES, console, printable
+from embedrag.runtime.console import PYTHON_NAMES, console, mute, printable
+from embedrag.runtime.files import is_standard_output
 
 # In the order of `embedrag --help`; each is a module of `embedrag.commands`.
 COMMANDS = (
@@ -58,6 +59,9 @@ COMMANDS = (
 )
 
 
+UNREAD = 128 + signal.SIGPIPE  # as shells report a program that this signal ended
+
+
 def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
     """Run one command and return its exit code.
 
@@ -65,13 +69,14 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
         argv: command name and its words; left out: those of the process.
         script: the command was called as `python NAME.py`, and `--help` should say so.
     """
+    _hold_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         return _guarded(lambda: _show(_overview()))
     if words[0] == "--version":
         return _guarded(lambda: _show(__version__))
     name = words[0]
-    earlier = console.spell
+    earlier = console.spell, console.aside
     try:
         if sys.platform == "win32":
             raise UserError("EmbedRAG does not run on Windows itself; use it under WSL 2")
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None, script: bool = False) -> int:
     except UserError as error:
         return _report(error)
     finally:
-        console.spell = earlier
+        console.spell, console.aside = earlier
 
 
 def load_command(name: str) -> Command:
@@ -100,6 +105,8 @@ def run(name: str, command: Command, words: Sequence[str], script: bool) -> int:
     """Parse the words of a command and run it; raises UserError for anything that the user can fix."""
     prog = f"python {name}.py" if script else f"embedrag {name}"
     options = parse(command.options, words, prog, command.text, command.config_file)
+    values = [value for value in options.model_dump().values() if isinstance(value, str)]
+    console.aside = any(is_standard_output(Path(value)) for value in values)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half-written files are removed
     return command.run(options)
@@ -123,6 +130,15 @@ def spelling(options: type[Options]) -> Spelling:
     return spell
 
 
+def _hold_closed_streams() -> None:
+    """Keep the numbers 0, 1 and 2 from becoming those of data files when the caller closed the streams (`>&-`)."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # it gets the lowest free number; writing on it is an error
+
+
 def _show(text: str) -> int:
     print(text, flush=True)  # so that a full disk is met here
     return 0
@@ -138,6 +154,10 @@ def _guarded(run: Callable[[], int]) -> int:
         if not is_out_of_memory(error):
             raise
         return _report(RunError("memory ran out; on a GPU try `dtype=bfloat16`, `device=cpu` or a smaller model"))
+    except BrokenPipeError:  # whoever read our output has ended, as `head` does
+        for stream in (sys.stdout, sys.stderr):
+            mute(stream)
+        return UNREAD
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

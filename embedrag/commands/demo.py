@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.errors import UserError
+from embedrag.models.artifacts import RUN_LOG
 from embedrag.options.command import Command
 from embedrag.options.field import Options, TextList, option
 from embedrag.runtime.console import say
 
+FILES = (
+    "data/train.jsonl",
+    "data/eval/corpus.jsonl",
+    "data/eval/queries.jsonl",
+    "data/eval/qrels/test.tsv",
+    "verdict.json",
+)
 PAIRS = 3000
 HELD_OUT = 0.12
 SEED = 42
@@ -59,6 +67,7 @@ def run(options: DemoOptions) -> int:
     start = time.monotonic()
     model = options.model or _packaged_model()
     folder = Path(options.output_dir).expanduser()
+    _claim(folder)
     _write_data(folder / "data", options.packages)
     trained = embedrag.train(
         model_name_or_path=model,
@@ -81,6 +90,22 @@ def run(options: DemoOptions) -> int:
     page = trained.output_dir / "evaluation.html"
     say(f"details and plots: {page}; the figures as JSON: evaluation.json in the same folder")
     return 0
+
+
+def _claim(folder: Path) -> None:
+    """Refuse a folder in which somebody else has files of our names; otherwise mark them as ours."""
+    from embedrag.runtime.claims import claim, claimed
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{error.strerror}; name another folder", "output_dir", folder) from None
+    own = claimed(folder)
+    if own is None and (folder / "run" / RUN_LOG).is_file():  # a demo of an earlier version
+        own = set(FILES)
+    if foreign := [name for name in FILES if (folder / name).exists() and name not in (own or ())]:
+        raise UserError(f"holds {', '.join(foreign)}, which no demo wrote; name another folder", "output_dir", folder)
+    claim(folder, *FILES)
 
 
 def _write_data(folder: Path, packages: list[str]) -> None:

@@ -23,7 +23,9 @@ from embedrag.data.formats.tables import table_rows as rows_below
 from embedrag.data.formats.workbooks import SUFFIXES as WORKBOOKS
 from embedrag.data.shapes import KNOWN_KEYS, MISSING, NUMBERED
 from embedrag.errors import UserError
+from embedrag.runtime.claims import claimed
 from embedrag.runtime.compressed import COMPRESSIONS, without_compression
+from embedrag.runtime.files import no_file
 
 TRIPLES = ("query", "positive", "negative")  # the columns of MS MARCO's triples, which have no header
 # Files that programs write beside rows; they are no rows. In a folder they are passed over.
@@ -187,6 +189,8 @@ def local_files(source: str, argument: str = "train_dataset") -> list[Path]:
             return [path]
         if path.is_dir():
             return _files_in(path, source, argument)
+        if path.exists():
+            raise UserError(no_file(path), argument, source)
     except OSError as error:
         raise UserError(error.strerror or str(error), argument, source[:200]) from None
     if format_of(path) or source.startswith((".", "~", "/")) or not hub_name(source):
@@ -212,10 +216,11 @@ def path_and_sheet(source: str) -> tuple[Path, str]:
 
 
 def _files_in(folder: Path, source: str, argument: str) -> list[Path]:
+    beside = BESIDE_ROWS | (claimed(folder) or set())  # also the logs of a training that wrote into this folder
     files = sorted(
         file
         for file in folder.iterdir()
-        if format_of(file) and file.name not in BESIDE_ROWS and not file.name.startswith((".", "~$")) and file.is_file()
+        if format_of(file) and file.name not in beside and not file.name.startswith((".", "~$")) and file.is_file()
     )
     if not files:
         raise UserError(f"no {_accepted()} file in this folder", argument, source)

@@ -11,6 +11,7 @@ from embedrag.data.retrieval_dataset import CORPUS
 from embedrag.data.sources import format_of
 from embedrag.data.text import titled, whole_text
 from embedrag.errors import UserError
+from embedrag.runtime.files import no_file
 
 
 def read_texts(path: Path, field: str, titles: bool = False) -> Iterator[str]:
@@ -49,8 +50,8 @@ def read_corpus(source: str, field: str, titles: bool = True, argument: str = "c
     """
     path = Path(source).expanduser()
     path = path / CORPUS if path.is_dir() else path
-    if not path.is_file():
-        raise UserError("no such file", argument, path)
+    if reason := no_file(path):
+        raise UserError(reason, argument, path)
     yield from read_texts(path, field, titles=titles and path.suffix.lower() == Path(CORPUS).suffix)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from embedrag.models.embedding_format import DTYPES, EmbeddingFormat
 from embedrag.models.encoder import TEXTS_PER_BLOCK, TextEncoder
 from embedrag.models.load import check_model_path, load_model
 from embedrag.runtime.console import console
-from embedrag.runtime.files import check_targets, write_vectors
+from embedrag.runtime.files import check_targets, write_vectors, written_in_place
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def encode_file(
 
     Args:
         model: the model, or its folder or hub id.
-        input: the texts: JSONL, CSV or TSV, or any other file as one text on each line.
-        output: .npy file: [n, D] of the precision's type, with one row for each text.
+        input: the texts: JSONL, CSV or TSV, or any other file as one text on each line; a pipe is held in memory.
+        output: .npy file, or a pipe: [n, D] of the precision's type, with one row for each text.
         dim: keep this many of the first dimensions, and scale the vector to length 1 again; None: all dimensions.
         precision: of the stored numbers, see `EmbeddingFormat`.
         role: `query` or `passage`; it decides the prompt and the maximum length.
@@ -79,13 +80,16 @@ def encode_file(
     check_choice("precision", precision, DTYPES)
     check_choice("role", role, (QUERY, PASSAGE))
     check_targets({"output": str(output)}, [str(input)], overwrite)
-    if target.suffix != ".npy":
+    if target.suffix != ".npy" and not written_in_place(target):
         raise UserError("must end in .npy", "output", output)
-    if not source.is_file():
+    if not source.exists() or source.is_dir():
         raise UserError("no such file", "input", input)
     if isinstance(model, (str, Path)):
         check_model_path(model)
-    count = sum(1 for _ in read_texts(source, field))
+    read: Callable[[], Iterable[str]] = partial(read_texts, source, field)
+    if not source.is_file():  # a pipe can't be read twice
+        read = list(read()).copy
+    count = sum(1 for _ in read())
     if not count:
         raise UserError("no texts in it", "input", input)
     if isinstance(model, (str, Path)):
@@ -94,7 +98,7 @@ def encode_file(
         raise UserError(f"must be from 1 to {model.dimension}, the dimensions of the model's vectors", "dim", dim)
     form = EmbeddingFormat(dim, precision)
     with console.progress(count, "text") as bar:
-        vectors = _blocks(model, read_texts(source, field), role, form, bar.update)
+        vectors = _blocks(model, iter(read()), role, form, bar.update)
         write_vectors(target, vectors, (count, form.width(model.dimension)), DTYPES[precision])
     return EncodedFile(target, count, dim or model.dimension, form.bytes(model.dimension))
 

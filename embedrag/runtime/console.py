@@ -47,26 +47,34 @@ class Console:
     Attributes:
         silent: nothing is written, no progress bar is shown.
         spell: how arguments in backticks are written; the command line writes flags.
+        aside: lines go to standard error, because a result is written on standard output.
     """
 
     def __init__(self) -> None:
         self.silent = os.environ.get(SILENT) == "1"
         self.spell: Spelling = as_python
+        self.aside = False
 
     def say(self, line: str, verbatim: bool = False) -> None:
         """Write a line on standard output, without control characters (see `printable`).
 
         A character that the terminal can't show becomes a question mark.
 
+        When the reader of the lines has gone (`… | head -1`), the work goes on without them.
+
         Args:
             line: what to write, for people.
             verbatim: the line holds a user's text, so its backticks are not around arguments.
         """
-        if self.silent or not is_speaker():
+        stream = sys.stderr if self.aside else sys.stdout
+        if self.silent or not is_speaker() or stream is None:
             return
-        encoding = sys.stdout.encoding or "utf-8"
+        encoding = stream.encoding or "utf-8"
         text = printable(line if verbatim else spelled(line, self.spell))
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+        try:
+            print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+        except BrokenPipeError:
+            mute(stream)
 
     def progress(self, total: int | None, unit: str, **settings: Any) -> tqdm[Any]:
         """A progress bar on standard error (tqdm). Of several processes, only the first shows it.
@@ -79,9 +87,10 @@ class Console:
         from tqdm import tqdm
 
         hidden = settings.pop("disable", False)
-        if self.silent or not is_speaker():
+        if self.silent or not is_speaker() or sys.stderr is None:
             hidden = True
-        return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=hidden, **settings)
+        file: Any = _Unread(sys.stderr)
+        return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=hidden, file=file, **settings)
 
     @contextlib.contextmanager
     def silenced(self) -> Iterator[None]:
@@ -95,6 +104,39 @@ class Console:
             yield
         finally:
             self.silent = before
+
+
+class _Unread:
+    """A stream that stays silent when nobody reads it any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with self._silent_when_unread():
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._silent_when_unread():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _silent_when_unread(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            mute(self._stream)
+
+
+def mute(stream: Any) -> None:
+    """Send everything that is still written on a stream to nowhere; Python also flushes it when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 console = Console()

@@ -183,8 +183,9 @@ def _opened(target: Path, mode: str, **settings: Any) -> Iterator[IO[Any]]:
     """A file that is open for writing: a new one that becomes `target` at the end, or a device or pipe itself."""
     temporary: Path | None = None
     try:
-        if _written_in_place(target):
-            sys.stdout.flush()  # lines that were printed before come first
+        if written_in_place(target):
+            if sys.stdout:
+                sys.stdout.flush()  # lines that were printed before come first
             number = _descriptor(target)
             file = target.open(mode, **settings) if number is None else os.fdopen(os.dup(number), mode, **settings)
         else:
@@ -223,7 +224,7 @@ def _real_path(target: Path) -> Path:
     return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
-def _written_in_place(target: Path) -> bool:
+def written_in_place(target: Path) -> bool:
     """Whether it is a device, a pipe, or an open file of this process (`/dev/stdout`)."""
     try:
         mode = target.stat().st_mode
@@ -244,6 +245,20 @@ def _descriptor(path: Path) -> int | None:
             return None
         path = path.parent / path.readlink()
     return None
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether a path is this process's own standard output, such as `/dev/stdout`."""
+    return _descriptor(path) == 1
+
+
+def no_file(path: Path) -> str:
+    """Why a path is no file that can be read twice; empty when it is one."""
+    if path.is_file():
+        return ""
+    if path.exists() and not path.is_dir():
+        return "is a pipe or a device, and it is read twice; write it to a file first"
+    return "no such file"
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -282,7 +297,7 @@ def check_targets(
 def _refusal(path: Path, read: list[Path], seen: dict[str, str], overwrite: bool) -> str:
     """Why a file must not or can't be written; empty when it can."""
     try:
-        if _written_in_place(path):
+        if written_in_place(path):
             return "" if os.access(path, os.W_OK) else "can't be written; name another place"
         path = _real_path(path)
         if other := seen.get(os.path.realpath(path)):

@@ -20,6 +20,7 @@ from typing import Any
 
 from embedrag.errors import RunError, StoppedError, UserError, near_miss, need, raise_all
 from embedrag.options.parsing import read_config
+from embedrag.runtime.claims import claim, claimed
 from embedrag.runtime.console import say
 from embedrag.runtime.files import write_atomic
 from embedrag.training.config.options import TrainOptions
@@ -77,7 +78,7 @@ def sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder, base, choices = Path(output_dir).expanduser(), read_base(str(config)), read_space(str(space))
     metric = check(base, choices)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_sweep_folder(folder)
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY))),
         study_name=_digest([base, choices]),  # another config or space starts a study of its own
@@ -103,9 +104,30 @@ def sweep(
         say(f"trial {trial.number}: {'ended early' if value is None else f'{metric} {value:.4f}'}")
     done = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: trial.value or 0.0, reverse=True)
     best = done[0].params
+    claim(folder, BEST)
     write_atomic(folder / BEST, json.dumps(base | best, indent=2, ensure_ascii=False))
     ranked = [(trial.number, trial.value or 0.0, trial.params) for trial in done]
     return SweepResult(metric, best, folder / BEST, folder / f"trial-{_digest(best)}" / "final", ranked)
+
+
+def check_sweep_folder(folder: Path) -> None:
+    """Make the folder of a sweep, and refuse one in which somebody else has files of our names.
+
+    Raises:
+        UserError: naming them.
+        RunError: the folder can't be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError), (folder / STUDY).open("rb") as file:
+            if claimed(folder) is None and file.read(12) == b'{"op_code": ':  # a sweep of an earlier version
+                claim(folder, STUDY, BEST)
+    except OSError as error:
+        raise UserError(f"{error.strerror}; name another folder", "output_dir", folder) from None
+    foreign = [name for name in (STUDY, BEST) if name not in (claimed(folder) or ()) and (folder / name).exists()]
+    if foreign:
+        raise UserError(f"holds {', '.join(foreign)}, which no sweep wrote; name another folder", "output_dir", folder)
+    claim(folder, STUDY)
 
 
 def read_base(path: str) -> Json:

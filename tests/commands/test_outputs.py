@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -36,7 +40,7 @@ def test_evaluate_writes_its_result_on_standard_output(
     data = write_jsonl(rows)
     assert main(["evaluate", "--model", tiny_bert, "--data", str(data), "--output", "/dev/stdout"]) == 0
     screen = capfd.readouterr().out
-    result = json.loads(screen[screen.index("\n{\n") :])
+    result = json.loads(screen)  # all lines for people are on standard error
     assert result["model"] == tiny_bert
     assert Path("/dev/stdout").is_symlink()
 
@@ -81,3 +85,86 @@ def test_mine_writes_its_rows_into_a_pipe(
         os.close(reader)
     assert [json.loads(line)["query"] for line in lines] == [row["query"] for row in rows]
     assert pipe.is_fifo()
+
+
+@pytest.fixture
+def fed(tmp_path: Path) -> Iterator[Callable[[str, str], str]]:
+    """A function that makes a pipe which gives a text once, as `<(…)` does."""
+    threads = []
+
+    def feed(name: str, text: str) -> str:
+        os.mkfifo(tmp_path / name)
+        threads.append(Thread(target=(tmp_path / name).write_text, args=(text,), daemon=True))
+        threads[-1].start()
+        return str(tmp_path / name)
+
+    yield feed
+    for thread in threads:
+        thread.join(10)
+
+
+def test_vectors_go_through_pipes(tiny_bert: str, fed, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Texts from a pipe are read once, and nothing but the vectors is on standard output."""
+    words = ["--model", tiny_bert, "--input", fed("texts", "a frog\na heron\n"), "--output", "/dev/stdout"]
+    assert main(["encode", *words]) == 0
+    out, err = capfdbinary.readouterr()
+    found = io.BytesIO(out)
+    assert np.load(found).shape == (2, 64) and found.read() == b"" and b"2 vectors of 64" in err
+
+
+@pytest.mark.parametrize("closed", ["head", "stdout", "all"])
+def test_check_gives_its_verdict_when_nobody_reads_it(closed: str, tmp_path: Path) -> None:
+    """`embedrag check … | head -1`, `>&-`, and all three streams closed."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"query": "a", "pos": "a"}\n' * 400)
+    line = {
+        "head": "set -o pipefail; {} 2> err | head -1",
+        "stdout": "{} 2> err >&-",
+        "all": "{} <&- >&- 2>&-",
+    }[closed]
+    command = f"{sys.executable} -m embedrag check {data} --output report.json"
+    ended = subprocess.run(["bash", "-c", line.format(command)], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == json.loads((tmp_path / "report.json").read_text())["exit_code"] != 0
+    assert closed == "all" or (tmp_path / "err").read_text() == ""
+    assert len(ended.stdout.splitlines()) == (closed == "head")
+
+
+def test_output_that_nobody_reads_any_more_ends_quietly(
+    tiny_bert: str, fed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["--model", tiny_bert, "--input", fed("texts", "a frog\n"), "--output", f"/dev/fd/{writer}"]
+    assert main(["encode", *words]) == 141
+    assert "error" not in capsys.readouterr().err
+    os.close(writer)
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "fifo", "fifo.jsonl"])
+def test_data_that_can_be_read_only_once_is_refused(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    os.mkfifo("fifo.jsonl")
+    assert main(["check", name]) == 2
+    assert "is a pipe or a device, and it is read twice; write it to a file first" in capsys.readouterr().err
+
+
+def test_a_glossary_from_a_pipe_is_refused(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "terms.csv")
+    assert main(["compose", "--input", str(tmp_path / "terms.csv"), "--output", str(tmp_path / "rows.jsonl")]) == 2
+    assert "is a pipe or a device, and it is read twice; write it to a file first" in capsys.readouterr().err
+
+
+def test_a_corpus_from_a_pipe_is_refused(tiny_bert: str, write_jsonl, rows: Rows, tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "corpus")
+    words = ["--train_dataset", str(write_jsonl(rows)), "--model", tiny_bert, "--output", str(tmp_path / "o.jsonl")]
+    assert main(["mine", *words, "--corpus", str(tmp_path / "corpus")]) == 2
+    assert "is a pipe or a device, and it is read twice; write it to a file first" in capsys.readouterr().err
+
+
+def test_a_demo_replaces_only_what_a_demo_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("mine")
+    assert main(["demo", "--output_dir", str(tmp_path)]) == 2
+    assert "holds data/train.jsonl, which no demo wrote; name another folder" in capsys.readouterr().err
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["data", "data/train.jsonl"]

@@ -16,6 +16,7 @@ from embedrag.data.rows import read_rows
 from embedrag.data.shapes import MISSING
 from embedrag.data.sources import FORMATS, local_files, raw_rows
 from embedrag.errors import UserError
+from embedrag.runtime.claims import claim
 from embedrag.training.config.options import TrainOptions
 from tests.data.conftest import write_xlsx
 from tests.data.test_rows import GOOD, TEXT, problems, records, texts
@@ -285,3 +286,12 @@ def test_any_texts_come_back_from_a_table(rows, tab, tmp_path_factory) -> None:
         csv.writer(file, delimiter="\t" if tab else ",").writerows([("query", "positive", "negative"), *rows])
     expected = [(query, (pos,), () if neg == pos else (neg,)) for query, pos, neg in rows]
     assert texts(path) == expected if rows else problems(path)
+
+
+def test_logs_of_a_training_in_the_folder_of_its_data_are_no_rows(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "evaluation.json", "training_losses.json", "more.json"):
+        (tmp_path / name).write_text("{}")
+    claim(tmp_path, "evaluation.json", "training_losses.json", "final")
+    assert [path.name for path in local_files(str(tmp_path))] == ["more.json", "rows.jsonl"]
+    (tmp_path / ".embedrag-run.json").unlink()
+    assert len(local_files(str(tmp_path))) == 4, "only the marker says whose they are"

@@ -12,7 +12,7 @@ import pytest
 import embedrag.training.sweep
 from embedrag.cli import main
 from embedrag.errors import UserError
-from embedrag.training.sweep import BEST, check, read_base, read_space
+from embedrag.training.sweep import BEST, check, check_sweep_folder, read_base, read_space
 
 
 @pytest.fixture
@@ -114,3 +114,16 @@ def test_config_of_a_sweep_has_an_evaluation_and_no_folder(base, write) -> None:
     with pytest.raises(UserError, match="needs eval_dataset or eval_split"):
         check(without, SPACE)
     assert check(read_base(write("c.json", base)), SPACE) == "mrr@10"
+
+
+def test_foreign_files_of_a_sweeps_names_are_named_and_stay(tmp_path) -> None:
+    for name in ("study.jsonl", "best_config.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="holds study.jsonl, best_config.json, which no sweep wrote"):
+        check_sweep_folder(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best_config.json", "study.jsonl"]
+    (tmp_path / "study.jsonl").write_text('{"op_code": 0}')  # of an earlier version
+    check_sweep_folder(tmp_path)
+    check_sweep_folder(tmp_path)
+    with pytest.raises(UserError, match="`output_dir=.*: .*; name another folder"):
+        check_sweep_folder(tmp_path / "study.jsonl")

@@ -18,6 +18,7 @@ from embedrag.data.markup import as_seen, has_markup
 from embedrag.data.sources import path_and_sheet
 from embedrag.datagen.glossary.column_names import columns_of
 from embedrag.errors import UserError, near_miss
+from embedrag.runtime.files import no_file
 
 CATEGORY_COLUMNS = frozenset(
     "category topic field domain subject 분류 분야 범주 类别 分类 领域 類別 分類 領域 カテゴリ".split()
@@ -115,8 +116,8 @@ def existing_file(name: str, argument: str) -> Path:
         UserError: when there is no such file.
     """
     path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError("no such file", argument, name)
+    if reason := no_file(path):
+        raise UserError(reason, argument, name)
     return path
 
 
@@ -127,8 +128,8 @@ def existing_table(name: str, argument: str) -> tuple[Path, str]:
         UserError: when there is no such file.
     """
     path, sheet = path_and_sheet(name)
-    if not path.is_file():
-        raise UserError("no such file", argument, name)
+    if reason := no_file(path):
+        raise UserError(reason, argument, name)
     return path, sheet
 
 
