@@ -240,13 +240,6 @@ def resolve_embedding_config(
     except UserError as error:
         remedy = "its folder is damaged" if pooling is None else "leave the pooling out, then the model's own is used"
         raise UserError(f"{base.name}: {error.reason}; {remedy}", "pooling", pooling) from None
-    if own_code := getattr(base.config, "auto_map", None):
-        if not type(base.config).__module__.startswith("transformers_modules"):
-            shown = own_code.get("AutoModel") or next(iter(own_code.values()))
-            notices.append(
-                f"model: config.json names Python code of its own ({shown}), which is not run without "
-                "`trust_remote_code`; transformers' own class is used, and may give other vectors"
-            )
     return embedding_config, notices
 
 

@@ -126,12 +126,3 @@ def test_what_is_no_name_of_a_model_is_told_by_argument(name: Any, tmp_path: Pat
         with pytest.raises(UserError, match="name a folder or a hub id") as error:
             call()
         assert error.value.argument == argument
-
-
-def test_class_of_transformers_in_the_place_of_the_authors_code_is_told(tiny_bert: str, tmp_path: Path) -> None:
-    shutil.copytree(tiny_bert, tmp_path / "own")
-    config = json.loads((tmp_path / "own" / "config.json").read_text())
-    code = {"AutoModel": "modeling_bert.JinaBertModel"}
-    (tmp_path / "own" / "config.json").write_text(json.dumps(config | {"auto_map": code}))
-    _, [notice] = resolve_embedding_config(describe_base(str(tmp_path / "own")))
-    assert "modeling_bert.JinaBertModel" in notice and "`trust_remote_code`" in notice

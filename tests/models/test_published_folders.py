@@ -1,6 +1,6 @@
 """Folders in the shapes in which models are published: each trains and is read by others, or is refused with a reason.
 
-The table of docs/models.md is made here: run this file to write the page.
+The table of docs/models.md is made here: run this file as a module to write it. The text above it is written by hand.
 """
 
 from __future__ import annotations
@@ -93,63 +93,11 @@ def kept(folder: Path, saved: Path) -> None:
             assert value is None or (new[key] | value if isinstance(value, dict) else value) == new[key], key
 
 
-INTRO = """# Base models
-
-Which published models EmbedRAG trains, and which it refuses. The table is made by
-`tests/models/test_published_folders.py`: the test makes a folder of each shape (configuration, modules, prompts and
-tokenizer settings as published, tiny random weights), trains it for a step, saves it, and compares the vectors of
-the saved folder in sentence-transformers with EmbedRAG's own. Every cosine is at least 0.99999. A model that is not
-named here trains if its folder has one of these shapes.
-
-## What is read from a folder
-
-- **Modules** (`modules.json`): a Transformer, a Pooling, and then any number of Dense, LayerNorm and Normalize. Old
-  and new names of sentence-transformers (versions 2 to 6) are known. Any other module is refused by its full name,
-  because the vectors would be others without it.
-- **Pooling**: `mean`, `cls`, `last_token`, `max`, `weighted_mean`, `mean_sqrt_len`, and several of them joined
-  (`cls+mean`). `include_prompt` false (the tokens of the prompt are not pooled) is taken only without prompts.
-- **Dense and LayerNorm modules** are trained in a full fine-tune. LoRA and QLoRA leave them as they are; they are
-  saved with the adapter, merged and exported.
-- **`truncate_dim`** is kept: only these first numbers of a vector are trained and returned.
-- **Small letters**: with `do_lower_case` true, texts are turned to small letters. The saved tokenizer does it by
-  itself.
-- **Prompts**: for queries the prompt named `query`; otherwise a name with a word of queries and a word of retrieval
-  (`retrieval.query`, `s2p_query`, `web_search_query`, `search_query`); otherwise the only name with `query` in it;
-  otherwise the default prompt. For passages likewise with `document`, `passage` and `corpus`. The start of a
-  training shows the chosen prompts with their names, and the names of the others. `--query_prompt` and
-  `--passage_prompt` set other texts.
-- **Everything else** is kept: further prompts, `similarity_fn_name`, other keys of
-  `config_sentence_transformers.json` and `sentence_bert_config.json`, and `generation_config.json` are written as
-  they were read.
-- **Code of the model's authors** (`auto_map` in config.json) runs only with `--trust_remote_code`. Modules of their
-  own (`custom_st.…` in modules.json) are never run.
-  Where transformers has classes of its own for such a model, they are used without the flag, and a line says so.
-- **Matryoshka**: a model that was trained with `--matryoshka_dims` says so in config.json (`is_matryoshka`,
-  `matryoshka_dimensions`), which vLLM asks for.
-
-## Token ids
-
-- A model gets the ids that its authors' own tokenizer call gives. A decoder that pools the last token also needs an
-  end token at the end of each text. If its authors' call adds none, EmbedRAG puts one into the tokenizer's own
-  template: after what stands before the text (`<s>`), and inside the limit. The saved folder gives the same ids in
-  every program. Folders of earlier versions keep the ids that they were trained with.
-- A limit that leaves fewer than four tokens of a text, because of a long prompt, is an error. The start of a training
-  says which share of the queries and passages is cut; `embedrag check --model` shows their lengths.
-- Decoders are saved with padding at the left, or at the side that their own files name. GPT-2, GPT-Neo, GPT-BigCode,
-  BioGPT, XGLM and others whose vectors would change with padding at the left are saved with padding at the right.
-- Before the first step, the start embeds a few texts as sentence-transformers would: it reads the tokenizer as it
-  will be saved, and pads the texts to one batch. If the vectors are not those of the single texts, the run stops.
-  FNet and YOSO are refused in this way, because they read the padding.
-- A model that has an attention of its own (GPT-Neo, MPNet, DeBERTa) is padded instead of packed.
-
-## Table
-
-The widths are those of the tiny folders of the test.
-"""
+TABLE = "## Table\n\nThe widths are those of the tiny folders of the test.\n"
 
 
 def page() -> str:
-    """The text of docs/models.md."""
+    """The text of docs/models.md: what is there, with the table of the test at its end."""
     rows = [
         [
             published.models,
@@ -161,11 +109,13 @@ def page() -> str:
         for published in PUBLISHED
     ]
     table = tabulate(rows, ["models", "folder", "result"], "github", disable_numparse=True)
-    return f"{INTRO}\n{table}\n"
+    return f"{PAGE.read_text(encoding='utf-8').partition(TABLE)[0]}{TABLE}\n{table}\n"
 
 
 def test_page_of_models_is_that_of_the_table() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run this file: it writes docs/models.md"
+    assert PAGE.read_text(encoding="utf-8") == page(), (
+        "python -m tests.models.test_published_folders writes docs/models.md"
+    )
 
 
 if __name__ == "__main__":
