@@ -166,7 +166,10 @@ def check_local_path(name: str, argument: str = "model_name_or_path") -> None:
         if adapter_in(path):
             raise UserError("this is an adapter, not a model; merge it first and use the merged model", argument, name)
         if not (path / "config.json").exists() and not (path / "modules.json").exists():
-            raise UserError("this folder holds no model (no config.json, no modules.json)", argument, name)
+            markers = ("config.json", "modules.json", "adapter_config.json")
+            inside = sorted({folder.parent.name for marker in markers for folder in path.glob(f"*/{marker}")})
+            hint = f"; name one of its folders {', '.join(inside[:8])}" if inside else ""
+            raise UserError(f"this folder holds no model (no config.json, no modules.json){hint}", argument, name)
     elif path.is_file():
         raise UserError("this is a file; name the folder that holds it", argument, name)
     elif name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from embedrag.cli import main
+from embedrag.errors import UserError
 from embedrag.merging.merge import merge
 from embedrag.models.load import load_model
 from embedrag.runtime.console import console
@@ -138,3 +143,147 @@ LEFT_OUT = (
     "head",
     "layers trained whole",
 )
+
+
+WITH_PEFT = "merge it with peft"
+CHANGED = "changed the base's own weights at the start"
+REFUSED = {
+    "LoHa": (peft.LoHaConfig, {"target_modules": Q}, WITH_PEFT),
+    "LoKr": (peft.LoKrConfig, {"target_modules": Q}, WITH_PEFT),
+    "VeRA": (peft.VeraConfig, {"target_modules": Q}, WITH_PEFT),
+    "IA3": (peft.IA3Config, {"target_modules": Q, "feedforward_modules": []}, WITH_PEFT),
+    "OFT": (peft.OFTConfig, {"target_modules": Q, "oft_block_size": 32}, WITH_PEFT),
+    "AdaLoRA": (peft.AdaLoraConfig, {"target_modules": Q, "total_step": 9}, WITH_PEFT),
+    "LN tuning": (peft.LNTuningConfig, {"target_modules": ["LayerNorm"]}, WITH_PEFT),
+    "target_parameters": (
+        peft.LoraConfig,
+        {"target_modules": Q, "target_parameters": ["intermediate.dense.weight"]},
+        WITH_PEFT,
+    ),
+    "DoRA on token vectors": (peft.LoraConfig, {"target_modules": ["word_embeddings"], "use_dora": True}, WITH_PEFT),
+    "PiSSA": (peft.LoraConfig, {"target_modules": Q, "init_lora_weights": "pissa"}, CHANGED),
+    "OLoRA": (peft.LoraConfig, {"target_modules": Q, "init_lora_weights": "olora"}, CHANGED),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_be_merged_exactly_is_refused_and_the_remedy_works(case: str, adapt: Any, tmp_path: Path) -> None:
+    kind, settings, reason = REFUSED[case]
+    base, adapter, states = adapt("tiny_bert", AutoModel, kind, **settings)
+    for action in (lambda: merge(adapter, tmp_path / "merged"), lambda: load_model(adapter, "cpu")):
+        with pytest.raises(UserError, match=reason) as error:
+            action()
+        assert "Is it the base" not in str(error.value)
+    assert not (tmp_path / "merged").exists()
+    if reason == WITH_PEFT:
+        folder = tmp_path / "by peft"
+        model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(base), adapter).merge_and_unload()
+        model.save_pretrained(folder)
+        with torch.no_grad():
+            merged = AutoModel.from_pretrained(folder).eval()(input_ids=IDS).last_hidden_state
+        torch.testing.assert_close(merged, states, atol=1e-4, rtol=1e-4)
+
+
+def nested(adapter: Path) -> Path:
+    """ms-swift and peft put an adapter of another name into a folder of that name."""
+    inner = adapter / "default"
+    inner.mkdir()
+    for path in list(adapter.iterdir()):
+        if path.is_file():
+            path.rename(inner / path.name)
+    (inner / "additional_config.json").write_text('{"lora_dtype": null, "lorap_lr_ratio": null}')
+    return inner
+
+
+def checkpoint(adapter: Path) -> Path:
+    """A checkpoint of transformers' Trainer: the state of the optimizer lies beside the adapter."""
+    folder = adapter.rename(adapter.with_name("checkpoint-40"))
+    torch.save({"state": {}}, folder / "optimizer.pt")
+    for name in ("trainer_state.json", "training_args.bin", "rng_state.pth"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def with_config(adapter: Path) -> Path:
+    """axolotl writes the base's config.json beside the adapter."""
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    shutil.copy(Path(base) / "config.json", adapter)
+    return adapter
+
+
+def pickled(adapter: Path) -> Path:
+    """peft before 0.7 and RepLLaMA."""
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    return adapter
+
+
+def sentence_transformers_folder(adapter: Path) -> Path:
+    """A model of sentence-transformers whose transformer got an adapter (`add_adapter`)."""
+    names = ["Transformer", "Pooling", "Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(names)
+    ]
+    (adapter / "modules.json").write_text(json.dumps(modules))
+    (adapter / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (adapter / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (adapter / "sentence_bert_config.json").write_text('{"max_seq_length": 64, "do_lower_case": false}')
+    return adapter
+
+
+def renamed(change: Callable[[str], str]) -> Callable[[Path], Path]:
+    def run(adapter: Path) -> Path:
+        weights = load_file(adapter / "adapter_model.safetensors")
+        save_file({change(name): value for name, value in weights.items()}, adapter / "adapter_model.safetensors")
+        return adapter
+
+    return run
+
+
+FOLDERS = {
+    "folder `default`": nested,
+    "`checkpoint-N`": checkpoint,
+    "config.json beside it": with_config,
+    "adapter_model.bin": pickled,
+    "sentence-transformers folder": sentence_transformers_folder,
+    "keys of torch.compile": renamed(lambda name: name.replace("model.encoder", "model._orig_mod.encoder")),
+    "keys of DDP": renamed(lambda name: f"module.{name}"),
+    "keys with the adapter's name": renamed(lambda name: name.replace(".weight", ".default.weight")),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_of_other_programs_are_read(case: str, adapt: Any) -> None:
+    base, adapter, states = adapt("tiny_bert", AutoModel, target_modules=Q)
+    folder = FOLDERS[case](adapter)
+    if case == "folder `default`":
+        with pytest.raises(UserError, match="but in its folders default; name one of them"):
+            merge(adapter, adapter.with_name("merged"))
+        with pytest.raises(UserError, match="this folder holds no model .*; name one of its folders default"):
+            load_model(adapter, "cpu")
+    check_merged(base, folder, states)
+    pooling = load_model(folder.with_name("merged"), "cpu").embedding_config.pooling
+    assert pooling == ("cls" if case == "sentence-transformers folder" else "mean")
+
+
+def test_table_of_the_page_lists_what_is_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ") and line.count("|") == 4]
+    found = {row[1].strip(): row[3].strip() for row in rows}
+    for case in (*MERGED, *FOLDERS):
+        assert found.pop(case).startswith("merges"), case
+    for case in REFUSED:
+        assert found.pop(case).startswith("refused"), case
+
+
+@pytest.mark.parametrize("command", ["encode", "evaluate"])
+def test_commands_open_the_adapter_of_a_causal_model(command: str, adapt: Any, tmp_path: Path) -> None:
+    base, adapter, _ = adapt("tiny_llama", AutoModelForCausalLM, target_modules=QV, task_type="CAUSAL_LM")
+    (tmp_path / "rows.jsonl").write_text('{"query": "a frog", "pos": ["it sits by a pond"], "neg": ["a stone"]}\n' * 2)
+    rows = str(tmp_path / "rows.jsonl")
+    words = ["--data", rows]
+    if command == "encode":
+        words = ["--input", rows, "--field", "query", "--output", str(tmp_path / "v.npy")]
+    assert main([command, "--model", str(adapter), *words]) == 0
