@@ -70,7 +70,7 @@ class TextTokenizer:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
         if base.is_decoder:
-            tokenizer.padding_side = _padding_side(tokenizer, base.config.model_type)
+            tokenizer.padding_side = _padding_side(tokenizer, base.config.model_type, embedding_config.pooling)
             # GPT-2 would add the embedding of token 0 to every token of type 0. Our encoder passes no types.
             tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
             if "last_token" in embedding_config.pooling:
@@ -238,16 +238,20 @@ def has_own_code(files: ModelFiles, subfolder: str = "") -> bool:
     return any((files.json(name) or {}).get("auto_map") for name in names)
 
 
-def _padding_side(tokenizer: Any, kind: str) -> str:
-    """Where a decoder's texts are padded by programs that pad: at the left, unless its files say right.
+def _padding_side(tokenizer: Any, kind: str, pooling: str) -> str:
+    """Where a decoder's texts are padded by programs that pad.
+
+    Programs that know no mask take the last token of a row, which is the last token of a text with padding at the left.
+    In the same way they take the first one, or count its tokens, with padding at the right.
 
     Args:
         tokenizer: of transformers.
         kind: the family of the model.
+        pooling: of the token vectors.
     """
-    if kind in PADDED_RIGHT:
+    if kind in PADDED_RIGHT or {"cls", "weighted_mean"} & set(pooling.split("+")):
         return "right"
-    return str(tokenizer.init_kwargs.get("padding_side") or "left")
+    return str(tokenizer.init_kwargs.get("padding_side") or ("left" if pooling == "last_token" else "right"))
 
 
 def _end_with_eos(tokenizer: Any) -> bool:

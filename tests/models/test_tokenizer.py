@@ -110,17 +110,24 @@ def test_text_is_cut_at_the_side_that_the_base_says_and_keeps_both_ends(side: st
     assert ours("query", ["a frog sits by the pond " * 20]) == [[whole[0], *kept, whole[-1]]]
 
 
-def test_padding_side_is_right_where_padding_at_the_left_would_shift_positions(tmp_path: Path) -> None:
-    sides = {}
-    for name, given in [
-        ("gpt2", {}),
-        ("gpt2", {"padding_side": "left"}),
-        ("qwen3", {}),
-        ("qwen3", {"padding_side": "right"}),
-    ]:
-        folder = Family(fast(**given), name).save(tmp_path / f"{name}{given}")
-        sides[name, str(given)] = tokenizer_of(folder).tokenizer.padding_side
-    assert list(sides.values()) == ["right", "right", "left", "right"]
+@pytest.mark.parametrize(
+    ("kind", "given", "pooling", "side"),
+    [
+        ("gpt2", None, "last_token", "right"),
+        ("gpt2", "left", "last_token", "right"),
+        ("qwen3", None, "last_token", "left"),
+        ("qwen3", "right", "last_token", "right"),
+        ("qwen3", None, "mean", "right"),
+        ("qwen3", "left", "mean", "left"),
+        ("qwen3", "left", "cls+mean", "right"),
+        ("bloom", "left", "weighted_mean", "right"),
+    ],
+)
+def test_padding_side_of_a_decoder_suits_its_positions_and_its_pooling(
+    kind: str, given: str | None, pooling: str, side: str, tmp_path: Path
+) -> None:
+    folder = Family(fast(**({"padding_side": given} if given else {})), kind).save(tmp_path / "base")
+    assert tokenizer_of(folder, pooling).tokenizer.padding_side == side
 
 
 def with_two_end_tokens(folder: Path) -> Path:
