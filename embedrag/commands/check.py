@@ -50,9 +50,10 @@ def run(options: CheckOptions) -> int:
     from pathlib import Path
 
     from embedrag.data.checks.scan import expand
+    from embedrag.data.retrieval_dataset import folder_and_split
     from embedrag.runtime.files import atomic_file, check_targets
 
-    sources = [*options.train_dataset, *expand(options.train_dataset), options.eval]
+    sources = [*options.train_dataset, *expand(options.train_dataset), folder_and_split(options.eval or "")[0]]
     check_targets({"fix": options.fix, "output": options.output}, sources, options.overwrite)
     lengths = options.model_dump(include={"query_max_len", "passage_max_len"} & options.model_fields_set)
     report = embedrag.check(

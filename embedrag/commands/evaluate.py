@@ -20,8 +20,8 @@ class EvaluateOptions(Options):
     baseline: str | None = option(None, "model to compare with, usually the base", group="evaluate")
     data: str = option(
         ...,
-        "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout), or a file of rows in any shape that "
-        "training reads; the passages of the rows are then the corpus",
+        "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout; folder@dev is its split dev), or a "
+        "file of rows in any shape that training reads; the passages of the rows are then the corpus",
         group="evaluate",
         min_length=1,
     )
@@ -68,12 +68,17 @@ def run(options: EvaluateOptions) -> int:
     """`embedrag evaluate`: a table on the screen; with `--output` a JSON file, with `--html` a page."""
     from pathlib import Path
 
+    from embedrag.data.retrieval_dataset import folder_and_split
     from embedrag.evaluation.report.html import write_html
     from embedrag.runtime.files import check_targets, write_atomic
 
     check_targets(
         {"output": options.output, "html": options.html},
-        [options.data, options.general_data, options.model, options.baseline],
+        [
+            *(folder_and_split(name)[0] for name in (options.data, options.general_data or "")),
+            options.model,
+            options.baseline,
+        ],
         options.overwrite,
     )
     evaluation = embedrag.evaluate(**options.model_dump(exclude={"output", "html", "overwrite"}))

@@ -1,24 +1,22 @@
 """Retrieval data sets: queries, passages, and which passages answer which query.
 
-They are read from a folder in the BEIR layout (corpus.jsonl, queries.jsonl, qrels/test.tsv) or from training rows.
+They are read from a folder in the BEIR layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), also in the forms in which
+others publish it (`embedrag.data.retrieval_sets`), or from training rows.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from embedrag.data.formats.lines import numbered_lines
+from embedrag.data.retrieval_sets.joining import read_set
+from embedrag.data.retrieval_sets.layout import is_set
 from embedrag.data.rows import TrainingRow, read_rows
-from embedrag.data.text import titled, whole_text
 from embedrag.errors import UserError
+from embedrag.runtime.console import say
 
-CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels/test.tsv"
 SEED = 42  # of the draws of queries and passages
 
 
@@ -52,8 +50,9 @@ def load_retrieval_dataset(
     """Read a folder in the BEIR layout, or rows in any shape that training reads.
 
     Args:
-        data: a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv; or a file of rows, a folder of such files,
-            or a hub id. The passages of all rows are then the corpus.
+        data: a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv, or with the same in another published form;
+            `folder@dev` is its split `dev`. Or a file of rows, a folder of such files, or a hub id. The passages of all
+            rows are then the corpus.
         sample_size: draw this many queries at random, always the same; None: all. The corpus stays whole.
         argument: what the caller calls `data`, for messages.
 
@@ -66,9 +65,10 @@ def load_retrieval_dataset(
         len(data.queries), len(data.passages)
         ```
     """
-    folder = Path(data).expanduser()
-    if _is_beir(folder):
-        found = _read_beir(folder, argument)
+    name, split = folder_and_split(data)
+    folder = Path(name).expanduser()
+    if split is not None or is_set(folder):
+        found = _read_set(folder, split, argument)
     else:
         found = gather_rows(row for _, row in read_rows([str(data)], argument))
     return found if sample_size is None else sample_queries(found, sample_size)
@@ -135,99 +135,30 @@ def gather_rows(rows: Iterable[TrainingRow], further: Iterable[str] = ()) -> Ret
     return RetrievalDataset(list(positives), list(numbers), list(positives.values()), labelled)
 
 
-def _is_beir(folder: Path) -> bool:
-    """Whether a path is a folder that has a part of the BEIR layout."""
-    try:
-        return (folder / CORPUS).is_file() or (folder / "qrels").is_dir()
-    except OSError:  # a name that is too long; reading the rows will report it
-        return False
+def folder_and_split(data: str | Path) -> tuple[str, str | None]:
+    """A folder of a retrieval set and the split that its name asks for, as in `folder@dev`.
 
-
-def _read_beir(folder: Path, argument: str) -> RetrievalDataset:
-    """A folder in the BEIR layout. Its passages are put into falling order of their ids, as trec_eval ranks ties."""
-    missing = [name for name in (CORPUS, QUERIES, QRELS) if not (folder / name).exists()]
-    if missing:
-        layout = f"a folder in the BEIR layout has {CORPUS}, {QUERIES} and {QRELS}"
-        raise UserError(f"no {' and no '.join(missing)} in this folder; {layout}", argument, folder)
-    passages = sorted(_json_lines(folder / CORPUS), key=lambda row: row["_id"].encode(), reverse=True)
-    queries = {row["_id"]: row["text"] for row in _json_lines(folder / QUERIES)}
-    numbers = {row["_id"]: index for index, row in enumerate(passages)}
-    relevant = _read_qrels(folder / QRELS, queries, numbers)
-    found = {query: gains for query, gains in relevant.items() if gains}
-    if not found:
-        raise UserError(f"{folder / QRELS}: no query has a relevant passage")
-    return RetrievalDataset(
-        queries=[queries[query] for query in found],
-        passages=[row["text"] for row in passages],
-        relevant=list(found.values()),
-        negatives=[[] for _ in found],
-        skipped=len(relevant) - len(found),
-    )
-
-
-def _read_qrels(path: Path, queries: dict[str, str], numbers: dict[str, int]) -> dict[str, dict[int, float]]:
-    """Id of each judged query -> passage number -> gain, of the gains above 0.
-
-    Args:
-        path: the file of judgements.
-        queries: id -> text.
-        numbers: id of a passage -> its number.
+    >>> folder_and_split("rows.jsonl"), folder_and_split("owner/name@dev")
+    (('rows.jsonl', None), ('owner/name@dev', None))
     """
-    relevant: dict[str, dict[int, float]] = {}
-    judged: set[tuple[str, str]] = set()
-    for line, text in _lines(path):
-        query, document, gain = _judgement(text)
-        if line == 1 and text.count("\t") == 2 and query not in queries and document not in numbers and gain is None:
-            continue  # the header
-        if gain is None:
-            raise UserError(f"{path}:{line}: must be query-id, corpus-id and a score, tab-separated")
-        for identity, known, name in ((query, queries, QUERIES), (document, numbers, CORPUS)):
-            if identity not in known:
-                raise UserError(f"{path}:{line}: {identity!r} is not in {name}")
-        if (query, document) in judged:
-            raise UserError(f"{path}:{line}: {query!r} and {document!r} were judged before; keep one line of a pair")
-        judged.add((query, document))
-        relevant.setdefault(query, {}).update({numbers[document]: gain} if gain > 0 else {})
-    return relevant
-
-
-def _judgement(line: str) -> tuple[str, str, float | None]:
-    """Query, document and gain of a line of judgements; the gain is None when the line is not a judgement."""
-    query, document, gain = [*line.split("\t"), "", "", ""][:3]
+    folder, sign, split = str(data).rpartition("@")
     try:
-        value = float(gain)
-    except ValueError:
-        value = math.nan
-    return query, document, value if math.isfinite(value) and line.count("\t") == 2 else None
+        named = bool(sign and split) and not Path(data).expanduser().exists() and Path(folder).expanduser().is_dir()
+    except OSError:  # a name that is too long; reading it will report that
+        named = False
+    return (folder, split) if named else (str(data), None)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
-    empty = True
-    for number, line in numbered_lines(path):
-        if line.strip():
-            empty = False
-            yield number, line.rstrip("\r\n")
-    if empty:
-        raise UserError(f"{path}: is empty")
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects with an `_id` and a `text`; the text begins with its title."""
-    rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for number, line in _lines(path):
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-            identity = row["_id"]
-            if not isinstance(row["text"], str) or not isinstance(identity, (str, int)):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f'{place}: must be an object with an "_id" and a "text"') from None
-        identity = whole_text(str(identity), place)
-        if identity in seen:
-            raise UserError(f"{place}: the _id {identity!r} was there before")
-        seen.add(identity)
-        rows.append({"_id": identity, "text": whole_text(titled(row.get("title"), row["text"]), place)})
-    return rows
+def _read_set(folder: Path, split: str | None, argument: str) -> RetrievalDataset:
+    found = read_set(folder, split, argument)
+    for line in found.lines:
+        say(f"data: {line}")
+    return RetrievalDataset(
+        found.queries,
+        found.passages,
+        found.relevant,
+        [[] for _ in found.queries],
+        found.skipped,
+        found.own,
+        found.missing,
+    )

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.data.formats.lines import RowError, numbered_lines
-from embedrag.data.retrieval_dataset import CORPUS
+from embedrag.data.retrieval_sets.layout import CORPUS, corpus_files
+from embedrag.data.retrieval_sets.texts import passages
 from embedrag.data.sources import format_of
 from embedrag.data.text import titled, whole_text
 from embedrag.errors import UserError
+from embedrag.runtime.compressed import without_compression
 from embedrag.runtime.files import no_file
 
 
@@ -37,11 +39,11 @@ def read_texts(path: Path, field: str, titles: bool = False) -> Iterator[str]:
 
 
 def read_corpus(source: str, field: str, titles: bool = True, argument: str = "corpus") -> Iterator[str]:
-    """The passages of a file, or of corpus.jsonl in a folder.
+    """The passages of a file, or of the corpus of a retrieval set in a folder.
 
     Args:
         source: the file or folder.
-        field: key or column of the text.
+        field: key or column of the text in a file.
         titles: in a .jsonl file, put a passage's title before its text.
         argument: what the caller calls the source, for messages.
 
@@ -49,10 +51,17 @@ def read_corpus(source: str, field: str, titles: bool = True, argument: str = "c
         UserError: naming file and line; or there is no such file.
     """
     path = Path(source).expanduser()
-    path = path / CORPUS if path.is_dir() else path
+    if path.is_dir():
+        files = corpus_files(path)
+        if not files:
+            raise UserError(f"no corpus in this folder, such as {CORPUS}", argument, path)
+        yield from passages(files, titles)
+        return
     if reason := no_file(path):
         raise UserError(reason, argument, path)
-    yield from read_texts(path, field, titles=titles and path.suffix.lower() == Path(CORPUS).suffix)
+    yield from read_texts(
+        path, field, titles=titles and without_compression(path).suffix.lower() == Path(CORPUS).suffix
+    )
 
 
 def _text(row: Any, field: str, place: str, titles: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from embedrag.data.retrieval_dataset import folder_and_split
 from embedrag.data.sources import local_files
 from embedrag.errors import UserError, all_problems
 from embedrag.models.artifacts import EVALUATION, METRICS
@@ -98,7 +99,8 @@ def _check_surroundings(options: TrainOptions, output_dir: Path, checkpoint: Che
     free_for = partial(check_output_dir, output_dir, options.overwrite or goes_on, options.resume == "auto")
     checks.append(partial(free_for, writes, source))
     if not goes_on:
-        sources = [options.model_name_or_path, options.tokenizer_id or "", *data, options.eval_dataset or ""]
+        sources = [options.model_name_or_path, options.tokenizer_id or "", *data]
+        sources.append(folder_and_split(options.eval_dataset or "")[0])
         sources += [str(checkpoint.folder)] if checkpoint else []
         checks.append(partial(check_sources, output_dir, sources))
     checks.append(partial(check_optimizer, options.optimizer))
