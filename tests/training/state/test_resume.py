@@ -329,6 +329,19 @@ def test_changed_option_is_refused_reported_or_free_by_its_own_rule(rule: str, t
         assert all(message in line or "hardness_strength" in line for line in lines)
 
 
+def test_auto_is_no_change_and_another_precision_is_named_with_the_settled_one(tmp_path: Path) -> None:
+    options = TrainOptions(output_dir="o", batch_size=3, finetune_type="lora").resolved().model_dump()
+    (tmp_path / "training_config.json").write_text(json.dumps(options | {"dtype": "bfloat16"}), encoding="utf-8")
+    engine = {"dtype": "bfloat16", "attention": "packed"}
+    for before in ("auto", "bfloat16"):
+        checkpoint = Checkpoint(tmp_path, {"options": options | {"dtype": before}, "engine": engine})
+        assert (
+            compare_settings(checkpoint, options) == compare_settings(checkpoint, options | {"dtype": "bfloat16"}) == []
+        )
+        (line,) = compare_settings(checkpoint, options | {"dtype": "float32"})
+        assert "`dtype` is 'float32' from here on, and was 'bfloat16'" in line
+
+
 def test_other_data_is_refused(
     killed: Path, tiny_bert: str, write_jsonl: Callable[..., Path], rows: list[Any], capsys: pytest.CaptureFixture
 ) -> None:
