@@ -18,6 +18,7 @@ INLINE = set(
 )
 INLINE |= set("s samp small span strike strong sub sup time tt u var wbr -text".split())
 UNSEEN = set("script style template noscript head title rt rp rtc annotation annotation-xml".split())
+UNSEEN |= set("del s strike".split())  # what its author took back
 ITEM = "\n- "
 
 # Tags as they stand in exports of Moodle, Anki, WordPress and wikis. `List<String>`, `a < b` and `<stdio.h>` are none.
@@ -27,7 +28,7 @@ _PAIRED = (
 )
 _TAG = re.compile(rf"</(?:{_PAIRED})\s*>|<(?:br|hr|img|wbr)\b[^<>]*>|<(?:p|li|div|span|a)(?:\s[^<>]*)?>", re.I)
 _ENTITY = re.compile(r"&(?:[a-z][a-z0-9]{1,30}|#\d{2,7}|#x[0-9a-f]{2,6});", re.I)
-_TEX = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*(.*)\}$", re.S)
+_STYLE = re.compile(r"\{\\(?:displaystyle|textstyle)\b")
 _SIMPLE = re.compile(r"[+\-−–]?[\w.,]+[+\-−–]?|[+\-−–*′″°]")
 _ORDINAL = re.compile(r"st|nd|rd|th|er|re|ème|eme|º|ª|TM|®|™|℠|SM")
 Step = LexborNode | str | Callable[[], None]
@@ -205,7 +206,9 @@ def _is_formula(image: LexborNode) -> bool:
 
 
 def _formula(tex: str) -> str:
-    return _TEX.sub(r"\1", tex.strip()).strip()
+    tex = tex.strip()
+    style = _STYLE.match(tex)
+    return tex[style.end() : -1].strip() if style and tex.endswith("}") else tex
 
 
 def _of_math(node: LexborNode) -> str:

@@ -14,31 +14,40 @@ from itertools import groupby
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from embedrag.data.markup import text_of
 from embedrag.datagen.crawl.politeness import PageError
 from embedrag.datagen.glossary.column_names import NO_TERM, NOTE, REFERENCE_ONLY, WEAK, columns_of
 from embedrag.datagen.glossary.tables import bare
 
 Pair = tuple[str, str]
+Cell = tuple[LexborNode, str]  # a cell of a table, and its text
 
 TERM_CHARACTERS = (2, 100)
 DEFINITION_CHARACTERS = (20, 2000)  # a character of Chinese, Japanese or Korean counts as two
 DEPTH = 6  # lists and tables inside each other; a glossary has fewer, and each level reads the same text again
 MOST_NESTED = 2000
-_BOX = re.compile(r"<(/?)(?:div|dl|ul|ol|table|section|article|blockquote|center|main|fieldset|details|pre)\b", re.I)
+LONGEST = 100_000  # characters before spaces are counted as one; a longer text is not even cleaned
+_TAG = re.compile(r"<(/?)([a-z][a-z0-9-]*)", re.I)
+# Tags that authors may leave open, and tags without an end.
+_OPEN = set("p li dt dd tr td th thead tbody tfoot option optgroup colgroup caption rb rt rp body html head".split())
+_OPEN |= set("area base br col embed hr img input link meta param source track wbr".split())
 _SKIPPED_TAGS = set("script style noscript template head nav footer aside select svg iframe".split())
 _SKIPPED_CLASSES = set(
     "reference mw-editsection noprint navbox hatnote toc reflist references mw-empty-elt mw-cite-backlink metadata "
-    "ambox sidebar infobox catlinks mw-jump-link visually-hidden sr-only hidden".split()
+    "ambox sidebar infobox catlinks mw-jump-link visually-hidden sr-only hidden headerlink permalink anchor-link "
+    "anchorjs-link heading-anchor external-link-icon octicon".split()
 )
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
-_INLINE = set("a abbr b bdi bdo cite code data dfn em font i img kbd mark q rb ruby s samp small span strong".split())
-_INLINE |= set("sub sup time tt u var wbr rt rp big del ins math -text".split())
 _BOLD = {"b", "strong", "dfn"}
 _LINE = re.compile(
     r"^(?P<mark>\*\*|__)?(?P<term>[^:：\n]{1,100}?):?(?:\*\*|__)?"
     r"\s*(?::\s|：|\s[–—-]{1,2}\s|——)\s*(?P<rest>\S.*)$"
 )
 _COUNTED = re.compile(r"^(?:[-*•·]\s+)?(?:\(?\d{1,3}[.)](?!\d)\s*|[①-⑳]\s*)?")  # the bullet or number of a line
+# Hyphens that are not shown, marks of direction, spaces without width. Joiners stay: Persian and Hindi need them.
+_INVISIBLE = dict.fromkeys(
+    [0xAD, 0x200B, 0xFEFF, 0x2060, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+)
 _RUN = 3  # plain lines that a glossary must have
 _SEPARATOR = re.compile(r"^\s*(?::\s*|：\s*|[–—-]{1,2}\s+|——\s*)")
 
@@ -72,6 +81,7 @@ def extract(html: str) -> list[Pair]:
             found += rows
             inside = inside or bool(rows)
         elif tag in ("p", "li") and not inside:
+            inside = tag == "p"  # a paragraph in a paragraph would be read again with each of those around it
             text = _clean(_text(node, without=("ul", "ol") if tag == "li" else ()))
             if text:
                 pairs, certain = _of_line(node, text)
@@ -92,7 +102,9 @@ def _plain(lines: list[tuple[list[Pair], bool]]) -> Iterator[Pair]:
 
 def _deepest(html: str) -> int:
     depth = deepest = 0
-    for match in _BOX.finditer(html):
+    for match in _TAG.finditer(html):
+        if match[2].lower() in _OPEN:
+            continue
         depth = max(0, depth - 1) if match[1] else depth + 1
         deepest = max(deepest, depth)
     return deepest
@@ -102,7 +114,9 @@ def tidy(pairs: Iterable[Pair]) -> list[Pair]:
     """Clean terms and definitions; drop the too short and too long ones, mere references and repeats."""
     kept: dict[Pair, Pair] = {}
     for term, definition in pairs:
-        term = _clean(term).strip(" :：–—-*•·")
+        if len(term) > LONGEST or len(definition) > LONGEST:
+            continue
+        term = _clean(term).strip(" :：–—-*•·¶↗")
         definition = re.sub(r"^[:：–—]\s*", "", _clean(definition)).strip("* ")
         fits = TERM_CHARACTERS[0] <= _width(term) and len(term) <= TERM_CHARACTERS[1]
         fits &= DEFINITION_CHARACTERS[0] <= _width(definition) and len(definition) <= DEFINITION_CHARACTERS[1]
@@ -141,28 +155,12 @@ def _is_hidden(node: LexborNode) -> bool:
 
 
 def _text(node: LexborNode, without: tuple[str, ...] = ()) -> str:
-    """Visible text, with spaces around boxes but not around inline elements; without the tags of `without`."""
-    parts: list[str] = []
-    todo: list[LexborNode | str] = [node]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, str):
-            parts.append(item)
-        elif item.tag == "-text":
-            parts.append(item.text_content or "")
-        elif item.tag == "img" and "mwe-math" in (item.attributes.get("class") or ""):
-            formula = (item.attributes.get("alt") or "").strip()
-            parts.append(re.sub(r"^\{\\displaystyle\s*(.*)\}$", r"\1", formula, flags=re.S).strip())
-        elif item is node or item.tag not in without:
-            inline = item.tag in _INLINE
-            todo += [] if inline else [" "]
-            todo += reversed(list(_children(item)))
-            parts += [] if inline else [" "]
-    return "".join(parts)
+    """Text that a reader sees, without the tags of `without`."""
+    return text_of(node, without, _children)
 
 
 def _clean(text: str) -> str:
-    text = NOTE.sub("", text.replace("\u00ad", "").replace("\u200b", "").replace("\ufeff", ""))
+    text = NOTE.sub("", text.translate(_INVISIBLE))
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Zs", "Zl", "Zp") else c for c in text)
     return re.sub(r"\s+([,.;)])", r"\1", " ".join(text.split()))
 
@@ -192,36 +190,40 @@ def _of_table(node: LexborNode) -> Iterator[Pair]:
     """Rows below a heading that names a term and a definition; or all rows, if each has a heading and one cell."""
     rows = list(_rows(node))
     columns = (0, 1) if len(rows) >= _RUN and all(_is_headed(cells) for cells in rows) else None
+    last: Pair | None = None
     for number, cells in enumerate(rows):
-        texts = [_clean(_text(cell, without=("table",))) for cell in cells]
+        texts = [text for _, text in cells]
         if columns:
-            if len(texts) > max(columns):
-                yield texts[columns[0]], texts[columns[1]]
+            found = (texts[columns[0]], texts[columns[1]]) if len(texts) > max(columns) else None
+            if found and found != last:
+                yield found
+            last = found
         elif number < 3:
             places, ranks = columns_of(texts) or (None, (0, 0))
             # Tables of any kind may have the headings "name" and "description".
             columns = places if any(rank % 3 != WEAK for rank in ranks) else None
 
 
-def _is_headed(cells: list[LexborNode]) -> bool:
-    return len(cells) == 2 and cells[0].attributes.get("scope") == "row" and cells[1].tag == "td"
+def _is_headed(cells: list[Cell]) -> bool:
+    return len(cells) == 2 and cells[0][0].attributes.get("scope") == "row" and cells[1][0].tag == "td"
 
 
-def _rows(table: LexborNode) -> Iterator[list[LexborNode]]:
-    """Cells of a table, row by row. A cell that spans several rows or columns is repeated."""
+def _rows(table: LexborNode) -> Iterator[list[Cell]]:
+    """Cells of a table and their texts, row by row. A cell that spans several rows or columns is repeated."""
     groups = [child for child in _children(table) if child.tag in ("thead", "tbody", "tfoot")]
     lines = [row for group in [*groups, table] for row in _children(group) if row.tag == "tr"]
-    hanging: dict[int, tuple[int, LexborNode]] = {}
+    hanging: dict[int, tuple[int, Cell]] = {}
     for line in lines:
-        row: list[LexborNode] = []
+        row: list[Cell] = []
         cells = [cell for cell in _children(line) if cell.tag in ("td", "th")]
         while cells or len(row) in hanging:
             if len(row) in hanging:
                 rest, cell = hanging.pop(len(row))
                 span = 1
             else:
-                cell = cells.pop(0)
-                rest, span = _span(cell, "rowspan", 1000), _span(cell, "colspan", 50)
+                node = cells.pop(0)
+                cell = (node, _clean(_text(node, without=("table",))))
+                rest, span = _span(node, "rowspan", 1000), _span(node, "colspan", 50)
             for _ in range(span):
                 if rest > 1:
                     hanging[len(row)] = (rest - 1, cell)
@@ -233,7 +235,7 @@ def _rows(table: LexborNode) -> Iterator[list[LexborNode]]:
 
 def _span(cell: LexborNode, name: str, most: int) -> int:
     text = cell.attributes.get(name) or "1"
-    return min(int(text), most) if text.isdecimal() and int(text[:6]) else 1
+    return min(int(text[:6]), most) if text.isdecimal() and int(text[:6]) else 1
 
 
 def _of_line(node: LexborNode, text: str) -> tuple[list[Pair], bool]:

@@ -194,6 +194,8 @@ class Fetcher:
                 self._left[url.host] = f"{error}; {url.host} asks to wait {error.wait:.0f} s"
                 raise PageError(self._left[url.host]) from None
             raise
+        except (OSError, ValueError, OverflowError) as error:  # of the system, for an address that nobody foresaw
+            raise PageError(f"can't be requested: {error}") from None
 
     async def _exchange(self, url: httpx.URL, kinds: Collection[str]) -> Page:
         """Send a request to the addresses that were checked, and to no other."""

@@ -25,7 +25,8 @@ from embedrag.runtime.console import console, now
 
 SITEMAP_DEPTH = 3
 SITEMAP_PAGES = 1000
-_LOC = re.compile(r"<loc>\s*(?:<!\[CDATA\[)?\s*([^<>\s]{1,2000})\s*(?:\]\]>)?\s*</loc>", re.I)
+_LOC = re.compile(r"<loc>(.{1,2100}?)</loc>", re.I | re.S)
+_ODD = (ValueError, OverflowError, LookupError, RecursionError)  # what parsers raise on pages that nobody foresaw
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Crawl:
                 if entry is None:
                     try:
                         found = [pair for pair in extract(text) if pair_key(pair) not in self._seen]
-                    except PageError as error:
+                    except (PageError, *_ODD) as error:
                         self._fail(name, error)
                         continue
                     entry = {"url": url, "time": now(), "pairs": spread(found, min(each, room)), "found": len(found)}
@@ -102,8 +103,9 @@ class Crawl:
                 if room <= 0:
                     return
 
-    def _fail(self, name: str, error: PageError) -> None:
-        self.pages.append(PageReport(name[:200], None, str(error), failed=True))
+    def _fail(self, name: str, error: Exception) -> None:
+        reason = str(error) if isinstance(error, PageError) else f"can't be read ({type(error).__name__}: {error})"
+        self.pages.append(PageReport(name[:200], None, reason, failed=True))
 
     def _is_new(self, name: str) -> bool:
         """Whether the page was not asked for before in this run."""
@@ -158,10 +160,10 @@ class Crawl:
                     if page.kind in HTML or "<html" in text[:2000].lower():
                         yield name, page.url, text
                         continue
-                    links = [html.unescape(link) for link in _LOC.findall(text)][:SITEMAP_PAGES]
+                    links = links_of(text)
                     entry = {"url": page.url, "links": links}
                     self._state.keep(name, **entry)
-            except PageError as error:
+            except (PageError, *_ODD) as error:
                 self._fail(name, error)
                 continue
             if "links" not in entry:
@@ -172,6 +174,22 @@ class Crawl:
             todo.extendleft((link, depth + 1) for link in reversed(links))
             note = f"sitemap: {len(links)} of {len(entry['links'])} URLs (those of its own host)"
             self.pages.append(PageReport(name, None, note))
+
+
+def links_of(sitemap: str) -> list[str]:
+    """The URLs that a sitemap names.
+
+    >>> links_of("<loc> https://a.example/?x=1&amp;y=2 </loc><loc><![CDATA[https://b.example/]]></loc><loc></loc>")
+    ['https://a.example/?x=1&y=2', 'https://b.example/']
+    """
+    links = []
+    for match in _LOC.finditer(sitemap):
+        link = match[1].strip()
+        if link.startswith("<![CDATA["):
+            link = link.removeprefix("<![CDATA[").removesuffix("]]>").strip()
+        if link and not re.search(r"[\s<>]", link):
+            links.append(html.unescape(link))
+    return links[:SITEMAP_PAGES]
 
 
 def spread(pairs: Sequence[Any], most: int) -> list[Any]:

@@ -19,7 +19,22 @@ import httpx
 
 AGENT = "EmbedRAG"  # the name that robots.txt is asked about, and the first word of the user agent
 LONGEST_DELAY = 60.0  # seconds between requests; a host that asks for more is not read
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# IPv6 addresses with an IPv4 address in their last 32 bits: compatible, translated, NAT64.
+_WITH_IPV4 = [ipaddress.ip_network(text) for text in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96")]
+_ISATAP = (0x00005EFE, 0x02005EFE)  # the third 32 bits of an IPv6 address that has an IPv4 address in the last 32
+# Public by Python's list, and not public: NAT64 of a network's own, site-local, routes of SRv6, examples, relays of
+# 6to4, and the address at which Azure answers its own machines.
+_PRIVATE = [
+    ipaddress.ip_network(text)
+    for text in (
+        "64:ff9b:1::/48",
+        "fec0::/10",
+        "5f00::/16",
+        "3fff::/20",
+        "192.88.99.0/24",
+        "168.63.129.16/32",
+    )
+]
 
 
 class PageError(Exception):
@@ -46,7 +61,8 @@ def check_url(text: str) -> httpx.URL:
     """The URL without its fragment.
 
     Raises:
-        PageError: when it is not http or https, has no host, or has a password (the output would show it).
+        PageError: when it is not http or https, has no host, has a port that no machine has, or has a password (the
+            output would show it).
 
     >>> str(check_url("https://Example.org/a#b"))
     'https://example.org/a'
@@ -60,6 +76,8 @@ def check_url(text: str) -> httpx.URL:
         raise PageError(f"{url.scheme or 'no'} scheme: only http and https are read")
     if not host:
         raise PageError("no host in the URL")
+    if url.port is not None and not 0 < url.port < 65536:
+        raise PageError(f"port {url.port} does not exist")
     if url.userinfo:
         raise PageError("a URL with user name or password is not read")
     return url
@@ -72,15 +90,17 @@ def is_public(address: str) -> bool:
     [True, False, False, False, False]
     >>> is_public("64:ff9b::7f00:1"), is_public("2606:4700::1111")
     (False, True)
+    >>> [is_public(a) for a in ("::127.0.0.1", "::ffff:0:7f00:1", "64:ff9b:1::7f00:1", "fec0::1", "168.63.129.16")]
+    [False, False, False, False, False]
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
+        if any(ip in network for network in _WITH_IPV4) or (int(ip) >> 32 & 0xFFFFFFFF) in _ISATAP:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _PRIVATE)
 
 
 async def resolve(host: str, port: int) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from embedrag.datagen.crawl.extract import extract
+from embedrag.datagen.crawl.pages import links_of
 from embedrag.datagen.crawl.politeness import PageError
 
 
@@ -165,3 +168,101 @@ def test_broken_markup_gives_nothing_and_no_error(html: str) -> None:
 def test_markup_nested_without_end_is_refused_at_once() -> None:
     with pytest.raises(PageError, match="nested"):
         extract("<dl><dt>a<dd>" * 100_000)
+
+
+def of(definition: str, term: str = "Volt") -> list[tuple[str, str]]:
+    return extract(f"<dl><dt>{term}</dt><dd>{definition}</dd></dl>")
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("About 3 × 10<sup>8</sup> m/s in a vacuum", "About 3 × 10^8 m/s in a vacuum"),
+        ("A mass of 10<sup>−31</sup> kg at rest, more or less", "A mass of 10^−31 kg at rest, more or less"),
+        ("Water, which is H<sub>2</sub>O, and not much else", "Water, which is H2O, and not much else"),
+        ("The voltage V<sub>CE</sub> of a transistor in use", "The voltage V_CE of a transistor in use"),
+        ("The 2<sup>nd</sup> law of the thermodynamics here", "The 2nd law of the thermodynamics here"),
+        ("A unit of potential<sup>[1]</sup><sup>[a]</sup> of charge", "A unit of potential of charge"),
+        (
+            '<math><mi>E</mi><annotation encoding="application/x-tex">{\\displaystyle E}</annotation></math>, its '
+            "energy in joule",
+            "E, its energy in joule",
+        ),
+        ("A price of <del>12</del><ins>15</ins> units, since the summer", "A price of 15 units, since the summer"),
+        ("Un&shy;it of elec\u00adtric&nbsp;potential &amp; more", "Unit of electric potential & more"),
+        ("Left\u200e-to\u2060-right \u202aunit\u202c of potential", "Left-to-right unit of potential"),
+        ("می\u200cخواهم و نمی\u200cروم از این خانه", "می\u200cخواهم و نمی\u200cروم از این خانه"),
+        ("first line<br>second line of the text", "first line second line of the text"),
+        ('A definition with a <a href="x">link</a><span class="octicon">↗</span>.', "A definition with a link."),
+    ],
+)
+def test_text_keeps_the_meaning_that_its_markup_has(markup: str, text: str) -> None:
+    assert of(markup) == [("Volt", text)]
+
+
+@pytest.mark.parametrize(
+    ("markup", "term"),
+    [
+        ("<ruby>抵抗<rt>ていこう</rt></ruby>", "抵抗"),
+        ("<ruby>漢<rp>(</rp><rt>かん</rt><rp>)</rp>字<rp>(</rp><rt>じ</rt><rp>)</rp></ruby>", "漢字"),
+        ('Volt<a class="headerlink" href="#volt">¶</a>', "Volt"),
+        ('Volt <a class="permalink" href="#volt">#</a>', "Volt"),
+        ("Volt¶", "Volt"),
+        ("CO<sub>2</sub>", "CO2"),
+    ],
+)
+def test_term_is_what_a_reader_calls_it(markup: str, term: str) -> None:
+    assert of("The unit of electric potential.", markup) == [(term, "The unit of electric potential.")]
+
+
+def steps(html: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many elements are looked at, and how many thousands of characters are cleaned."""
+    from embedrag.datagen.crawl import extract as module
+
+    count = 0
+    children, clean = module._children, module._clean
+
+    def counted(node: Any) -> Any:
+        nonlocal count
+        for child in children(node):
+            count += 1
+            yield child
+
+    def cleaned(text: str) -> str:
+        nonlocal count
+        count += len(text) // 1000
+        return clean(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_children", counted)
+        patch.setattr(module, "_clean", cleaned)
+        extract(html)
+    return count
+
+
+HOSTILE = {
+    "objects in paragraphs": lambda n: "<p><object>x" * n,
+    "buttons in paragraphs": lambda n: "<p><button>x</x>" * n,
+    "cells over many rows": lambda n: (
+        "<table><tr><th>term<th>definition<tr>"
+        + f"<td rowspan=1000 colspan=50>{'word ' * 100 * n}" * 4
+        + "<tr>" * n
+        + "</table>"
+    ),
+    "items": lambda n: "<ul>" + "<li><b>Term</b>: text " * n + "</ul>",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_work_for_a_page_grows_as_its_length(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (steps(HOSTILE[kind](n), monkeypatch) for n in (40, 160))
+    assert large <= 5 * small + 50, (small, large)
+
+
+def test_pages_that_once_took_days_end_at_once() -> None:
+    long = " " * 100_000
+    assert links_of(f"<loc>{long}x") == [] and links_of("<loc>" * 10_000) == []
+    assert extract(f'<dl><dt>Volt<dd><img class="mwe-math-fallback-image" alt="{{\\displaystyle{long}x"></dl>') == []
+    with pytest.raises(PageError, match="nested too deeply"):
+        extract("<object>" * 4000)
+    assert extract(f"<table><tr><th>term<th>definition<tr><td rowspan={'9' * 5000}>a<td>b</table>") == []

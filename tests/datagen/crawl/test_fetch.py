@@ -7,8 +7,10 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embedrag.datagen.crawl import politeness
+from embedrag.datagen.crawl import fetch, politeness
 from embedrag.datagen.crawl.politeness import PageError
 from tests.datagen.crawl.server import PAGE, Clock, Handler, Site, fetcher
 
@@ -44,6 +46,8 @@ def test_redirect_to_what_is_not_http_is_refused(site: Site, clock: Clock) -> No
         "http://u:p@h/": "password",
         "mailto:me@example.org": "only http",
         "http://h:x/": "not a URL",
+        "http://h:99999/": "port 99999 does not exist",
+        "http://h:0/": "port 0 does not exist",
     }.items():
         site.page("/go", "", status=302, Location=target)
         assert reason in refusal(clock, site.url("/go"))
@@ -53,6 +57,47 @@ def test_private_address_is_refused(clock: Clock, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("EMBEDRAG_CRAWL_ALLOW_PRIVATE", raising=False)
     for host in ("localhost", "169.254.169.254", "[::1]", "2130706433", "[::ffff:127.0.0.1]", "0.0.0.0"):
         assert "private address" in refusal(clock, f"http://{host}:1/"), host
+
+
+PRIVATE = (
+    "10.1.2.3 100.64.0.1 127.0.0.1 169.254.169.254 168.63.129.16 192.88.99.1 224.0.0.1 ::1 :: ::127.0.0.1 "
+    "::ffff:10.0.0.1 ::ffff:0:7f00:1 64:ff9b::7f00:1 64:ff9b:1::7f00:1 2002:7f00:1:: "
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2 "
+    "fec0::1 fc00::1 fe80::1 ff02::1 2a00::5efe:a00:1 2a00::200:5efe:a00:1 5f00::1 3fff::1 2001:db8::1 fe80::1%eth0"
+)
+PUBLIC = "93.184.216.34 168.63.129.17 2606:4700::1111 64:ff9b::5db8:d822 2002:5db8:d822::1 2a00::5efe:5db8:d822"
+
+
+def test_addresses_that_do_not_belong_to_the_public_network() -> None:
+    assert [address for address in PRIVATE.split() if politeness.is_public(address)] == []
+    assert [address for address in PUBLIC.split() if not politeness.is_public(address)] == []
+
+
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.builds(
+            "{}://{}{}:{}/{}".format,
+            st.sampled_from(["http", "https", "HTTP", "ftp", "javascript", ""]),
+            st.sampled_from(["", "u:p@", "@"]),
+            st.text(alphabet="a.-_[]%:\x00é。０٣xn", max_size=70),
+            st.one_of(st.integers(-1, 10**30).map(str), st.text(max_size=4)),
+            st.text(max_size=5),
+        ),
+    )
+)
+def test_no_url_ends_a_crawl(url: str) -> None:
+    """Each URL is read, or refused with a reason; the look-up of names is left out."""
+
+    async def nowhere(host: str, port: int) -> list[str]:
+        if port > 65535:
+            raise OverflowError("port must be 0-65535")
+        raise ValueError("embedded null byte")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "resolve", nowhere)
+        with pytest.raises(PageError):
+            fetcher(Clock()).get(url)
 
 
 def test_redirect_to_a_private_address_is_refused(site: Site, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
