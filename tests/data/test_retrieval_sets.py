@@ -211,6 +211,12 @@ def test_splits_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
     assert caught.value.argument == "eval_dataset"
 
 
+@pytest.mark.parametrize("name", ["relevance_pairs.jsonl", "questions.jsonl", "docs_train.jsonl", "data/a.jsonl"])
+def test_a_folder_of_rows_is_no_set(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, {name: '{"query": "a", "pos": "b"}\n'}) / Path(name).parent
+    assert load_retrieval_dataset(folder).queries == ["a"]
+
+
 def test_corpus_and_queries_of_the_split_are_taken(tmp_path: Path) -> None:
     files = {f"queries/{split}.tsv": f"q1\tasked in {split}\n" for split in ("dev", "test")}
     files |= {f"qrels/{split}.tsv": "q1 d1 1\n" for split in ("dev", "test")}

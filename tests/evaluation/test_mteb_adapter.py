@@ -16,12 +16,16 @@ import pytest
 
 from embedrag.cli import main
 from embedrag.commands.mteb import MtebOptions
+from embedrag.data.retrieval_dataset import load_retrieval_dataset
 from embedrag.errors import UserError
+from embedrag.evaluation.evaluator import score as score_set
 from embedrag.evaluation.metrics import ndcg
 from embedrag.evaluation.mteb_adapter import MtebModel, find_tasks, fingerprint, mteb_name, score, table
 from embedrag.models.encoder import Encoder
 from embedrag.models.load import load_model
 from embedrag.options.parsing import parse
+from tests.data.test_retrieval_dataset import write_beir
+from tests.evaluation.test_evaluator import Fixed
 
 QUERIES, PASSAGES, PROMPT = 20, 60, "Instruct: find the page about it\nQuery: "
 NAMES = "frog heron reed pond stone rain sun reel lamp diode".split()
@@ -183,6 +187,35 @@ def test_ndcg_of_mteb_is_ours(model: str, request: pytest.FixtureRequest) -> Non
 
 
 @pytest.mark.usefixtures("known")
+def test_figures_of_a_set_like_arguana_are_those_of_mteb(tmp_path: Path) -> None:
+    """Queries are passages under the same id, some judged ids lead nowhere, and some passages are there twice."""
+    pytest.importorskip("mteb", reason="the extra mteb is not installed (Python 3.11 or newer)")
+    from mteb._evaluators import RetrievalEvaluator
+
+    draw = np.random.default_rng(0)
+    vectors = {f"text {number}": draw.standard_normal(8) for number in range(50)}
+    passages = {f"d{number}": f"text {number % 45}" for number in range(60)}
+    queries = {f"d{number}": f"text {number}" for number in range(12)}
+    qrels = [(query, f"d{place}", int(draw.integers(1, 3))) for query in queries for place in draw.permutation(80)[:4]]
+    qrels = [(query, passage, grade) for query, passage, grade in qrels if query != passage]
+    data = load_retrieval_dataset(write_beir(tmp_path / "set", queries, passages, [*qrels, ("gone", "d1", 1)]))
+    ours = score_set(Fixed(vectors), data, [1, 3, 10])
+    unit = {text: vector / np.linalg.norm(vector) for text, vector in vectors.items()}
+    run = {
+        query: {name: float(unit[text] @ unit[other]) for name, other in passages.items()}
+        for query, text in queries.items()
+    }
+    judged: dict[str, dict[str, int]] = {}
+    for query, passage, grade in qrels:
+        judged.setdefault(query, {})[passage] = grade
+    theirs = RetrievalEvaluator.evaluate(None, judged, run, [1, 3, 10], ignore_identical_ids=True)
+    for name, means in (("ndcg", theirs.ndcg), ("recall", theirs.recall), ("map", theirs.map), ("mrr", theirs.mrr)):
+        for key, value in means.items():
+            k = key.rsplit("@", 1)[1]
+            assert ours.metrics[f"{name}@{k}"].mean() == pytest.approx(value, abs=6e-6), key  # mteb rounds some
+    assert data.own and data.missing and 0 < ours.metrics["ndcg@10"].mean() < 1
+
+
 def test_query_prompt_and_adapter_change_the_scores(tiny_bert: str, prompted: str, adapter: str) -> None:
     plain, with_prompt, with_adapter = (by_mteb(folder) for folder in (tiny_bert, prompted, adapter))
     assert abs(plain - with_prompt) > 1e-3

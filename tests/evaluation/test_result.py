@@ -130,6 +130,18 @@ def test_wrong_argument_is_named(tiny_bert: str, rows: Path, arguments: dict[str
     assert message in str(error.value)
 
 
+def test_split_is_named_behind_the_folder(tiny_bert: str, folder: Path, tmp_path: Path, capsys) -> None:
+    """Each of two sets has a split of its own, and nothing is written into a folder that is named with a split."""
+    (folder / "qrels" / "dev.tsv").write_text((folder / "qrels" / "test.tsv").read_text())
+    words = ["evaluate", "--model", tiny_bert, "--data", f"{folder}@dev", "--output"]
+    assert main([*words, str(folder / "qrels" / "dev.tsv"), "--overwrite"]) == 2
+    assert "lies in a folder that is read" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "out.json")]) == 0
+    assert f"from {folder}@dev" in capsys.readouterr().out
+    assert main(["evaluate", "--model", tiny_bert, "--data", f"{folder}@train"]) == 2
+    assert "has no split train; there is dev, test" in capsys.readouterr().err
+
+
 def test_missing_files_are_reported_together() -> None:
     with pytest.raises(UserError) as error:
         evaluate("./none", "./nothing", baseline="./no_base", general_data="./nothing_either")

@@ -51,10 +51,11 @@ class SetFiles:
 
 
 def is_set(folder: Path) -> bool:
-    """Whether a path is a folder with a corpus and queries or judgements, or with judgements alone."""
+    """Whether a path is a folder with two parts of a set, with corpus.jsonl, or with a part that is called qrels."""
     found = _parts(folder)
-    named = any(file.name == CORPUS for file in found["corpus"])
-    return bool(found["judgements"] or (found["corpus"] and found["queries"]) or named)
+    names = {_words(without_compression(file).relative_to(folder).parts[0])[0] for file in found["judgements"]}
+    corpus = any(without_compression(file).name == CORPUS for file in found["corpus"])
+    return corpus or "qrels" in names or sum(map(bool, found.values())) > 1
 
 
 def corpus_files(folder: Path) -> list[Path]:
@@ -100,7 +101,7 @@ def split_of(file: Path) -> str:
     >>> [split_of(Path(name)) for name in ("qrels.tsv", "topics.miracl-v1.0-ko-dev.tsv", "qrels/qrels.trec.gz")]
     ['', 'dev', '']
     """
-    words = re.split(r"[-_.]", SHARD.sub("", _stem(file)).casefold())
+    words = _words(SHARD.sub("", _stem(file)))
     if words[-1] in SPLITS:
         return words[-1]
     known = {word for words in PARTS.values() for word in words}
@@ -115,8 +116,8 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     except OSError:  # a name that is too long; reading the rows will report it
         tops = []
     for top in tops:
-        words = re.split(r"[-_.]", _stem(top).casefold() if top.is_file() else top.name.casefold())
-        part = next((part for part in ("judgements", "queries", "corpus") if set(words) & set(PARTS[part])), None)
+        words = set(_words(_stem(top) if top.is_file() else top.name))
+        part = next((part for part in ("judgements", "queries", "corpus") if words & set(PARTS[part])), None)
         if part:
             found[part] += _files(top)
     if not found["judgements"] and found["corpus"] and found["queries"]:
@@ -138,6 +139,10 @@ def _is_read(file: Path) -> bool:
     plain = without_compression(file)
     note = file.name.startswith(".") or plain.stem.casefold() in ("readme", "license")
     return plain.suffix.lower() in ENDINGS and not note and (plain == file or not plain.exists())
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[-_.]", name.casefold())
 
 
 def _stem(file: Path) -> str:
