@@ -30,7 +30,7 @@ from embedrag.data.text import PASSAGE, QUERY, identity
 from embedrag.data.token_store import TokenStore, load_store
 from embedrag.errors import RunError, UserError
 from embedrag.runtime.cache import keep, open_kept
-from embedrag.runtime.files import disk_error, write_vectors
+from embedrag.runtime.files import disk_error, write_npy
 
 FORMAT = 6
 TEXTS_PER_CALL = 2048
@@ -257,7 +257,8 @@ def _write(folder: Path, read: Read, prompts: Sequence[Prompts], index: _Index, 
         "known_positives": known,
     }
     for name, values in arrays.items():
-        write_vectors(folder / f"{name}.npy", [values], values.shape, values.dtype.str)
+        with (folder / f"{name}.npy").open("wb") as file:
+            write_npy(file, [values], values.shape, values.dtype.str)
     crc = zlib.crc32(arrays["text_offsets"].tobytes(), crc)
     meta = {"sources": index.sources, "tokens_crc": crc, "largest_id": int(largest), "report": index.report}
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")

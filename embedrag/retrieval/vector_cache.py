@@ -17,7 +17,7 @@ from embedrag.errors import RunError
 from embedrag.models.encoder import Encoder
 from embedrag.runtime.cache import keep, open_kept
 from embedrag.runtime.console import console
-from embedrag.runtime.files import write_vectors
+from embedrag.runtime.files import write_npy
 
 FILE = "vectors.npy"
 TOLERANCE = 1e-3  # of a squared length, around 1
@@ -60,8 +60,9 @@ def cached_vectors(encoder: Encoder, texts: Sequence[str], role: str, cache: Pat
     name, shape = f"vectors-{digest.hexdigest()[:24]}", (len(texts), encoder.dimension)
 
     def make(folder: Path) -> None:
-        with console.progress(len(texts), "text", desc="corpus", leave=False) as bar:
-            write_vectors(folder / FILE, _directions(encoder.blocks(texts, role, bar.update)), shape)
+        bar = console.progress(len(texts), "text", desc="corpus", leave=False)
+        with bar, (folder / FILE).open("wb") as file:
+            write_npy(file, _directions(encoder.blocks(texts, role, bar.update)), shape)
 
     def open_(folder: Path) -> np.ndarray:
         vectors: np.ndarray = np.lib.format.open_memmap(folder / FILE, mode="r")

@@ -155,7 +155,7 @@ def atomic_file(target: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str = "<f4") -> None:
+def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: str = "<f4") -> None:
     """Write an .npy file from blocks of rows; it appears when it is whole.
 
     The file is written, not memory-mapped: on a full disk, writing to a mapped page would kill the program.
@@ -169,13 +169,18 @@ def write_vectors(target: Path, blocks: Iterable[np.ndarray], shape: tuple[int, 
     Raises:
         RunError: when the disk can't be written; `target` is then unchanged.
     """
+    with _opened(target, "wb") as file:
+        write_npy(file, blocks, shape, dtype)
+
+
+def write_npy(file: IO[bytes], blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: str = "<f4") -> None:
+    """The content of an .npy file; NumPy's own function does not say why it could not be written."""
     import numpy as np
 
-    with _opened(target, "wb") as file:
-        header = {"descr": dtype, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype).data)
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(np.ascontiguousarray(block, dtype).data)
 
 
 @contextmanager

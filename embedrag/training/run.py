@@ -24,6 +24,7 @@ from embedrag.training.setup import setup
 from embedrag.training.state.checkpoint import Checkpoint, forget_later
 from embedrag.training.state.resume import is_complete
 from embedrag.training.state.run_folder import claim_files, go_on, start_run
+from embedrag.training.state.trackers import without_tracebacks
 from embedrag.training.trainer import Trainer
 
 
@@ -72,7 +73,7 @@ def train(options: TrainOptions) -> RunResult:
         launch(options, count)
         return _result(options, output_dir)
     try:
-        with StopSignals() as stop:
+        with StopSignals() as stop, without_tracebacks():
             main = _run(options, output_dir, stop)
         if options.dry_run:
             return _result(options, output_dir)

@@ -7,7 +7,6 @@ not change it. Schedule, logs and checkpoints count optimizer steps.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import shutil
 import time
@@ -24,19 +23,19 @@ from torch.utils.data import DataLoader
 
 from embedrag.data.collator import Batch, Batches, SamplingSettings, steps_of_epoch
 from embedrag.errors import RunError, StoppedError
-from embedrag.models.artifacts import BEST_STEP, EVALUATION, METRICS
+from embedrag.models.artifacts import BEST_STEP, EVALUATION, METRICS, TENSORBOARD
 from embedrag.models.save import save_model
 from embedrag.runtime.console import console, now, say
 from embedrag.runtime.files import atomic_folder, write_atomic
 from embedrag.runtime.fsdp import gather_full
 from embedrag.runtime.random_state import random_state, set_random_state
 from embedrag.runtime.stop_signals import StopSignals
-from embedrag.training.config.options import TrainOptions
 from embedrag.training.run_context import RunContext
 from embedrag.training.state.checkpoint import Checkpoint, prune, read_tensors, restore_weights, write_state
 from embedrag.training.state.resume import engine_state
-from embedrag.training.state.run_folder import claim_files, claim_trackers, tracker_files
+from embedrag.training.state.run_folder import claim_files
 from embedrag.training.state.run_log import RunLog
+from embedrag.training.state.trackers import Trackers, tracker_names
 from embedrag.training.train_step import TrainStep
 from embedrag.training.validation import Validation
 
@@ -85,8 +84,8 @@ class Trainer:
             cpu=run.device.type == "cpu",
             # The encoder casts by itself; accelerate adds the loss scaler that float16 needs.
             mixed_precision="fp16" if run.dtype == torch.float16 else "no",
-            log_with=_trackers(options.log_with),
-            project_config=ProjectConfiguration(str(run.output_dir), logging_dir=str(run.output_dir / "runs")),
+            log_with=tracker_names(options.log_with),
+            project_config=ProjectConfiguration(str(run.output_dir), logging_dir=str(run.output_dir / TENSORBOARD)),
         )
         self.train_step = TrainStep(run, self.accelerator, self.total_steps)
         self.validation = Validation(run.evaluation, options.metric_for_best) if run.evaluation else None
@@ -96,14 +95,8 @@ class Trainer:
         earlier = self._restore(run.checkpoint, saved) if run.checkpoint and saved else None
         folder = run.output_dir if self.processes.main else None
         self.log = RunLog(folder, options.model_dump(), run.record.model_info, earlier)
-        before = tracker_files(run.output_dir)
-        self.accelerator.init_trackers(
-            options.run_name or "train",
-            config=_flat(options),
-            init_kwargs={"tensorboard": {"purge_step": self.state.global_step + 1}} if earlier else {},
-        )
-        if self.processes.main:
-            claim_trackers(run.output_dir, before)
+        first = self.state.global_step + 1
+        self.trackers = Trackers(self.accelerator, options, run.output_dir, self.processes.main, first)
         self._seed(saved)
 
     def _seed(self, saved: dict[str, Any] | None) -> None:
@@ -129,14 +122,13 @@ class Trainer:
             if self.stopped_early and self.state.done:  # ended within an epoch
                 self._close_epoch()
             self._finish()
-            summary = self.log.finish(True, **({"stopped_early": True} if self.stopped_early else {}))
+            summary = self._close(True)
         except BaseException:
             with contextlib.suppress(RunError):  # of a full disk: what happened first is the better reason
-                self.log.finish(False, **({"stopped_early": True} if self.stopped_early else {}))
+                self._close(False)
             raise
         finally:
             bar.close()
-            self.accelerator.end_training()
         if options.save_metrics and self.processes.main:
             claim_files(self.run.output_dir, METRICS)
             write_atomic(self.run.output_dir / METRICS, json.dumps(self._metrics(summary), indent=2))
@@ -145,6 +137,12 @@ class Trainer:
         skipped = f", {count} of {self.total_steps} steps were skipped" if count else ""
         loss = "none" if summary["final_loss"] is None else f"{summary['final_loss']:.4f}"
         say(f"done: loss {loss} after {seconds:.0f} s{skipped}; {final}")
+
+    def _close(self, completed: bool) -> dict[str, Any]:
+        """Close log files and trackers; returns the summary."""
+        summary = self.log.finish(completed, **({"stopped_early": True} if self.stopped_early else {}))
+        self.trackers.close()
+        return summary
 
     def _epoch(self, bar: Any) -> None:
         """Train the rest of the current epoch.
@@ -233,7 +231,7 @@ class Trainer:
         row, best = self.validation.measure(self.run.objective.encoder, self.processes, self.state.global_step, epoch)
         self.log.evaluation(row)
         values = {f"eval/{name}": value for name, value in row.items() if "@" in name or "score" in name}
-        self.accelerator.log(values, step=self.state.global_step)
+        self.trackers.log(values, step=self.state.global_step)
         name = self.validation.metric
         say(f"evaluation: step {self.state.global_step}, {name} {row[name]:.4f}{', the best so far' if best else ''}")
         if best:
@@ -366,7 +364,7 @@ class Trainer:
     def _track(self, row: dict[str, Any]) -> None:
         names = ("loss", "accuracy", "learning_rate", "grad_norm", "tokens_per_second", "padding_share")
         values = {f"train/{name}": row[name] for name in names if row[name] is not None}
-        self.accelerator.log(values, step=row["global_step"])
+        self.trackers.log(values, step=row["global_step"])
 
     def _metrics(self, summary: dict[str, Any]) -> dict[str, Any]:
         names = ("loss", "accuracy", "tokens_per_second", "peak_memory_bytes")
@@ -375,17 +373,3 @@ class Trainer:
 
 def _shown(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
-
-
-def _trackers(name: str) -> list[str]:
-    if name == "all":
-        return ["tensorboard", "wandb"] if importlib.util.find_spec("wandb") else ["tensorboard"]
-    return [name]
-
-
-def _flat(options: TrainOptions) -> dict[str, Any]:
-    """Options as TensorBoard takes them: numbers, texts and truth values."""
-    return {
-        name: value if isinstance(value, (int, float, str, bool)) else str(value)
-        for name, value in options.model_dump().items()
-    }

@@ -351,7 +351,7 @@ def test_full_disk_names_the_cache_and_what_to_do(rows, write_jsonl, cache, monk
     def full(*rest: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("embedrag.data.tokenization.write_vectors", full)
+    monkeypatch.setattr("embedrag.data.tokenization.write_npy", full)
     words = rf"{cache}/tokens-\w+: not written \(No space left.*MiB free.*`cache_dir`, or \$EMBEDRAG_CACHE"
     with pytest.raises(RunError, match=words):
         open_store([str(write_jsonl(rows))], Tokenizer(), "key", cache)
