@@ -45,7 +45,7 @@ from embedrag.models.quantization import (
 from embedrag.models.save import add_older_names
 from embedrag.runtime.console import now, say
 from embedrag.runtime.files import atomic_folder, check_folder, overlap, write_json
-from embedrag.runtime.paths import copy_code
+from embedrag.runtime.paths import belongs_to, copy_code
 from embedrag.weights.adapter_file import Adapter, read_adapter
 from embedrag.weights.adapter_targets import match_adapter
 from embedrag.weights.quantized_files import DequantizedFile, dequantized
@@ -55,6 +55,7 @@ from embedrag.weights.tensor_changes import TensorChange
 INDEX = "model.safetensors.index.json"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ORIGINAL, DEQUANTIZED = "original", "dequantized"
+TEXTS = {".jinja", ".json", ".md", ".model", ".txt"}
 ADAPTER = "lora_adapter_path"  # the argument's name, for messages
 
 
@@ -208,6 +209,8 @@ def merge(
     quantization = _quantization(base, source, merge_onto, quantization_bits, double_quantization)
     onto = merge_onto or (DEQUANTIZED if quantization else ORIGINAL)
     root = base.folder()
+    _check_links(root, "base_model_path", base.name)
+    _check_links(source, ADAPTER, str(lora_adapter_path))
     for whose, folder in (("base", root), ("adapter", source)):
         if overlap(output, folder):
             raise UserError(f"overlaps the {whose}'s folder {folder}; name another folder", "output_path", output_path)
@@ -243,6 +246,20 @@ def merge(
         write_json(folder / MERGE_CONFIG, record)
         write_card(folder, base.name, settings, record, results=training_section(source))
     return MergeReport(output, base.name, len(adapter.changes), onto, proof, record)
+
+
+def _check_links(folder: Path, argument: str, value: str) -> None:
+    """Refuse texts outside of a model's folder: they would go into the merged model, which people upload.
+
+    Links to weights are followed, because nothing but numbers can be read from these.
+
+    Raises:
+        UserError: a text file of the folder is a link out of it.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in TEXTS and path.is_symlink() and path.is_file() and not belongs_to(path, folder):
+            reason = f"{path.name} is a link to {path.resolve()}, out of the folder; if the file belongs there, copy it"
+            raise UserError(reason, argument, value)
 
 
 def make_plan(
@@ -291,7 +308,7 @@ def _write_model(plan: Plan, folder: Path) -> None:
     embedding_config = saved_embedding_config(source, base, ADAPTER)
     load_adapter_tokenizer(source, base, embedding_config, plan.trust_remote_code, ADAPTER).save(folder)
     add_older_names(folder)
-    embedding_config.write(folder, int(base.config.hidden_size))
+    embedding_config.write(folder, base.hidden_size)
     if settings := model_settings(source):
         write_json(folder / TRAINING_CONFIG, settings)
 

@@ -69,7 +69,7 @@ def load_backbone(
     compute_dtype = quantization.compute_dtype if quantization else dtype
     dtype = quantization.storage_dtype if quantization else dtype
     if given:
-        config.quantization_config = settings_of_given(base, compute_dtype, trust_remote_code)
+        config.quantization_config = settings_of_given(base, compute_dtype, trust_remote_code, argument)
     elif quantization is not None:
         settings["quantization_config"] = quantization.bitsandbytes()
     if given or quantization:

@@ -168,7 +168,7 @@ class Encoder(nn.Module, TextEncoder):
     @property
     def width(self) -> int:
         """H, the number of dimensions of a token vector."""
-        return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        return int(self.backbone.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
 
     def weights(self) -> dict[str, nn.Parameter]:
         """All parameters: those of the backbone by its own names, those of the head with `head.` before them."""

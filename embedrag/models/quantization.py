@@ -237,7 +237,9 @@ def settle_quantization(
     return given or asked
 
 
-def settings_of_given(base: Base, compute_dtype: torch.dtype, trust_remote_code: bool = False) -> dict[str, Any]:
+def settings_of_given(
+    base: Base, compute_dtype: torch.dtype, trust_remote_code: bool = False, argument: str = "model_name_or_path"
+) -> dict[str, Any]:
     """The `quantization_config` with which transformers loads a base that is quantised already.
 
     The files say which layers are quantised. The list in config.json may spell them with the prefix of another class
@@ -247,6 +249,7 @@ def settings_of_given(base: Base, compute_dtype: torch.dtype, trust_remote_code:
         base: from `describe_base`.
         compute_dtype: type of the products with 4-bit weights.
         trust_remote_code: run Python code that comes with the base.
+        argument: what the caller calls the base, for messages.
 
     Raises:
         UserError: its files hold no quantised weights, or quantised weights that are stored transposed.
@@ -258,13 +261,11 @@ def settings_of_given(base: Base, compute_dtype: torch.dtype, trust_remote_code:
     found, _ = match_names({name: f"{name}.weight" for name in layers}, tensors)
     plain = sorted(name for name, tensor in found.items() if tensor not in quantized)
     if not quantized:
-        raise UserError(
-            f"{base.name}: config.json has a quantization_config, but its files hold plain weights; remove "
-            "quantization_config from config.json"
-        )
-    if any(is_transposed(layers[name]) for name in layers):
-        kind = base.config.model_type
-        raise UserError(f"{base.name}: a quantised {kind} model can't be read; name the unquantised base")
+        reason = "config.json has a quantization_config, but its files hold plain weights; remove it from config.json"
+        raise UserError(reason, argument, base.name)
+    if any(is_transposed(layer) for layer in layers.values()):
+        reason = f"a {base.config.model_type} model that is quantised already can't be read; name the unquantised base"
+        raise UserError(reason, argument, base.name)
     compute = str(compute_dtype).removeprefix("torch.")
     # The list must not be empty: transformers would make one of its own.
     skipped = [*map(re.escape, plain), "lm_head"]

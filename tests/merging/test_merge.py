@@ -460,6 +460,35 @@ def test_merge_follows_no_path_out_of_the_base(tiny_bert: str, train, tmp_path: 
     check_refused(adapter, tmp_path / "other", "'../config.json', which is not in its folder", capsys, *words)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "vocab.txt", "config.json"])
+@pytest.mark.parametrize("whose", ["base", "adapter"])
+def test_texts_outside_of_the_folders_are_not_merged(
+    name: str, whose: str, tiny_bert: str, train, tmp_path: Path, capsys
+) -> None:
+    """A chat template and a vocabulary would stand word by word in the merged model."""
+    adapter, base, secret = train(tiny_bert), tmp_path / "base", tmp_path / "secret.txt"
+    secret.write_text("TOP SECRET")
+    shutil.copytree(tiny_bert, base)
+    folder = {"base": base, "adapter": adapter}[whose]
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    words = ["--base_model_path", str(base)]
+    flag = "--base_model_path" if whose == "base" else "--lora_adapter_path"
+    if (whose, name) == ("base", "config.json"):  # it is read first
+        check_refused(adapter, tmp_path / "merged", "not JSON; the model folder is damaged", capsys, *words)
+    else:
+        message = f"error: {flag} {folder}: {name} is a link to {secret}, out of the folder"
+        check_refused(adapter, tmp_path / "merged", message, capsys, *words)
+
+
+def test_link_to_weights_is_followed(tiny_bert: str, train, tmp_path: Path) -> None:
+    adapter, base = train(tiny_bert), tmp_path / "base"
+    shutil.copytree(tiny_bert, base)
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to(Path(tiny_bert) / "model.safetensors")
+    assert run_merge(adapter, tmp_path / "merged", "--base_model_path", str(base)) == 0
+
+
 def test_links_of_the_hub_s_cache_are_followed(tiny_bert: str, train, tmp_path: Path) -> None:
     blobs, snapshot = (tmp_path / "models--a--b" / name for name in ("blobs", "snapshots/1"))
     snapshot.mkdir(parents=True)

@@ -183,5 +183,11 @@ def test_base_of_another_program_is_refused_by_every_command(
     assert f"--model {base}: its weights are quantised already (gptq)" in capsys.readouterr().err
     bnb = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     (base / "config.json").write_text(json.dumps(config | bnb))
-    with pytest.raises(UserError, match="its files hold plain weights; remove quantization_config from config.json"):
+    with pytest.raises(UserError, match="its files hold plain weights; remove it from config.json"):
         load_model(base, "cpu")
+
+
+def test_quantised_base_with_transposed_layers_is_refused(tiny_gpt2: str, tmp_path: Path) -> None:
+    folder = save_quantised(tiny_gpt2, tmp_path / "base")
+    with pytest.raises(UserError, match="`model=.*: a gpt2 model that is quantised already can't be read"):
+        load_model(folder, "cpu")
