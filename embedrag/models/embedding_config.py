@@ -205,13 +205,20 @@ def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig 
     prefix = f"{subfolder}/" if subfolder else ""
     text = next(filter(None, (files.settings(prefix + name) for name in TEXT_CONFIGS)), {})
     _check_text_settings(files, text)
-    length = text.get("max_seq_length") or files.settings(f"{prefix}tokenizer_config.json").get("model_max_length")
-    length = int(length) if length and length < UNLIMITED else UNLIMITED
+    own = files.settings(f"{prefix}tokenizer_config.json")
+    length = files.number(text, "max_seq_length", prefix + TEXT_CONFIGS[0])
+    length = length or files.number(own, "model_max_length", f"{prefix}tokenizer_config.json") or UNLIMITED
+    sides = [files.number(text, name, prefix + TEXT_CONFIGS[0]) for name in ("query_length", "document_length")]
     settings = files.settings("config_sentence_transformers.json")
     if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise files.error(
             f"config_sentence_transformers.json: model_type is {settings['model_type']}; only SentenceTransformer "
             "models give one vector for a text"
+        )
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise files.error(
+            "config_sentence_transformers.json: prompts must be an object of names and texts; the folder is damaged"
         )
     kept = Kept(settings, text, files=kept_files(files, subfolder))
     default = settings.get("default_prompt_name")
@@ -225,11 +232,11 @@ def read_sentence_transformers(files: ModelFiles) -> tuple[str, EmbeddingConfig 
         normalize=normalize,
         query_prompt=kept.prompts[names[QUERY]] if QUERY in names else "",
         passage_prompt=kept.prompts[names[PASSAGE]] if PASSAGE in names else "",
-        query_max_len=int(text.get("query_length") or length),
-        passage_max_len=int(text.get("document_length") or length),
+        query_max_len=min(sides[0] or length, UNLIMITED),
+        passage_max_len=min(sides[1] or length, UNLIMITED),
         head=tuple(head[:-1] if normalize else head),
         lower_case=bool(text.get("do_lower_case")),
-        truncate_dim=settings.get("truncate_dim"),
+        truncate_dim=files.number(settings, "truncate_dim", "config_sentence_transformers.json"),
         include_prompt=include_prompt,
         kept=replace(kept, prompt_names=names),
     )

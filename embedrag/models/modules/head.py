@@ -216,10 +216,15 @@ def _build(module: HeadModule) -> nn.Module:
             from safetensors.torch import load_file
 
             weights = load_file(module.weights)
-        layer.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        weights = {name: weight.float() for name, weight in weights.items()}
     except Exception as error:  # a damaged file fails in many ways
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"{module.weights}: can't be used ({words}); download the model again") from None
+        kind = type(error).__name__
+        raise UserError(f"{module.weights}: can't be read ({kind}), it is damaged; download the model again") from None
+    try:
+        layer.load_state_dict(weights)
+    except RuntimeError as error:
+        words = " ".join(str(error).partition(":")[2].split())[:200]
+        raise UserError(f"{module.weights}: does not fit its config.json ({words}); download the model again") from None
     return layer
 
 

@@ -68,6 +68,19 @@ class ModelFiles:
             raise self.error(f"{path}: not an object of keys and values; the model folder is damaged")
         return found
 
+    def number(self, settings: dict[str, Any], key: str, path: str) -> int | None:
+        """A setting that must be a number; None without it.
+
+        Args:
+            settings: content of a file.
+            key: of the setting.
+            path: of the file, for the message.
+        """
+        found = settings.get(key)
+        if found is not None and (isinstance(found, bool) or not isinstance(found, (int, float)) or found < 1):
+            raise self.error(f"{path}: {key} is {found!r} and no number above 0; the model folder is damaged")
+        return int(found) if found else None
+
     def error(self, reason: str) -> UserError:
         """An error about this model."""
         return UserError(reason, self.argument, self.name)
