@@ -30,6 +30,8 @@ TEXT_CONFIGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+# Arguments of a download; they stand beside settings of the model in sentence_bert_config.json.
+WHERE_FROM = {"cache_dir", "code_revision", "local_files_only", "revision", "subfolder", "token", "trust_remote_code"}
 OWN_CODE = (
     "Without this code the vectors would be others. To train the model without it, change modules.json in a copy of "
     "the folder: a class around the transformer becomes sentence_transformers.models.Transformer, any other module is "
@@ -57,8 +59,10 @@ class Kept:
     @property
     def changes(self) -> dict[str, Any]:
         """What sentence-transformers changes in config.json when it loads the model."""
-        changes = self.text.get("config_kwargs") or self.text.get("config_args") or {}
-        return {name: value for name, value in changes.items() if name != "trust_remote_code"}
+        changes = self.text.get("config_kwargs") or self.text.get("config_args")
+        if not isinstance(changes, dict):
+            return {}
+        return {name: value for name, value in changes.items() if name not in WHERE_FROM}
 
     @property
     def prompts(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import embedrag
 from embedrag.cli import main
 from embedrag.errors import UserError
 from embedrag.merging import merge as module
@@ -525,3 +526,17 @@ def test_layers_that_are_stored_transposed_can_not_be_rescaled(tiny_gpt2, write_
     words = ["--model_name_or_path", tiny_gpt2, "--train_dataset", str(write_jsonl(rows)), "--finetune_type", "lora"]
     assert main(["train", *words, "--output_dir", str(tmp_path / "run"), *SIZED, "--use_dora"]) == 2
     assert "--use_dora: the layers of this base are stored transposed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_encoder_of_t5_with_a_dense_layer_is_quantised_trained_and_merged(bits: int, tmp_path: Path) -> None:
+    from tests.models.published_folders import t5
+    from tests.models.test_published_folders import trained
+
+    (tmp_path / "base").mkdir()
+    t5(tmp_path / "base", "Dense:24:Identity:no bias", "Normalize")
+    encoder = embedrag.build_model(tmp_path / "base", "qlora", quantization_bits=bits)
+    embedrag.save_model(trained(encoder), tmp_path / "adapter")
+    report = merge(tmp_path / "adapter", tmp_path / "merged")
+    assert report.proof and report.proof.merged_to_trained.min_cosine > 0.999
+    assert (tmp_path / "merged" / "2_Dense" / "model.safetensors").is_file()
