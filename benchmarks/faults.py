@@ -66,7 +66,9 @@ def repeat(options: argparse.Namespace, scratch: Path) -> bool:
         load = os.getloadavg()[0]
         seconds = f"{time.monotonic() - start:.0f} s, load {load:.1f}"
         print(f"run {number}: {results[-1][0]}, last loss {results[-1][1]:.7f} ({seconds})", flush=True)
-    print(tabulate([*described(scratch / "run-1"), ["different results", len(set(results))]], tablefmt="github"))
+    print(
+        tabulate([*described(options, scratch / "run-1"), ["different results", len(set(results))]], tablefmt="github")
+    )
     return len(set(results)) == 1
 
 
@@ -95,7 +97,7 @@ def loop(options: argparse.Namespace, scratch: Path) -> bool:
     same_losses = losses(output) == losses(scratch / "whole")
     same_weights = checksum(scratch / "whole" / "final") == checksum(output / "final")
     table = [
-        *described(scratch / "whole"),
+        *described(options, scratch / "whole"),
         ["processes", options.num_processes],
         ["steps", len(losses(output))],
         ["unbroken run", f"{seconds:.0f} s"],
@@ -169,13 +171,13 @@ def model(name: str, folder: Path) -> str:
     return str(folder / "wide")
 
 
-def described(output: Path) -> list[list[Any]]:
+def described(options: argparse.Namespace, output: Path) -> list[list[Any]]:
     """Rows of the table: what was trained, and in which precision."""
     log = json.loads((output / "detailed_training_logs.json").read_text())
-    precision, settings = log["model_info"]["precision"], log["training_args"]
+    precision = log["model_info"]["precision"]
     kernels = json.loads((output / "final" / "training_config.json").read_text())["environment"]["kernels"]
     return [
-        ["model", f"{Path(settings['model_name_or_path']).name}, {settings['finetune_type']}"],
+        ["model", f"{Path(options.model).name}, {options.finetune_type}"],
         ["precision", f"{precision['dtype']}, because {precision['reason']}"],
         ["processor", kernels],
     ]
