@@ -77,9 +77,9 @@ class TextTokenizer:
                 self._changed |= _end_with_eos(tokenizer)
         tokenizer.model_max_length = embedding_config.max_len
         self._limits = {role: getattr(embedding_config, f"{role}_max_len") for role in (QUERY, PASSAGE)}
-        if base.position_limit and (excess := _excess(tokenizer)):
-            most = base.position_limit - excess
-            self._limits = {role: min(limit, most) for role, limit in self._limits.items()}
+        self._positions = base.position_limit or NOT_CUT
+        if excess := _excess(tokenizer):
+            self._limits = {role: min(limit, self._positions - excess) for role, limit in self._limits.items()}
         for role in (QUERY, PASSAGE):
             self.check_prompt(role, getattr(embedding_config, f"{role}_prompt"))
 
@@ -139,11 +139,12 @@ class TextTokenizer:
         if limit - taken >= FEWEST_TOKENS:
             return
         what = f"the {role} prompt {_shortened(prompt)} and the special tokens" if prompt else "the special tokens"
-        shorter = f", or shorten `{role}_prompt`" if prompt else ""
+        needed = taken + FEWEST_TOKENS
+        remedies = [f"give `{role}_max_len={needed}` or more"] * (needed <= self._positions)
+        remedies += [f"shorten `{role}_prompt`"] * bool(prompt)
         raise UserError(
             f"{what} take {taken} tokens, so the limit leaves {max(0, limit - taken)} for the text of a {role}; "
-            f"give `{role}_max_len={taken + FEWEST_TOKENS}` or more{shorter}. A saved model has both in its "
-            "training_config.json",
+            f"{', or '.join(remedies)}. A saved model has both in its training_config.json",
             f"{role}_max_len",
             limit,
         )

@@ -253,8 +253,15 @@ def _descriptor(path: Path) -> int | None:
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether a path is this process's own standard output, such as `/dev/stdout`."""
-    return _descriptor(path) == 1
+    """Whether a path is this process's own standard output, such as `/dev/stdout`.
+
+    >>> is_standard_output(Path("a prompt that is longer than a name of a file may be " * 9))
+    False
+    """
+    try:
+        return _descriptor(path) == 1
+    except (OSError, ValueError):  # too long, or with a NUL character
+        return False
 
 
 def no_file(path: Path) -> str:

@@ -74,16 +74,13 @@ def plain_vectors(encoder: Encoder, probes: Sequence[tuple[str, str]], trust_rem
         raise UserError(f"self-test: {reason}tokenizer_config.json, or skip the test with `no_self_test`")
     _check_ids(encoder, saved, probes)
     texts = _few(encoder, probes)
-    tokens = TokenBatch.from_lists([ids for ids, _ in texts])
-    prompted = [text for _, text in texts]
-    longest = max(len(ids) for ids, _ in texts)
+    tokens = TokenBatch.from_lists([ids for ids, _, _ in texts])
+    parts = [saved(text, truncation=True, max_length=encoder.tokenizer.limit(role)) for _, role, text in texts]
     with dropout_on(encoder, False):
         alone = torch.cat([encoder(tokens.select(torch.tensor([number]))) for number in range(len(tokens))])
         distances = {}
         for side in dict.fromkeys((saved.padding_side, "right")):
-            batch = saved(
-                prompted, padding=True, truncation=True, max_length=longest, padding_side=side, return_tensors="pt"
-            ).to(encoder.device)
+            batch = saved.pad(parts, padding_side=side, return_tensors="pt").to(encoder.device)
             with encoder.autocast():
                 hidden = encoder.backbone(**_taken(encoder, batch)).last_hidden_state
             vectors = encoder.finish(pool(hidden, batch["attention_mask"], encoder.embedding_config.pooling))
@@ -189,17 +186,14 @@ def _check_ids(encoder: Encoder, saved: Any, probes: Sequence[tuple[str, str]]) 
                 )
 
 
-def _few(encoder: Encoder, probes: Sequence[tuple[str, str]]) -> list[tuple[list[int], str]]:
-    """(ids, text with its prompt) of four texts, from the shortest to the longest of at most `LONGEST` tokens."""
+def _few(encoder: Encoder, probes: Sequence[tuple[str, str]]) -> list[tuple[list[int], str, str]]:
+    """(ids, role, text with its prompt) of four texts, from the shortest to the longest of at most `LONGEST` tokens."""
     texts = []
-    for role, text in probes or [(QUERY, "word"), (PASSAGE, "words of a text")]:
+    for role, text in (*probes, (QUERY, "word"), (PASSAGE, "some words of a text")):
         [ids] = encoder.tokenizer(role, [text])
-        if len(ids) < encoder.tokenizer.limit(role):  # a text that is cut would need the limit of its own role
-            texts.append((ids, getattr(encoder.embedding_config, f"{role}_prompt") + text))
-    texts.sort(key=lambda pair: len(pair[0]))
-    short = [pair for pair in texts if len(pair[0]) <= LONGEST] or texts[:1]
-    if not short:
-        return _few(encoder, [])
+        texts.append((ids, role, getattr(encoder.embedding_config, f"{role}_prompt") + text))
+    texts.sort(key=lambda text: len(text[0]))
+    short = [text for text in texts if len(text[0]) <= LONGEST] or texts[:1]
     return [short[place] for place in sorted(set(np.linspace(0, len(short) - 1, min(4, len(short))).astype(int)))]
 
 

@@ -156,7 +156,7 @@ def test_folder_that_was_trained_with_two_end_tokens_computes_as_it_was_trained(
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "no post-processor"])
-@pytest.mark.parametrize("prompt", ["", "Instruct: given a web search query, retrieve passages\nQuery: "])
+@pytest.mark.parametrize("prompt", ["", "Instruct: given a query, find it\nQuery: "])
 def test_limit_that_leaves_hardly_any_token_of_a_text_is_refused(name: str, prompt: str, tmp_path: Path) -> None:
     folder = (DECODERS | ENCODERS)[name].save(tmp_path / "base")
     pooling = "mean" if name == "bert" else "last_token"
@@ -210,6 +210,24 @@ def test_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_qwen3: str, m
     base = describe_base(tiny_qwen3)
     with pytest.raises(UserError, match=r"^`tokenizer_id=.*the model has vectors for"):
         load_tokenizer(base, EmbeddingConfig("mean"), tokenizer_id=minilm)
+
+
+def test_prompt_longer_than_all_positions_can_only_be_shortened(tmp_path: Path) -> None:
+    folder = DECODERS["gpt2"].save(tmp_path / "base")  # 64 positions
+    with pytest.raises(UserError) as found:
+        tokenizer_of(folder, query_prompt="a, " * 99, query_max_len=64)
+    assert "shorten `query_prompt`" in found.value.reason and "or more" not in found.value.reason
+
+
+def test_prompt_longer_than_the_name_of_a_file_is_taken_from_the_command_line(
+    tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"query": "frog", "pos": ["pond"], "neg": ["stone"]}\n' * 2)
+    words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(data), "--output_dir", str(tmp_path / "out")]
+    words += ["--batch_size", "2"]
+    assert main(["train", *words, "--use_cpu", "--query_prompt", "a b c " * 60, "--query_max_len", "32"]) == 2
+    assert "the query prompt 'a b c" in capsys.readouterr().err
 
 
 def test_saved_model_of_which_a_prompt_leaves_no_token_is_refused_by_every_command(

@@ -125,3 +125,21 @@ def test_packed_vectors_that_are_not_those_of_transformers_stop_the_run(
     assert train(tiny_bert, data, tmp_path / "out") == 2
     assert "not those of transformers" in capsys.readouterr().err
     assert train(tiny_bert, data, tmp_path / "out", "--attention", "padded") == 0
+
+
+def test_texts_that_are_all_cut_are_compared_too(tiny_qwen3: str, data: Path, tmp_path: Path) -> None:
+    assert train(tiny_qwen3, data, tmp_path / "out", "--query_max_len", "5", "--passage_max_len", "6") == 0
+
+
+def test_folder_with_two_end_tokens_is_trained_on_up_to_its_last_position(
+    data: Path, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    from tests.models.test_tokenizer import with_two_end_tokens
+
+    folder = with_two_end_tokens(tmp_path / "old")
+    config = transformers.GPT2Config(vocab_size=400, n_positions=16, **TINY)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    long = write_jsonl([{"query": "frog " * 40, "pos": [f"pond {i} " * 40]} for i in range(4)], "long.jsonl")
+    assert train(str(folder), long, tmp_path / "out", "--finetune_type", "full") == 0
+    settings = json.loads((tmp_path / "out" / "final" / "training_config.json").read_text())
+    assert settings["passage_max_len"] == 16
