@@ -83,6 +83,7 @@ def check(tmp_path: Path) -> Callable[..., None]:
         ("test.tsv", qrels("{1}\t{2}.0\t{0}\tx\n", "docid\trelevance\tqid\tnote\n")),
         ("test.tsv", qrels("{0}\t{1}\t{2}\n", "Anfrage\tText\tNote\n")),
         ("test.csv", qrels("{0},{1},{2}\r\n", "query_id,doc_id,relevance\r\n")),
+        ("test.csv", qrels("{0}, {1}, {2}\n")),
         ("test.csv", qrels('"{0}";"{1}";"{2}"\n', "query_id;doc_id;relevance\n")),
         ("test.txt", qrels("{0}   0  {1}   {2}\n")),
         ("test", qrels("{0} 0 {1} {2}\n")),
@@ -227,7 +228,11 @@ def test_corpus_and_queries_of_the_split_are_taken(tmp_path: Path) -> None:
 
 def test_two_sets_in_a_folder_are_not_mixed(tmp_path: Path) -> None:
     folder = write(tmp_path, {**BEIR, "corpus.jsonl.gz": b"", "de-corpus/a.jsonl": CORPUS})
-    with pytest.raises(UserError, match="corpus.jsonl, de-corpus are several corpus files or folders"):
+    with pytest.raises(UserError, match="corpus.jsonl, de-corpus are several corpus"):
+        load_retrieval_dataset(folder)
+    names = [f"qrels/qrels.miracl-v1.0-{language}-dev.tsv" for language in ("ko", "sw")]
+    folder = write(tmp_path / "b", {"corpus.jsonl": CORPUS, "queries.jsonl": ASKED, **dict.fromkeys(names, qrels())})
+    with pytest.raises(UserError, match="-ko-dev.tsv, qrels/qrels.miracl-v1.0-sw-dev.tsv are several judgements"):
         load_retrieval_dataset(folder)
 
 

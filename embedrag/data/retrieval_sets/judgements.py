@@ -119,11 +119,13 @@ class _Splitter:
         if self._delimiter is None:
             return [cell.strip('"') for cell in line.split()]
         if '"' not in line:
-            return line.split(self._delimiter)
-        try:
-            return next(csv.reader([line], delimiter=self._delimiter), [])
-        except csv.Error:
-            return []
+            cells = line.split(self._delimiter)
+        else:
+            try:
+                cells = next(csv.reader([line], delimiter=self._delimiter, skipinitialspace=True), [])
+            except csv.Error:
+                return []
+        return cells if self._delimiter == "\t" else [cell.strip() for cell in cells]
 
 
 def _order(header: Sequence[str]) -> tuple[int, ...] | None:

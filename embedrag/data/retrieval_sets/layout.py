@@ -85,11 +85,7 @@ def set_files(folder: Path, split: str | None, argument: str) -> SetFiles:
     chosen = _chosen(list(by_split), split, folder, argument)
     files = {part: _of_split(found[part], chosen) for part in ("corpus", "queries")}
     for part, some in {**files, "judgements": by_split[chosen]}.items():
-        tops = sorted({file.relative_to(folder).parts[0] for file in some})
-        whole = [top for top in tops if not SHARD.search(_stem(Path(top)))]
-        if len(whole) > 1:
-            reason = f"{', '.join(whole)} are several {part} files or folders; keep those of one set in this folder"
-            raise UserError(reason, argument, folder)
+        _check_single(part, some, folder, argument)
     return SetFiles(files["corpus"], files["queries"], by_split[chosen], chosen, sorted(by_split))
 
 
@@ -165,6 +161,20 @@ def _chosen(splits: list[str], wanted: str | None, folder: Path, argument: str) 
         reason = f"has judgements of {there}, and no {DEFAULT_SPLIT}; name a split: {folder}@{first}"
         raise UserError(reason, argument, folder)
     return splits[0]
+
+
+def _check_single(part: str, files: list[Path], folder: Path, argument: str) -> None:
+    """Refuse files of several sets or languages. Shards are one file, and a folder of passages may hold any files."""
+    tops = [Path(file.relative_to(folder).parts[0]) for file in files]
+    names = {SHARD.sub("", _stem(top)) if top.suffix else top.name for top in tops}
+    if len(names) > 1:
+        several = sorted(map(str, tops))
+    else:
+        several = sorted(str(file.relative_to(folder)) for file in files) if part != "corpus" else []
+        several = several if len({(SHARD.sub("", _stem(file)), file.suffix) for file in files}) > 1 else []
+    if several:
+        reason = f"{', '.join(dict.fromkeys(several))} are several {part}; keep those of one set in this folder"
+        raise UserError(reason, argument, folder)
 
 
 def _of_split(files: list[Path], split: str) -> list[Path]:

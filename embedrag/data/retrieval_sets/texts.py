@@ -74,7 +74,9 @@ def passages(files: Sequence[Path], titles: bool = True) -> Iterator[str]:
     """
     for file in files:
         for place, row in _rows(file):
-            yield _text(row if titles else {**row, "title": None} if isinstance(row, dict) else row, place)
+            if isinstance(row, RowError):
+                raise UserError(f"{place}: {row}")
+            yield _text(row, place, titles)
 
 
 def as_id(value: Any) -> str | None:
@@ -115,17 +117,15 @@ def _add(found: Texts, place: str, row: Any) -> None:
         raise UserError(f"{place}: the _id {identity!r} was there before with another text; rename one of them")
 
 
-def _text(row: Any, place: str) -> str:
-    """The text of a row after its title; a row with the key and no text has an empty one."""
+def _text(row: Any, place: str, titles: bool = True) -> str:
+    """The text of a row, after its title if `titles` says so; a row with the key and no text has an empty one."""
     key = next((key for key in TEXT_KEYS if key in row), None) if isinstance(row, dict) else None
-    if key is None and isinstance(row, dict) and isinstance(row.get("title"), str):
-        return whole_text(row["title"].strip(), place)
+    title = row.get("title") if isinstance(row, dict) else None
     value = row[key] if key else None
-    if key is None or isinstance(value, (dict, list, bool)):
+    if isinstance(value, (dict, list, bool)) or (key is None and not isinstance(title, str)):
         keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise UserError(f'{place}: no text: it must have a "text" (there is {keys})')
-    title = row.get("title") if isinstance(row.get("title"), str) else None
-    return whole_text(titled(title, "" if value is None else str(value)), place)
+    return whole_text(titled(title if titles else None, "" if value is None else str(value)), place)
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Any]]:
