@@ -132,7 +132,13 @@ def attach_adapter(model: nn.Module, adapter: Adapter, argument: str) -> nn.Modu
     try:
         matched = match_adapter(adapter, shapes, str(model.config._name_or_path))  # type: ignore[union-attr]
     except UserError as error:
-        raise UserError(error.reason, argument, adapter.file) from None
+        reason = error.reason
+        if any(".experts." in name for name in adapter.changes):
+            reason = (
+                "it changes single experts, and transformers 5 loads all experts of a layer as one tensor, so it can't "
+                "be put on the model. The files can be merged, without the proof (no_verify, in Python verify=False)"
+            )
+        raise UserError(reason, argument, adapter.file) from None
     with torch.no_grad():
         for name, (_, change) in matched.items():
             if change.replaced is not None:

@@ -14,7 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Qwen3MoeConfig,
+    Qwen3MoeModel,
+)
 
 from embedrag.cli import main
 from embedrag.errors import UserError
@@ -287,3 +295,34 @@ def test_commands_open_the_adapter_of_a_causal_model(command: str, adapt: Any, t
     if command == "encode":
         words = ["--input", rows, "--field", "query", "--output", str(tmp_path / "v.npy")]
     assert main([command, "--model", str(adapter), *words]) == 0
+
+
+def test_adapter_of_single_experts_is_merged_without_the_proof(tiny_qwen3: str, tmp_path: Path) -> None:
+    """transformers 4 had a layer for each expert, and files still do; transformers 5 loads them as one tensor."""
+    config = Qwen3MoeConfig(
+        vocab_size=400,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=2,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        intermediate_size=64,
+    )
+    Qwen3MoeModel(config).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_qwen3).save_pretrained(tmp_path / "base")
+    layer = "layers.0.mlp.experts.1.up_proj"
+    a, b = torch.randn(4, 64), torch.randn(32, 4)
+    (tmp_path / "adapter").mkdir()
+    weights = {f"base_model.model.{layer}.lora_{side}.weight": part for side, part in (("A", a), ("B", b))}
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "lora_alpha": 4, "base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="it changes single experts, .*can be merged, without the proof"):
+        merge(tmp_path / "adapter", tmp_path / "merged")
+    merge(tmp_path / "adapter", tmp_path / "merged", verify=False)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged"))
+    torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + b @ a)
+    assert load_model(tmp_path / "merged", "cpu").encode(["a"], "query").shape == (1, 64)
