@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -321,5 +322,13 @@ def test_mining_reads_the_corpus_of_a_set(tmp_path: Path) -> None:
     assert list(read_corpus(str(folder), "text")) == list(WHOLE.values())
     whole, bare = (list(read_corpus(str(write(tmp_path / "b", BEIR)), "text", titles)) for titles in (True, False))
     assert whole[0] == "Frog It sits near a pond." and bare[0] == "It sits near a pond."
+    alone = write(
+        tmp_path / "d", {"corpus.jsonl.gz": gzip.compress(CORPUS.encode() + b'{"_id": 1, "title": "Only"}\n')}
+    )
+    for path in (alone, alone / "corpus.jsonl.gz"):
+        rows = list(islice(read_corpus(str(path), "text"), 3))
+        assert rows == [whole[0], whole[1], whole[2]]
+    assert list(read_corpus(str(alone), "text"))[-1] == "Only"
+    assert list(read_corpus(str(alone), "text", titles=False))[-1] == ""
     with pytest.raises(UserError, match="no corpus in this folder"):
         list(read_corpus(str(write(tmp_path / "c", {"x.md": ""})), "text"))
