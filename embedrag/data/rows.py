@@ -150,7 +150,11 @@ def parse_row(raw: Any, drop_blank: bool = False) -> TrainingRow:
     >>> row.pos, row.neg, row.dropped
     (('b',), ('c',), 2)
     """
-    given = given_texts(raw, blank_allowed=drop_blank)
+    return row_of(raw, given_texts(raw, blank_allowed=drop_blank), drop_blank)
+
+
+def row_of(raw: Any, given: GivenTexts, drop_blank: bool = False) -> TrainingRow:
+    """The row of which `given` has the texts; see `parse_row`."""
     positives, negatives = given.positives, given.negatives
     pos = tuple(text for text in dict.fromkeys(positives) if not (drop_blank and is_blank(text)))
     if not pos:
@@ -158,19 +162,23 @@ def parse_row(raw: Any, drop_blank: bool = False) -> TrainingRow:
         raise RowError(f"{given.positive_key} is {reason}")
     right = set(pos)
     neg = tuple(text for text in dict.fromkeys(negatives) if not (text in right or text in MISSING or is_blank(text)))
-    scores = _numbers(given.scores, given.scores_key, [*positives, *negatives], "positive and negative")
-    grades = _numbers(raw.get(GRADES_KEY) if isinstance(raw, dict) else None, GRADES_KEY, positives, "positive")
-    if any(grade <= 0 for grade in grades.values()):
-        raise RowError(f"{GRADES_KEY} must be above 0; a text of grade 0 is a negative")
+    scores, grades = {}, {}
+    if given.scores is not None:
+        scores = _numbers(given.scores, given.scores_key, [*positives, *negatives], "positive and negative")
+    keys = raw if isinstance(raw, dict) else {}
+    if keys.get(GRADES_KEY) is not None:
+        grades = _numbers(keys[GRADES_KEY], GRADES_KEY, positives, "positive")
+        if any(grade <= 0 for grade in grades.values()):
+            raise RowError(f"{GRADES_KEY} must be above 0; a text of grade 0 is a negative")
     return TrainingRow(
         given.query,
         pos,
         neg,
         shape=given.shape,
-        extra={key: value for key, value in raw.items() if key not in given.used} if isinstance(raw, dict) else {},
+        extra={key: value for key, value in keys.items() if key not in given.used},
         dropped=len(negatives) - len(neg),
-        scores=tuple(scores[text] for text in (*pos, *neg) if scores),
-        grades=tuple(grades[text] for text in pos if grades),
+        scores=tuple(scores[text] for text in (*pos, *neg)) if scores else (),
+        grades=tuple(grades[text] for text in pos) if grades else (),
         prompt=given.prompt,
     )
 
@@ -243,8 +251,6 @@ def _parsed(raw: Any, number: int) -> TrainingRow:
 
 def _numbers(value: Any, key: str, texts: list[str], of: str) -> dict[str, float]:
     """Text -> its number, from a list with one number for each text; of a doubled text the first number counts."""
-    if value is None:
-        return {}
     numbers = isinstance(value, list) and all(type(item) in (int, float) and math.isfinite(item) for item in value)
     if not numbers or len(value) != len(texts):
         raise RowError(f"{key} must be a list of {len(texts)} numbers, one for each {of}")

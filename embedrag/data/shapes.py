@@ -98,13 +98,29 @@ class GivenTexts:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which keys of a row mean what: several of ours, of which one is filled, or else those of another tool."""
+    """Which keys of a row mean what: several of ours, of which one is filled, or else those of another tool.
+
+    Attributes:
+        queries: keys of the query; one of them is filled.
+        positives: keys of the positives; one of them is filled.
+        negatives: keys of the negatives; at most one of them is filled.
+        more_positives: numbered keys.
+        more_negatives: numbered keys, and those of other tools.
+        shown_positives: the numbered keys, for the report.
+        shown_negatives: likewise.
+        used: all these keys, and those of our own.
+        has_scores: there may be scores of a teacher.
+    """
 
     queries: tuple[str, ...]
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
     more_positives: tuple[str, ...]
     more_negatives: tuple[str, ...]
+    shown_positives: tuple[str, ...]
+    shown_negatives: tuple[str, ...]
+    used: frozenset[str]
+    has_scores: bool
 
 
 def given_texts(raw: Any, blank_allowed: bool = False) -> GivenTexts:
@@ -140,12 +156,11 @@ def given_texts(raw: Any, blank_allowed: bool = False) -> GivenTexts:
     positives = [text for key in keys for text in _texts(raw[key], key, blank_allowed)]
     negative_keys = [key for key in (negative_key, *plan.more_negatives) if key and _is_there(raw[key])]
     negatives = [text for key in negative_keys for text in _texts(raw[key], key, True, True)]
-    scores, score_keys = _scores(raw)
+    scores, score_keys = _scores(raw) if plan.has_scores else (None, ())
     prompt = raw.get(PROMPT_KEY)
-    prompt_keys = (PROMPT_KEY,) if isinstance(prompt, str) else ()
-    shown = [query_key, positive_key, *_range(plan.more_positives)]
-    shown += [negative_key, *_range(plan.more_negatives)] if negative_keys or negative_key else []
-    text_keys = (query_key, positive_key, negative_key, *plan.more_positives, *plan.more_negatives)
+    further = (*score_keys, *([PROMPT_KEY] if isinstance(prompt, str) else []))
+    shown = [query_key, positive_key, *plan.shown_positives]
+    shown += [negative_key, *plan.shown_negatives] if negative_keys or negative_key else []
     return GivenTexts(
         shape=", ".join(key for key in shown if key),
         query=query,
@@ -153,9 +168,9 @@ def given_texts(raw: Any, blank_allowed: bool = False) -> GivenTexts:
         positives=positives,
         negatives=negatives,
         scores=scores,
-        scores_key=" with ".join(score_keys[1:] or score_keys),
-        prompt=as_text(prompt, PROMPT_KEY, blank_allowed=True) if prompt_keys else None,
-        used=frozenset((*(key for key in text_keys if key), *TEXT_KEYS, *score_keys, *prompt_keys, GRADES_KEY)),
+        scores_key=" with ".join(score_keys),
+        prompt=as_text(prompt, PROMPT_KEY, blank_allowed=True) if isinstance(prompt, str) else None,
+        used=plan.used.union(further) if further else plan.used,
     )
 
 
@@ -171,15 +186,20 @@ def _plan(keys: tuple[str, ...]) -> _Plan:
     if not positives and not more_positives:
         fitting = (s[1] for s in PEERS if s[1] in there and (s[0] in queries or _alike(s[0], queries)))
         positives = tuple(fitting)[:1]
+    more_negatives = (
+        *(key for key in PEER_NEGATIVES if key in there),
+        *(key for stem, _, key in numbered if not stem.startswith("pos")),
+    )
     return _Plan(
         queries,
         positives,
         tuple(key for key in NEGATIVE_KEYS if key in there),
         more_positives,
-        (
-            *(key for key in PEER_NEGATIVES if key in there),
-            *(key for stem, _, key in numbered if not stem.startswith("pos")),
-        ),
+        more_negatives,
+        tuple(_range(more_positives)),
+        tuple(_range(more_negatives)),
+        frozenset((*queries, *positives, *more_positives, *more_negatives, *TEXT_KEYS, SCORES_KEY, GRADES_KEY)),
+        not there.isdisjoint((SCORES_KEY, *SPLIT_SCORES)),
     )
 
 
@@ -239,8 +259,8 @@ def _scores(raw: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
     of_positives, of_negatives = (raw.get(key) for key in SPLIT_SCORES)
     none = of_negatives is None and not any(_is_there(raw.get(key)) for key in (*NEGATIVE_KEYS, *PEER_NEGATIVES))
     if isinstance(of_positives, list) and (none or isinstance(of_negatives, list)):
-        return [*of_positives, *(of_negatives or ())], (SCORES_KEY, *SPLIT_SCORES)
-    return None, (SCORES_KEY,)
+        return [*of_positives, *(of_negatives or ())], SPLIT_SCORES
+    return None, ()
 
 
 def _range(keys: Sequence[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 from pathlib import Path
 
@@ -72,3 +74,17 @@ def test_any_other_file_is_one_text_a_line(tmp_path: Path) -> None:
 def test_corpus_that_is_not_there_is_named_by_the_argument_of_the_caller(argument: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^`{argument}={tmp_path}/none.jsonl`: no such file"):
         list(read_corpus(str(tmp_path / "none.jsonl"), "text", argument=argument))
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl.gz", "corpus.jsonl.bz2", "folder"])
+def test_compressed_corpus_is_read_with_its_titles(name: str, tmp_path: Path) -> None:
+    line = json.dumps({"_id": "1", "title": "Frogs", "text": "are green", "data": [{"text": "x"}]}).encode()
+    path = tmp_path / ("corpus.jsonl.gz" if name == "folder" else name)
+    path.write_bytes(bz2.compress(line) if name.endswith(".bz2") else gzip.compress(line))
+    assert list(read_corpus(str(tmp_path if name == "folder" else path), "text")) == ["Frogs are green"]
+    (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a frog\na heron\n"))
+    assert list(read_texts(tmp_path / "texts.txt.gz", "text")) == ["a frog", "a heron"]
+
+
+def test_table_of_another_delimiter_is_read_by_its_field(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", "id;text\n1;a frog, green\n") == ["a frog, green"]

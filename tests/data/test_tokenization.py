@@ -21,6 +21,7 @@ from embedrag.data.token_batch import TokenBatch
 from embedrag.data.token_store import TokenStore
 from embedrag.data.tokenization import build_store, open_store
 from embedrag.errors import RunError, UserError
+from tests.data.conftest import write_xlsx
 
 MARKS = {QUERY: 1, PASSAGE: 2}
 TWICE = [
@@ -402,3 +403,34 @@ def test_selected_and_padded_texts_equal_a_double_loop(texts, data, multiple) ->
 def test_batch_knows_its_texts() -> None:
     batch = TokenBatch.from_lists([[1], [2, 3, 4]])
     assert len(batch) == 2 and batch.lengths.tolist() == [1, 3] and batch.input_ids.tolist() == [1, 2, 3, 4]
+
+
+# Prompts of rows
+
+
+def test_prompt_of_a_row_stands_before_its_query_in_place_of_the_general_one(make, write_jsonl, cache) -> None:
+    rows = [
+        {"query": "a", "pos": "p", "neg": ["n"], "prompt": "own: "},
+        {"query": "a", "pos": "r", "neg": ["p"]},
+        {"query": "b", "pos": "p", "prompt": ""},
+        {"query": "b", "pos": "p", "prompt": None},
+    ]
+    store, _ = open_store([str(write_jsonl(rows))], Tokenizer(), "key", cache, [("Q: ", "P: ")])
+    assert [read_row(store, number)["query"] for number in range(4)] == ["own: a", "Q: a", "b", "Q: b"]
+    assert all(read_row(store, number)["pos"] == [f"P: {rows[number]['pos']}"] for number in range(4))
+    assert store.report["rows_with_prompts"] == 2 and store.report["unused_keys"] == {}
+    first, second = store.row(0)[0], store.row(1)[0]
+    known = [{read(store, text)[1] for text in store.known(query)} for query in (first, second)]
+    assert known == [{"P: p", "P: r"}] * 2, "positives of a query are known under each of its prompts"
+    assert store.forms[first] == store.forms[second]
+    other = [{**row, "prompt": "other: "} for row in rows]
+    again, found = open_store([str(write_jsonl(other))], Tokenizer(), "key", cache, [("Q: ", "P: ")])
+    assert not found and read_row(again, 0)["query"] == "other: a"
+
+
+def test_sheet_of_a_workbook_is_part_of_the_name_of_a_store(tmp_path: Path, cache) -> None:
+    sheets = {name: [["query", "pos"], [name, "p"]] for name in ("A", "B")}
+    path = write_xlsx(tmp_path / "book.xlsx", sheets)
+    stores = [open_store([f"{path}:{name}"], Tokenizer(), "key", cache) for name in sheets]
+    assert [read_row(store, 0)["query"] for store, found in stores if not found] == ["A", "B"]
+    assert open_store([f"{path}:B"], unusable, "key", cache)[1]

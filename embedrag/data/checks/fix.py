@@ -11,7 +11,6 @@ import numpy as np
 
 from embedrag.data.checks.scan import EvaluationTexts, Scan, kept_of, read_row
 from embedrag.data.rows import TrainingRow, row_text
-from embedrag.data.shapes import given_texts
 from embedrag.data.sources import raw_rows
 from embedrag.data.text import digest
 from embedrag.errors import UserError
@@ -77,8 +76,8 @@ def _kept(
         for place, raw in (pair for file in found.files for pair in raw_rows(file, stream)):
             bar.update()
             read = read_row(raw)
-            row = read.row
-            if row is None:
+            row, given = read.row, read.given
+            if row is None or given is None:
                 done["unreadable"] += 1
                 continue
             kept = kept_of(row)
@@ -100,7 +99,7 @@ def _kept(
                 continue
             seen.add(key)
             pos, neg = tuple(kept.pos.values()), tuple(right.values())
-            done["positives"] += len(given_texts(read.raw, blank_allowed=True).positives) - len(pos)
+            done["positives"] += len(given.positives) - len(pos)
             done["negatives"] += row.dropped + len(row.neg) - len(neg)
             done[CLEANED] += bool(read.cleaned)
             yield place, _with_texts(row, pos, neg)

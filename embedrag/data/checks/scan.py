@@ -22,8 +22,8 @@ from embedrag.data.checks.rules import LISTED, Findings, Rows, compare
 from embedrag.data.formats.lines import RowError
 from embedrag.data.markup import has_controls, has_markup
 from embedrag.data.retrieval_dataset import RetrievalDataset
-from embedrag.data.rows import KEYS_KEPT, NO_ROWS, TrainingRow, cleaned_row, parse_row, unused_keys
-from embedrag.data.shapes import MISSING, given_texts
+from embedrag.data.rows import KEYS_KEPT, NO_ROWS, TrainingRow, cleaned_row, row_of, unused_keys
+from embedrag.data.shapes import MISSING, GivenTexts, given_texts
 from embedrag.data.sources import raw_rows, single_sources
 from embedrag.data.text import identity, is_blank, scripts_of
 from embedrag.errors import UserError, all_problems
@@ -55,6 +55,7 @@ class Kept:
 def kept_of(row: TrainingRow) -> Kept:
     """The texts that are kept of a row that can be read.
 
+    >>> from embedrag.data.rows import parse_row
     >>> kept = kept_of(parse_row({"query": "a", "pos": ["A ", "b"], "neg": ["c", "B", "C"]}))
     >>> list(kept.pos.values()), list(kept.neg.values())
     (['b'], ['c'])
@@ -185,17 +186,17 @@ def scan(
     for place, raw in _all_rows(result, stream):
         result.rows += 1
         read = read_row(raw)
-        row, error = read.row, read.reason
+        row, given, error = read.row, read.given, read.reason
         if error:
             result.findings.add("blank_text" if error.endswith(" is blank") else "unreadable", place, error)
-        if row is None:
+        if row is None or given is None:
             continue
         for kind, text in read.cleaned.items():
             result.findings.add(kind, place, _quoted(text))
         if lost := [key for key in unused_keys(row) if _NEGATIVES.match(key)]:
             result.findings.add("unused_texts", place, ", ".join(lost))
         kept = kept_of(row)
-        _own_faults(result.findings, place, read.raw, row, kept)
+        _own_faults(result.findings, place, given, row, kept)
         _count(result, row)
         if sampled:
             _sample(result, row)
@@ -241,12 +242,14 @@ class ReadRow:
         reason: what is wrong with it; empty: nothing. A row with blank positives, and nothing else wrong, is given
             without them.
         raw: the row as it stands there, without HTML and control characters.
+        given: its texts; None: they can't be read.
         cleaned: kind of fault -> the first text that had it.
     """
 
     row: TrainingRow | None
     reason: str
     raw: Any
+    given: GivenTexts | None
     cleaned: dict[str, str]
 
 
@@ -257,22 +260,23 @@ def read_row(raw: Any) -> ReadRow:
         if isinstance(raw, RowError):
             raise raw
         given = given_texts(raw, blank_allowed=True)
-        texts = [given.query, *given.positives, *given.negatives]
-        for kind, has in (("markup", has_markup), ("control", has_controls)):
-            if first := next((text for text in texts if has(text)), ""):
-                cleaned[kind] = first
+    except RowError as error:
+        return ReadRow(None, str(error), raw, None, cleaned)
+    shape, texts = given.shape, [given.query, *given.positives, *given.negatives]
+    for kind, has in (("markup", has_markup), ("control", has_controls)):
+        if first := next((text for text in texts if has(text)), ""):
+            cleaned[kind] = first
+    try:
         if cleaned:
             raw = cleaned_row(raw, given)
-        row = parse_row(raw)
+            given = given_texts(raw, blank_allowed=True)
+        blank = next((n for n, text in enumerate(given.positives) if is_blank(text)), None)
+        row = row_of(raw, given, drop_blank=True)
     except RowError as error:
-        reason = str(error)
-    else:
-        return ReadRow(replace(row, shape=given.shape), "", raw, cleaned)
-    try:
-        without = None if isinstance(raw, RowError) else replace(parse_row(raw, drop_blank=True), shape=given.shape)
-    except RowError:
-        without = None
-    return ReadRow(without, reason, raw, cleaned)
+        return ReadRow(None, str(error), raw, None, cleaned)
+    several = len(given.positives) > 1
+    reason = "" if blank is None else f"{given.positive_key}{f'[{blank}]' if several else ''} is blank"
+    return ReadRow(replace(row, shape=shape) if cleaned else row, reason, raw, given, cleaned)
 
 
 def _all_rows(result: Scan, stream: bool) -> Iterator[tuple[str, Any]]:
@@ -288,9 +292,8 @@ def _all_rows(result: Scan, stream: bool) -> Iterator[tuple[str, Any]]:
                 result.findings.add("file", file, text)
 
 
-def _own_faults(findings: Findings, place: str, raw: Any, row: TrainingRow, kept: Kept) -> None:
+def _own_faults(findings: Findings, place: str, given: GivenTexts, row: TrainingRow, kept: Kept) -> None:
     """Add what is wrong inside one row that can be read."""
-    given = given_texts(raw, blank_allowed=True)
     if len(given.positives) > len(kept.pos):
         alike = _alike(given.positives)
         _add_texts(findings, "doubled_positive", place, [texts[0] for texts in alike.values() if len(texts) > 1])

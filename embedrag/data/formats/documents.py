@@ -7,6 +7,7 @@ from typing import Any
 
 from embedrag.data.formats.lines import RowError
 
+_OF_A_ROW = frozenset(("query", "question", "anchor", "text", "_id", "id"))  # a row or a passage with data of its own
 # Rows of a document, or why a row can't be read; None: it is no document of this kind.
 Rows = Iterator[Any] | None
 
@@ -73,6 +74,8 @@ def _columns(document: dict[str, Any]) -> Rows:
 def _wrapped(document: dict[str, Any]) -> Rows:
     """Rows under one key: `{"data": […]}`, `{"train": […]}`, the answer of the hub's API (`{"rows": [{"row": …}]}`)."""
     rows = next((document[key] for key in ("data", "rows", "train", "examples") if key in document), None)
+    if not _OF_A_ROW.isdisjoint(document):
+        return None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         return None
     return (row["row"] if isinstance(row.get("row"), dict) else row for row in rows)
@@ -89,7 +92,9 @@ def rows_of(value: Any) -> Rows:
     [{'query': 'what', 'pos': ['this']}]
     >>> rows_of({"query": "what", "pos": ["this"]})
     """
-    if not isinstance(value, dict) or not any(isinstance(part, (dict, list)) for part in value.values()):
+    if not isinstance(value, dict) or isinstance(value.get("query", value.get("anchor")), str):
+        return None
+    if not any(isinstance(part, (dict, list)) for part in value.values()):
         return None
     return next((rows for kind in DOCUMENTS if (rows := kind(value)) is not None), None)
 
