@@ -36,7 +36,7 @@ from embedrag.options.command import Command
 from embedrag.options.field import Options, extra
 from embedrag.options.parsing import parse
 from embedrag.runtime.console import PYTHON_NAMES, console, mute, printable
-from embedrag.runtime.files import is_standard_output
+from embedrag.runtime.files import disk_error, is_standard_output
 
 # In the order of `embedrag --help`; each is a module of `embedrag.commands`.
 COMMANDS = (
@@ -159,7 +159,8 @@ def _guarded(run: Callable[[], int]) -> int:
             mute(stream)
         return UNREAD
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+        print(f"error: {f'{place}: ' if place else ''}{disk_error(error, place)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

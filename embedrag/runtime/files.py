@@ -59,10 +59,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _flush(place.parent)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
+        full = not isinstance(error, EmbedRagError) and _is_full(temporary)
         shutil.rmtree(temporary, ignore_errors=True)  # first, so that it does not count as room that is taken
-        if not (reason := disk_error(error, place.parent)):
+        reason = disk_error(error, place.parent)
+        if full and not reason:  # some libraries write a part of a file without an error, and fail when they read it
+            reason = disk_error(OSError(errno.ENOSPC, ""), place.parent)
+        if not reason:
             raise
-        raise RunError(f"{target}: not written ({reason}); what was there before is unchanged") from None
+        raise RunError(f"{target}: not written ({reason}); what was there before is unchanged") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -100,6 +104,14 @@ def disk_error(error: Exception, place: Path | None) -> str:
         return str(error) if isinstance(error, OSError) else ""
     reason = os.strerror(number)
     return f"{reason}; {_room(place)}" if place and number == errno.ENOSPC else reason
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk of a path has not one free block."""
+    try:
+        return os.statvfs(path).f_bavail == 0
+    except OSError:
+        return False
 
 
 def _room(place: Path) -> str:

@@ -501,7 +501,7 @@ def test_full_disk_ends_the_overview_with_one_line(word: str, full_device: Path)
         ended = subprocess.run(
             [sys.executable, "-m", "embedrag", word], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert ended.returncode == 1 and ended.stderr == "error: [Errno 28] No space left on device\n"
+    assert ended.returncode == 1 and ended.stderr == "error: No space left on device\n"
 
 
 def test_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -146,6 +146,19 @@ def test_disk_without_a_free_inode_is_told(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(errno.ENOSPC, "")
 
 
+def test_any_error_while_the_disk_is_full_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime writes a part of a file without an error, and then can't read it."""
+    full = os.statvfs_result((4096, 4096, 9000, 0, 0, 100, 50, 50, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(
+        RunError, match="m: not written .No space left on device; it has 0.0 MiB free, and more is need"
+    ):
+        with atomic_folder(tmp_path / "m"):
+            raise ValueError("Wire format was corrupt")
+    with pytest.raises(UserError, match="a mistake"), atomic_folder(tmp_path / "m"):
+        raise UserError("a mistake")
+
+
 def test_error_that_is_not_of_the_disk_passes_on(tmp_path: Path) -> None:
     for error in (ValueError("x"), UserError("the base can't be read (os error 2)")):
         with pytest.raises(type(error), match=re.escape(str(error))), atomic_folder(tmp_path / "m"):

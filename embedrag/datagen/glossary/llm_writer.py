@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from urllib.parse import urlparse
 from embedrag.datagen.glossary.tables import plain
 from embedrag.errors import RunError, UserError
 from embedrag.retrieval.analyzer import analyze
+from embedrag.runtime.files import disk_error
 
 KEY = "OPENAI_API_KEY"
 RETRIES = 3
@@ -96,12 +98,21 @@ class Writer:
             return []
         if key not in self._known:
             self._known[key] = given
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            with self._cache.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "queries": given}, ensure_ascii=False) + "\n")
+            self._keep(key, given)
         kept = useful(given, definition)
         self._dropped += len(given) - len(kept)
         return kept[: self._wanted]
+
+    def _keep(self, key: str, queries: list[str]) -> None:
+        """Write an answer at the end of the file of answers, with a checksum."""
+        row = {"key": key, "queries": queries, "sum": _sum(key, queries)}
+        try:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            with self._cache.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            reason = disk_error(error, self._cache)
+            raise RunError(f"{self._cache}: not written ({reason}); the answers before are kept") from None
 
     def report(self, ambiguous: int) -> WriterReport:
         """What it did so far.
@@ -183,16 +194,21 @@ def _text(item: Any) -> str:
     return item.strip() if isinstance(item, str) else ""
 
 
+def _sum(key: str, queries: list[str]) -> int:
+    return zlib.crc32(json.dumps([key, queries]).encode())
+
+
 def _read(path: Path) -> dict[str, list[str]]:
-    """Answers of an earlier run. A last line that was cut off is skipped."""
+    """Answers of an earlier run. A line that was cut off or changed is skipped, and is asked for again."""
     found: dict[str, list[str]] = {}
     if not path.is_file():
         return found
     text = path.read_text(encoding="utf-8", errors="replace")
     for line in text.splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             row = json.loads(line)
-            found[row["key"]] = [query for query in row["queries"] if isinstance(query, str)]
+            if row.get("sum") in (None, _sum(row["key"], row["queries"])):  # earlier versions wrote no checksum
+                found[row["key"]] = [query for query in row["queries"] if isinstance(query, str)]
     if text and not text.endswith("\n"):
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")

@@ -552,3 +552,15 @@ def test_short_queries_with_the_words_of_the_definition_are_not_copies() -> None
     assert useful(["전류의 흐름을 방해하는 양은?", definition.rstrip("."), "123?", "  "], definition) == [
         "전류의 흐름을 방해하는 양은?"
     ]
+
+
+def test_answers_that_changed_on_the_disk_are_asked_for_again(tmp_path: Path) -> None:
+    from embedrag.datagen.glossary.llm_writer import _read, _sum
+
+    path = tmp_path / "answers.jsonl"
+    rows = [{"key": str(n), "queries": [f"why {n}?"], "sum": _sum(str(n), [f"why {n}?"])} for n in range(3)]
+    rows[1]["queries"] = ["why 7?"]
+    del rows[2]["sum"]
+    lines = [json.dumps(row) for row in rows]
+    path.write_text("\n".join([*lines, "[]", "null", lines[0][:-9]]))
+    assert _read(path) == {"0": ["why 0?"], "2": ["why 2?"]}, "a line of an earlier version has no checksum"
