@@ -36,7 +36,8 @@ from embedrag.options.command import Command
 from embedrag.options.field import Options, extra
 from embedrag.options.parsing import parse
 from embedrag.runtime.console import PYTHON_NAMES, console, mute, printable
-from embedrag.runtime.files import disk_error, is_standard_output
+from embedrag.runtime.disk import disk_error
+from embedrag.runtime.files import is_standard_output
 
 # In the order of `embedrag --help`; each is a module of `embedrag.commands`.
 COMMANDS = (

@@ -30,7 +30,8 @@ from embedrag.data.text import PASSAGE, QUERY, identity
 from embedrag.data.token_store import TokenStore, load_store
 from embedrag.errors import RunError, UserError
 from embedrag.runtime.cache import keep, open_kept
-from embedrag.runtime.files import disk_error, write_npy
+from embedrag.runtime.disk import disk_error
+from embedrag.runtime.files import write_npy
 
 FORMAT = 6
 TEXTS_PER_CALL = 2048

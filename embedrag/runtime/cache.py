@@ -24,7 +24,8 @@ from typing import TypeVar
 
 from embedrag.errors import RunError, UserError
 from embedrag.runtime.console import say
-from embedrag.runtime.files import atomic_folder, not_writable
+from embedrag.runtime.disk import not_writable
+from embedrag.runtime.files import atomic_folder
 
 T = TypeVar("T")
 SUMS = "checksums.json"

@@ -15,26 +15,23 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from embedrag.errors import EmbedRagError, RunError, UserError, raise_all
+from embedrag.runtime.disk import disk_error, is_full, not_writable
 
 if TYPE_CHECKING:
     import numpy as np
 
 T = TypeVar("T")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-# How an error of the disk is told in messages of libraries in Rust (safetensors, tokenizers), and of `shutil`.
-OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 
 @contextmanager
@@ -59,7 +56,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _flush(place.parent)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:
-        full = not isinstance(error, EmbedRagError) and _is_full(temporary)
+        full = not isinstance(error, EmbedRagError) and is_full(temporary)
         shutil.rmtree(temporary, ignore_errors=True)  # first, so that it does not count as room that is taken
         reason = disk_error(error, place.parent)
         if full and not reason:  # some libraries write a part of a file without an error, and fail when they read it
@@ -86,43 +83,6 @@ def _swap(temporary: Path, place: Path) -> Path:
                     old.rename(place)
                 raise
             shutil.rmtree(old, ignore_errors=True)  # another process has put a folder there meanwhile
-
-
-def disk_error(error: Exception, place: Path | None) -> str:
-    """What the disk says in an error of any library; empty for another kind of error.
-
-    Args:
-        error: an OSError, or an error of safetensors or tokenizers about a file.
-        place: a path on that disk, which does not have to exist; None: a device or a pipe.
-    """
-    if isinstance(error, EmbedRagError):
-        return ""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := OS_ERROR.search(str(error))):
-        number = int(found[1] or found[2])
-    if number is None:
-        return str(error) if isinstance(error, OSError) else ""
-    reason = os.strerror(number)
-    return f"{reason}; {_room(place)}" if place and number == errno.ENOSPC else reason
-
-
-def _is_full(path: Path) -> bool:
-    """Whether the disk of a path has not one free block."""
-    try:
-        return os.statvfs(path).f_bavail == 0
-    except OSError:
-        return False
-
-
-def _room(place: Path) -> str:
-    """How much room the disk of a path has, in words."""
-    try:
-        disk = os.statvfs(next(path for path in (place, *place.absolute().parents) if path.exists()))
-    except (OSError, StopIteration):
-        return "free some room there"
-    if disk.f_files and not disk.f_favail:
-        return "it can hold no further file, because no inode is free"
-    return f"it has {disk.f_bavail * disk.f_frsize / 2**20:,.1f} MiB free, and more is needed"
 
 
 def _made_beside(place: Path, make: Callable[[Path], T]) -> tuple[Path, T]:
@@ -340,15 +300,6 @@ def _refusal(path: Path, read: list[Path], seen: dict[str, str], overwrite: bool
         return "no folder can be made there; name another place"
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     return f"{folder} can't be written ({reason}); name another place" if (reason := not_writable(folder)) else ""
-
-
-def not_writable(folder: Path) -> str:
-    """Why no file can be made in a folder that exists; empty when one can. A file is tried; it never has a name."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def check_folder(argument: str, output: Path, overwrite: bool, marker: str, kind: str) -> None:

@@ -135,7 +135,7 @@ def test_cache_that_can_not_be_written_is_said_and_a_temporary_folder_is_used(
     def refuse(dir: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("embedrag.runtime.files.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("embedrag.runtime.disk.tempfile.TemporaryFile", refuse)
     assert use(tmp_path / "cache") == (GOOD, False)
     said = capsys.readouterr().out
     assert f"cache: {tmp_path}/cache can't be written ({os.strerror(number)})" in said and "`cache_dir`" in said
@@ -146,7 +146,7 @@ def test_without_any_place_there_is_an_error(tmp_path: Path, monkeypatch: pytest
     def refuse(*rest: object, **more: object) -> None:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
-    monkeypatch.setattr("embedrag.runtime.files.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("embedrag.runtime.disk.tempfile.TemporaryFile", refuse)
     monkeypatch.setattr("embedrag.runtime.cache.tempfile.mkdtemp", refuse)
     with pytest.raises(RunError, match=r"can't be written \(.*\), and no temporary folder either \(.*No usable"):
         use(tmp_path)

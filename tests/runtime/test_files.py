@@ -306,7 +306,7 @@ def test_place_where_nobody_may_write_is_named_before_the_work(tmp_path: Path, m
     def refuse(dir: Path) -> None:  # root may write everywhere
         raise OSError(errno.EROFS if dir == tmp_path else errno.EIO, "Read-only file system")
 
-    monkeypatch.setattr("embedrag.runtime.files.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("embedrag.runtime.disk.tempfile.TemporaryFile", refuse)
     words = f"`output=.*x.jsonl`: {tmp_path} can't be written .Read-only file system.; name another place"
     with pytest.raises(UserError, match=words):
         check_targets(target, [], True)

@@ -21,7 +21,7 @@ from urllib.parse import urlparse
 from embedrag.datagen.glossary.tables import plain
 from embedrag.errors import RunError, UserError
 from embedrag.retrieval.analyzer import analyze
-from embedrag.runtime.files import disk_error
+from embedrag.runtime.disk import disk_error
 
 KEY = "OPENAI_API_KEY"
 RETRIES = 3

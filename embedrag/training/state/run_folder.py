@@ -28,7 +28,8 @@ from embedrag.models.artifacts import (
     TRAINING_CONFIG,
 )
 from embedrag.runtime.claims import claim, claimed
-from embedrag.runtime.files import disk_error, not_writable, remove_leftover
+from embedrag.runtime.disk import disk_error, not_writable
+from embedrag.runtime.files import remove_leftover
 
 CHECKPOINTS = ("checkpoint-epoch-*", "checkpoint-step-*", f"{BEST_STEP}*")
 ALWAYS = ("final", *CHECKPOINTS, RUN_LOG, LOSSES, SUMMARY)  # what every run writes

@@ -18,7 +18,8 @@ from typing import Any
 from embedrag.errors import RunError, UserError
 from embedrag.models.artifacts import LOSSES, RUN_LOG, SUMMARY
 from embedrag.runtime.console import now
-from embedrag.runtime.files import disk_error, write_atomic
+from embedrag.runtime.disk import disk_error
+from embedrag.runtime.files import write_atomic
 from embedrag.training.state.run_folder import claim_files
 
 FIRST_KEY = b'"epoch_logs"'

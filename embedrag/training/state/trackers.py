@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from embedrag.errors import RunError
 from embedrag.models.artifacts import TENSORBOARD
-from embedrag.runtime.files import disk_error
+from embedrag.runtime.disk import disk_error
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.state.run_folder import claim_trackers, tracker_files
 
