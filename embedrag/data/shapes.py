@@ -281,7 +281,7 @@ def _query(value: Any, key: str) -> str:
 
 
 def _texts(value: Any, key: str, blank_allowed: bool, null_allowed: bool = False) -> list[str]:
-    """A text or a list of texts as a list; a null in a list of negatives is an empty text."""
+    """A text or a list of texts as a list; a null or NaN in a list of negatives is an empty text."""
     if value is None:
         raise RowError(f"{key} is null; give a text or a list of texts")
     read = _READERS.get(key)
@@ -292,7 +292,7 @@ def _texts(value: Any, key: str, blank_allowed: bool, null_allowed: bool = False
         return [as_text(read(item, f"{key}[{n}]"), f"{key}[{n}]", blank_allowed) for n, item in enumerate(items)]
     if isinstance(value, (list, tuple)):
         return [
-            "" if item is None and null_allowed else as_text(item, f"{key}[{index}]", blank_allowed)
+            "" if null_allowed and (item is None or item != item) else as_text(item, f"{key}[{index}]", blank_allowed)
             for index, item in enumerate(value)
         ]
     return [as_text(value, key, blank_allowed)]

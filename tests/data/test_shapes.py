@@ -46,7 +46,7 @@ ROW = {"query": "q", "pos": ["p", "r"], "neg": ["n"]}
         ({"query": "q", "pos": "p", "negative": "a", "negative_1": "b"}, ("a", "b")),
         ({"query": "q", "pos": "p", "neg": ["a"], "negatives": ["b"]}, ("a", "b")),
         ({"query": "q", "pos": "p", "neg_1": None, "neg_2": float("nan"), "neg_3": "", "neg_4": "d"}, ("d",)),
-        ({"query": "q", "pos": "p", "neg": [None, "a", "\u200b", "nan", "\u2800"]}, ("a",)),
+        ({"query": "q", "pos": "p", "neg": [None, float("nan"), "a", "\u200b", "nan", "\u2800"]}, ("a",)),
     ],
 )
 def test_negatives_of_all_keys_are_used(raw: dict[str, Any], negatives: tuple[str, ...]) -> None:
