@@ -151,6 +151,10 @@ def test_check_at_the_start_finds_a_leak_that_leaves_the_probe_right(monkeypatch
         transformers.MPNetConfig(**SIZES, pad_token_id=1, max_position_embeddings=66),
         transformers.DebertaV2Config(**SIZES),
         transformers.Gemma2Config(**DECODER),
+        transformers.GPTNeoConfig(
+            hidden_size=32, num_layers=2, num_heads=4, vocab_size=99, attention_types=[[["global", "local"], 1]]
+        ),
+        transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=99),
     ],
     ids=lambda config: config.model_type,
 )
