@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 from embedrag.errors import RunError, UserError
 from embedrag.runtime.files import (
@@ -26,7 +29,9 @@ from embedrag.runtime.files import (
     check_targets,
     remove_leftover,
     write_atomic,
+    write_json,
     write_lines,
+    write_npy,
     write_vectors,
 )
 
@@ -134,6 +139,45 @@ def test_other_errors_of_the_disk_are_told_in_its_words(number: int, tmp_path: P
                 raise error
     with pytest.raises(RunError, match="can't be written .File name too long"):
         write_atomic(tmp_path / ("x" * 300), "")
+
+
+def _save_tensors(path: Path) -> None:
+    save_file({"a": np.zeros(5000, np.float32)}, path)
+
+
+def _save_tokenizer(path: Path) -> None:
+    Tokenizer(models.WordLevel({f"word{n}": n for n in range(2000)}, "word0")).save(str(path))
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        _save_tensors,
+        _save_tokenizer,
+        lambda path: path.write_text("x" * 20_000),
+        lambda path: write_json(path, ["x" * 20_000]),
+        lambda path: write_rows_of(path, 5000),
+    ],
+    ids=["safetensors", "tokenizers", "text", "JSON", "vectors"],
+)
+@pytest.mark.parametrize("room", [0, 1, 100, 4096, 8192, 16_000])
+def test_a_write_that_fails_at_any_byte_leaves_what_was_there(save: Any, room: int, tmp_path: Path) -> None:
+    """The limit on the size of files is met by every library, as a full disk is."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "old").write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(RunError, match="not written .File too large"), atomic_folder(tmp_path / "m") as folder:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+            save(folder / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert tree(tmp_path) == {"m/old": "old"}
+
+
+def write_rows_of(path: Path, count: int) -> None:
+    with path.open("wb") as file:
+        write_npy(file, [np.zeros((count, 1), np.float32)], (count, 1))
 
 
 def test_disk_without_a_free_inode_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
