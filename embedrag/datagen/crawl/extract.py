@@ -1,5 +1,7 @@
 """Terms and definitions of an HTML page: definition lists, tables with fitting headings, "term: definition" lines.
 
+Further shapes are in `embedrag.datagen.crawl.shapes`.
+
 The parser (selectolax) reads broken markup as browsers do, by the rules of HTML 5. The tree is never changed: hidden
 parts are skipped, because removing nodes that other objects still use leads to crashes. The walks use their own stack
 instead of recursion, so ten thousand nested boxes are no problem.
@@ -16,6 +18,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from embedrag.data.markup import text_of
 from embedrag.datagen.crawl.politeness import PageError
+from embedrag.datagen.crawl.shapes import defined_terms, dfn_pair, is_glossary, page_shapes
 from embedrag.datagen.glossary.column_names import NO_TERM, NOTE, REFERENCE_ONLY, WEAK, columns_of
 from embedrag.datagen.glossary.tables import bare
 
@@ -63,8 +66,9 @@ def extract(html: str) -> list[Pair]:
     """
     if _deepest(html) > MOST_NESTED:
         raise PageError("the markup is nested too deeply")
-    root = LexborHTMLParser(html).root
-    found: list[Pair] = []
+    parser = LexborHTMLParser(html)
+    root = parser.root
+    found: list[Pair] = list(defined_terms(parser))
     lines: list[tuple[list[Pair], bool]] = []
     todo = [(root, False, 0)] if root else []
     while todo:
@@ -85,10 +89,13 @@ def extract(html: str) -> list[Pair]:
             text = _clean(_text(node, without=("ul", "ol") if tag == "li" else ()))
             if text:
                 pairs, certain = _of_line(node, text)
+                if not pairs and (defined := dfn_pair(node, text, _children, _text)):
+                    pairs, certain = [defined], True
                 lines.append((tidy(pairs), certain))
                 found += pairs if certain else []
         todo += [(child, inside, depth) for child in reversed(list(_children(node))) if child.tag != "-text"]
-    return tidy([*found, *_plain(lines)])
+    shaped = page_shapes(root, _children, _text) if root and is_glossary(parser) else []
+    return tidy([*found, *_plain(lines), *shaped])
 
 
 def _plain(lines: list[tuple[list[Pair], bool]]) -> Iterator[Pair]:
