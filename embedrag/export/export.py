@@ -7,6 +7,7 @@ vectors. For 8 bits the difference is only reported.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,6 +38,7 @@ from embedrag.weights.adapter_file import adapter_in
 
 LOWEST_COSINE = 0.9999
 PROBE_CHARACTERS = 2000  # all probe texts must fit in memory as one batch, attention matrices included
+QUANTIZED = "onnx/model_quantized.onnx"  # where transformers.js looks for 8 bits (`dtype: "q8"`)
 METRIC, CUTOFF = "ndcg@10", 10
 
 
@@ -133,6 +135,7 @@ def export(
         write_graph(encoder, paths[0], model)
         if int8:
             write_int8(paths[0], paths[1])
+            _second_name(paths[1], folder / QUANTIZED)
         files = tuple(reference.compare(OnnxEncoder(path, encoder.tokenizer, "cpu"), path, folder) for path in paths)
         write_json(folder / EXPORT_CONFIG, _record(model, encoder, len(reference.probes), files))
     return ExportReport(target, files, len(retrieval.queries) if retrieval else 0)
@@ -193,6 +196,14 @@ def single_and_batched(exported: OnnxEncoder, probes: list[tuple[str, str]]) -> 
     """[n, D] of probe texts, each in a batch of its own; and [n, D] of the same texts in one batch."""
     ids = [exported.tokenizer(role, [text])[0] for role, text in probes]
     return embed_probes(exported, probes), exported.batch(TokenBatch.from_lists(ids))
+
+
+def _second_name(file: Path, other: Path) -> None:
+    """A second name of a file, without a second copy where the disk allows it."""
+    try:
+        other.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, other)
 
 
 def _record(model: str, encoder: Encoder, probes: int, files: tuple[ExportedFile, ...]) -> dict[str, Any]:

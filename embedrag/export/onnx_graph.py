@@ -81,6 +81,7 @@ def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:
                 external_data=size > LARGEST_FILE * 0.9,
                 verbose=False,
             )
+            _without_traces(file)
     except Exception as error:  # under an exporter, the `forward` of a model may fail in any way
         if isinstance(error, OSError) and error.errno:  # of the disk
             raise
@@ -93,6 +94,20 @@ def write_graph(encoder: Encoder, file: Path, model: str = "") -> None:
             "model",
             model,
         ) from None
+
+
+def _without_traces(file: Path) -> None:
+    """Remove what torch writes about its source code into a graph: paths of this machine, with the user's name."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    graph = model.graph
+    values = [*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    inner = [node for function in model.functions for node in function.node]
+    for part in [model, graph, *model.functions, *values, *inner]:
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    onnx.save(model, file)
 
 
 def write_int8(source: Path, target: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from embedrag.runtime.paths import public_name
 
 SHOWN = (
     "finetune_type",
@@ -38,14 +41,15 @@ def write_card(
         merge: content of merge_config.json; None: it is not a merged model.
         results: figures of the training, as Markdown.
     """
+    shown = public_name(base)
     rows = [[f"`{name}`", _cell(settings[name])] for name in SHOWN if name in settings]
     kind = "merged model" if merge else "adapter" if (folder / "adapter_config.json").exists() else "model"
     parts = [
-        f"---\nbase_model: {base}\nlibrary_name: sentence-transformers\n"
+        f"---\nbase_model: {json.dumps(shown, ensure_ascii=False)}\nlibrary_name: sentence-transformers\n"
         "pipeline_tag: sentence-similarity\n"
         "tags:\n- sentence-transformers\n- feature-extraction\n- embedrag\n---",
-        f"# Text-embedding {kind} on {Path(base).name}\n\n"
-        f"Fine-tuned for retrieval with EmbedRAG. Base model: `{base}`.",
+        f"# Text-embedding {kind} on {_markdown(shown.rpartition('/')[2])}\n\n"
+        f"Fine-tuned for retrieval with EmbedRAG. Base model: {_code(shown)}.",
         "## Load\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\n"
         'model = SentenceTransformer("PATH_OF_THIS_FOLDER")\n'
         'queries = model.encode_query(["a question"])\ndocuments = model.encode_document(["a passage"])\n```',
@@ -79,4 +83,19 @@ def _merge_section(merge: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else repr(value) if value == "" else str(value)
+    """A setting in a cell of a table; files without the folders of this machine."""
+    if isinstance(value, list):
+        return " ".join(_markdown(public_name(str(item))) for item in value)
+    return _code(value) if isinstance(value, str) else str(value)
+
+
+def _code(text: str) -> str:
+    """A text as it is, in the typewriter type of Markdown, also inside a table; blanks at its ends stay visible."""
+    if not text.strip() or text != text.strip() or "\n" in text or "`" in text:
+        text = json.dumps(text, ensure_ascii=False)
+    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _markdown(text: str) -> str:
+    """A text whose signs have no meaning in Markdown."""
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#" else sign for sign in " ".join(text.split()))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path, PurePosixPath
+
+FOLDERS = ("outputs", "output", "out", "runs", "models", "checkpoints", "data", "datasets")  # no owner on a hub
 
 
 def cache_folder(named: str | None) -> Path:
@@ -14,6 +17,21 @@ def cache_folder(named: str | None) -> Path:
         named: what the caller asks for; without it, $EMBEDRAG_CACHE or a folder in the user's home counts.
     """
     return Path(named or os.environ.get("EMBEDRAG_CACHE") or "~/.cache/embedrag").expanduser()
+
+
+def public_name(name: str) -> str:
+    r"""The name of a model or a file without the folders of this machine, which may show the name of its user.
+
+    >>> [public_name(name) for name in ("/home/me/out/final", r"C:\Users\me\final", "~/data.jsonl:2", "outputs/final/")]
+    ['final', 'final', 'data.jsonl:2', 'final']
+    >>> public_name("BAAI/bge-m3"), public_name("(in memory)")
+    ('BAAI/bge-m3', '(in memory)')
+    """
+    parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".", "..", "~")]
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(?:[:@]\S+)?", name) and not Path(name.partition(":")[0]).exists():
+        first, _, _ = name.partition("/")
+        return name if first not in FOLDERS else parts[-1]
+    return parts[-1] if parts else Path(name).expanduser().resolve().name
 
 
 def is_inner_path(name: object) -> bool:

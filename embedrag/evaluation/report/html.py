@@ -32,6 +32,7 @@ from embedrag.evaluation.report.formatting import (
 )
 from embedrag.evaluation.report.plots import TEMPLATES, figures
 from embedrag.runtime.files import write_atomic
+from embedrag.runtime.paths import public_name
 
 TEXT_COLUMNS = 120
 WORDS = {
@@ -65,6 +66,7 @@ def render(result: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    result = _without_folders(result)
     environment.filters.update(cut=cut, label=label, plain=plain, signed=signed, chance=chance, kind=kind_of)
     scripts = [get_plotlyjs(), (TEMPLATES / "report.js").read_text(encoding="utf-8")]
     rows, metric = comparison_rows(result.get("comparison")), result.get("metric", "ndcg@10")
@@ -91,6 +93,17 @@ def render(result: dict[str, Any]) -> str:
     )
     # a text may end in half an emoji, which UTF-8 can't hold
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _without_folders(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the names of models and data, and without the folders of this machine: the page is sent on."""
+    named: dict[str, Any] = {
+        key: public_name(str(result[key])) for key in ("model", "baseline", "data") if result.get(key)
+    }
+    general = result.get("general") or {}
+    if general.get("data"):
+        named["general"] = {**general, "data": public_name(str(general["data"]))}
+    return {**result, **named}
 
 
 def headline(result: dict[str, Any]) -> tuple[str, str]:

@@ -283,6 +283,7 @@ def _map(points: list[Row]) -> Figure | None:
     bare = {"showticklabels": False, "showgrid": False, "ticks": ""}
     layout["xaxis"] |= bare
     layout["yaxis"] |= bare
+    layout["legend"] |= {"y": 0, "yanchor": "top"}  # below the dots; the tool bar lies above them
     return {"data": data, "layout": layout}
 
 

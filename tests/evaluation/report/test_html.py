@@ -151,7 +151,7 @@ def test_full_result_has_every_part_and_every_plot(full: Page) -> None:
     text = " ".join(full.texts["body"].split())
     assert "The tuned model is better" in text
     assert "nDCG@10 0.514 → 0.643, +0.129 (95 % interval +0.109 … +0.149, p < 0.001, 1,450 queries)" in text
-    assert "Something was forgotten (general set datasets/general): nDCG@10 0.400 → 0.350, −0.050 (95 %" in text
+    assert "Something was forgotten (general set general): nDCG@10 0.400 → 0.350, −0.050 (95 %" in text
     assert "12,345 passages" in text and "torch 2.13.0" in text and "2025-01-31" in text
     assert "No query lost." in full.texts["lost"]
     assert "0.840 0.930 +0.090" in " ".join(re.sub(r"(\d{3})(?=[+0])", r"\1 ", full.texts["table"]).split())
@@ -318,6 +318,33 @@ def test_figures_show_the_numbers_of_the_result(full: Page) -> None:
 def test_every_colour_of_the_figures_is_defined_for_light_and_dark(full: Page) -> None:
     for name in set(re.findall(r"var\(--(\w+)\)", full.scripts[0])):
         assert full.styles.count(f"--{name}: #") == 2, name
+
+
+def test_page_names_no_folder_of_this_machine() -> None:
+    """The page is made to be sent to others, and a path shows the name of the user."""
+    home = "/home/zaphod/secret-project"
+    result = FULL | {"model": f"{home}/out/final", "baseline": f"{home}/base", "data": "C:\\Users\\zaphod\\beir"}
+    result["general"] = FULL["general"] | {"data": f"{home}/general/"}
+    page = render(result)
+    assert "zaphod" not in page and "secret-project" not in page
+    assert "Model: final" in page and "data: beir" in page and "(general set general)" in page
+    assert "Model: BAAI/bge-m3" in render(FULL | {"model": "BAAI/bge-m3"}), "a name of the hub stays whole"
+
+
+def test_every_figure_of_the_tables_has_its_name_on_a_phone(full: Page) -> None:
+    """There the heading of a table is hidden, and each row is a block; otherwise the last columns lie outside."""
+    page = render(FULL)
+    for section in re.findall(r'<section class="figures".*?</section>', page, re.S):
+        for row in re.findall(r"<tr>(<td.*?)</tr>", section, re.S):
+            cells = re.findall(r"<td([^>]*)>([^<]*)", row)
+            assert all("data-title" in attributes for attributes, text in cells[1:] if text.strip()), row
+    narrow = full.styles[full.styles.index("@media (max-width: 46rem)") :]
+    assert ".figures thead { display: none; }" in narrow and "attr(data-title)" in narrow
+
+
+def test_legend_of_the_map_is_not_below_its_tool_bar(full: Page) -> None:
+    assert full.figures["map"]["layout"]["legend"]["yanchor"] == "top"
+    assert full.figures["map"]["layout"]["legend"]["y"] == 0
 
 
 def test_page_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
