@@ -154,7 +154,7 @@ def test_source_without_an_end_is_trained_on(two, run, tmp_path, monkeypatch) ->
             yield f"{source}:{number + 1}", {"query": f"question {number}", "pos": f"answer {number}"}
             number += 1
 
-    monkeypatch.setattr(embedrag.data.sources, "_hub_rows", endless)
+    monkeypatch.setattr(embedrag.data.sources, "hub_rows", endless)
     assert run("out", "--train_dataset", "owner/endless", "--stream", "--steps_per_epoch", "4") == 0
     assert steps(tmp_path / "out") == 8
     assert max(asked) + 1 == 200  # the probes of a merge; training alone asked for 24
