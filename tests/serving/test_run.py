@@ -56,6 +56,8 @@ def test_command_restricts_who_may_ask_when_there_is_no_key(
         (["--host", "192.0.2.1"], "k", "--host 192.0.2.1"),
         (["--api_key", ""], None, "--api_key or EMBEDRAG_API_KEY: empty"),
         ([], "", "--api_key or EMBEDRAG_API_KEY: empty"),
+        (["--cors_allow_origin", "*"], None, "--cors_allow_origin *: every web page could use the server"),
+        (["--cors_allow_origin", "chat.example"], "k", "--cors_allow_origin chat.example: must be scheme and host"),
         (["--port", "70000"], None, "--port"),
         (["--max_queue", "0"], None, "--max_queue"),
         (["--backend", "onnx"], None, "no export with onnx/model.onnx; write it with embedrag export"),
