@@ -56,7 +56,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as file:
             first = file.peek(10)[:10]
             for suffix, (mark, unpack) in COMPRESSIONS.items():
-                if first.startswith(mark) and (suffix != ".bz2" or first[4:] in BZIP2):
+                if first.startswith(mark) and (suffix in (".gz", ".xz", ".zst", path.suffix) or first[4:] in BZIP2):
                     try:
                         with unpack(file) as unpacked:
                             yield unpacked

@@ -34,9 +34,6 @@ def test_run_begun_by_the_earlier_code_ends_with_the_same_weights(
 ) -> None:
     assert main(["train", *FLAGS.split()]) == 0
     assert "step 2 of 6" in capsys.readouterr().out
-    assert (
-        len(list((here / "cache").glob("tokens-*"))) == 1
-    )  # a store of the earlier code, which kept no checksums, is replaced
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (here / "run/final", here / "final"))
     assert ours.keys() == theirs.keys()
     for name, values in theirs.items():

@@ -176,7 +176,7 @@ def test_output_folder_that_holds_another_run_is_refused(
     (tmp_path / "out" / "final" / "adapter_model.safetensors").write_text("precious")
     words = ["--model_name_or_path", tiny_bert, "--train_dataset", str(write_jsonl([GOOD] * 3)), "--batch_size", "2"]
     assert main(["train", *words, "--output_dir", str(tmp_path / "out")]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "which no run of EmbedRAG wrote there" in capsys.readouterr().err
     assert (tmp_path / "out" / "final" / "adapter_model.safetensors").read_text() == "precious"
 
 

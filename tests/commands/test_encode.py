@@ -115,5 +115,5 @@ def test_adapter_that_does_not_fit_is_refused(adapter: str, texts: Path, tmp_pat
     save_file(renamed, broken / "adapter_model.safetensors")
     words = ["--model", str(broken), "--input", str(texts), "--output", str(tmp_path / "x.npy")]
     assert main(["encode", *words]) == 2
-    assert "does not belong to the base" in capsys.readouterr().err
+    assert "adapter_config.json names the base" in capsys.readouterr().err
     assert not (tmp_path / "x.npy").exists()

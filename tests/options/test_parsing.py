@@ -336,7 +336,7 @@ def test_any_options_survive_a_file_and_the_command_line(changes, tmp_path_facto
         (("--neg_nums", "-1"), ["--neg_nums -1: must be 0 or more"]),
         (("--quantization_bits", "5"), ["--quantization_bits 5: must be one of 4, 8"]),
         (("--finetune_type", "lroa"), ["--finetune_type lroa: ", "qlora, lora, full", "did you mean lora?"]),
-        (("--pooling", "max"), ["--pooling max: must be one of auto, last_token, mean, cls"]),
+        (("--pooling", "first"), ["--pooling first: must be one of auto, last_token, mean, cls"]),
         (("--optimizer", "adamv"), ["--optimizer adamv: ", "did you mean adam"]),
         (("--warmup_proportion", "1"), ["--warmup_proportion 1: must be less than 1"]),
         (("--output_dir", ""), ["--output_dir: must not be empty"]),

@@ -302,7 +302,8 @@ def test_adapter_that_gets_no_gradient_is_refused_before_training(
     tiny_bert: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = with_pooler(tiny_bert, tmp_path, monkeypatch)
-    assert train(base, data, tmp_path / "out", "--finetune_type", "lora") == 2
+    words = ["--finetune_type", "lora", "--lora_target_modules", "query", "dense"]
+    assert train(base, data, tmp_path / "out", *words) == 2
     assert "get no gradient, for example" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -322,12 +323,12 @@ def test_hub_data_set_is_read_by_its_id(
 
     asked = []
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, **k: asked.append((name, k)) or datasets.Dataset.from_list(rows)
+        datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or datasets.Dataset.from_list(rows)
     )
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: type("Builder", (), {"hash": "1"}))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a: type("Builder", (), {"hash": "1"}))
     words = ["--model_name_or_path", tiny_bert, "--train_dataset", "owner/name", "--output_dir", str(tmp_path / "out")]
     assert main(["train", *words, "--batch_size", "6", "--finetune_type", "lora", "--epochs", "1"]) == 0
-    assert asked[0] == ("owner/name", {"split": "train", "streaming": False})
+    assert asked[0] == (("owner/name", None), {"split": "train", "streaming": False})
     assert "12 rows" in capsys.readouterr().out
 
 
