@@ -216,7 +216,7 @@ def check_choice(argument: str, value: object, choices: Iterable[object]) -> Non
 
 
 def _shown(value: object) -> str | None:
-    """A value as people typed it: lists word by word, truth values in small letters."""
+    """A value as people typed it: lists word by word, truth values in lower case."""
     if value is None or value == "":
         return None
     if isinstance(value, (list, tuple)):

@@ -138,7 +138,7 @@ def arrow_rows(path: Path, names: Collection[str] = (), sheet: str = "") -> Iter
 
 
 JSON_LINES = FileFormat("JSONL", json_rows)
-# Suffix in small letters -> format. A new format is one entry here. A suffix of `COMPRESSIONS` may follow.
+# Suffix in lower case -> format. A new format is one entry here. A suffix of `COMPRESSIONS` may follow.
 FORMATS = {
     ".jsonl": JSON_LINES,
     ".json": JSON_LINES,
@@ -228,7 +228,7 @@ def _files_in(folder: Path, source: str, argument: str) -> list[Path]:
     for file in files:
         other = seen.setdefault(without_compression(file), file)
         if other != file:
-            reason = f"{other.name} and {file.name} are one file twice, also compressed; remove one of them"
+            reason = f"{other.name} and {file.name} have the same name except for the compression; remove one of them"
             raise UserError(reason, argument, source)
     return files
 

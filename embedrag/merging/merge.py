@@ -211,9 +211,9 @@ def merge(
     root = base.folder()
     _check_links(root, "base_model_path", base.name)
     _check_links(source, ADAPTER, str(lora_adapter_path))
-    for whose, folder in (("base", root), ("adapter", source)):
+    for owner, folder in (("base", root), ("adapter", source)):
         if overlap(output, folder):
-            raise UserError(f"overlaps the {whose}'s folder {folder}; name another folder", "output_path", output_path)
+            raise UserError(f"overlaps the {owner}'s folder {folder}; name another folder", "output_path", output_path)
     seen = quantization if quantization and onto == DEQUANTIZED and not quantization.given else None
     plan = make_plan(adapter, base, root, training_precision, seen, trust_remote_code)
     if adapter.left_out:
@@ -258,7 +258,7 @@ def _check_links(folder: Path, argument: str, value: str) -> None:
     """
     for path in sorted(folder.iterdir()):
         if path.suffix in TEXTS and path.is_symlink() and path.is_file() and not belongs_to(path, folder):
-            reason = f"{path.name} is a link to {path.resolve()}, out of the folder; if the file belongs there, copy it"
+            reason = f"{path.name} is a link to {path.resolve()}, outside of the folder; if it belongs there, copy it"
             raise UserError(reason, argument, value)
 
 

@@ -17,6 +17,7 @@ from embedrag.weights.quantized_files import quantization_of
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 # sentence-transformers leaves their prompts out of the pooling by these names, and their files do not say so.
 INSTRUCTOR = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
+OWN_CODE = "has Python code of its own, which runs only if you trust it; read it, and add `trust_remote_code`"
 # Families that begin to count positions after the padding index: token 1 has the position pad_token_id + 1.
 OFFSET_POSITIONS = {
     "camembert",
@@ -56,7 +57,7 @@ class Base:
 
     @property
     def hidden_size(self) -> int:
-        """Numbers in the state of a token; 0 when its configuration does not tell."""
+        """Dimensions of the state of a token; 0 when the configuration does not say."""
         return int(getattr(self.config.get_text_config(), "hidden_size", 0))
 
     def folder(self) -> Path:
@@ -108,10 +109,7 @@ def describe_base(
         )
     except (OSError, ValueError) as error:
         if not trust_remote_code and (files.json(f"{subfolder}/config.json".lstrip("/")) or {}).get("auto_map"):
-            raise files.error(
-                "the model has Python code of its own, which runs only if you trust it; read it, and add "
-                "`trust_remote_code`"
-            ) from None
+            raise files.error(f"the model {OWN_CODE}") from None
         here = "" if Path(name).is_dir() else ", and there is no such folder here"
         raise files.error(f"no model can be read there{here} ({str(error).splitlines()[0]})") from None
     kind = config.model_type

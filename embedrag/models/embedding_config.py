@@ -32,10 +32,10 @@ TEXT_CONFIGS = tuple(
 )
 # Arguments of a download; they stand beside settings of the model in sentence_bert_config.json.
 WHERE_FROM = {"cache_dir", "code_revision", "local_files_only", "revision", "subfolder", "token", "trust_remote_code"}
-OWN_CODE = (
-    "Without this code the vectors would be others. To train the model without it, change modules.json in a copy of "
-    "the folder: a class around the transformer becomes sentence_transformers.models.Transformer, any other module is "
-    "left out"
+FOREIGN = (
+    "Without this class the vectors would be different. To train the model without it, change modules.json in a copy "
+    "of the folder: a class around the transformer becomes sentence_transformers.models.Transformer, and any other "
+    "module is left out"
 )
 
 
@@ -82,8 +82,8 @@ class EmbeddingConfig:
         query_max_len: longest query, in tokens, special tokens included.
         passage_max_len: longest passage, likewise.
         head: modules between the pooling and the last normalisation.
-        lower_case: texts are turned to small letters before they are cut into tokens.
-        truncate_dim: only the first numbers of a vector are kept, after the normalisation; None: all.
+        lower_case: texts are lowercased before they are cut into tokens.
+        truncate_dim: only so many of the first dimensions are kept, after the normalisation; None: all.
         include_prompt: whether the tokens of the prompt are pooled too. False only where there is no prompt.
         kept: settings that are only written again.
     """
@@ -119,7 +119,7 @@ class EmbeddingConfig:
                 for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
             ],
         )
-        # The saved tokenizer turns texts to small letters by itself.
+        # The saved tokenizer lowercases texts by itself.
         lengths = {"max_seq_length": self.max_len, "do_lower_case": False}
         sides = {"query_length": self.query_max_len, "document_length": self.passage_max_len}
         lengths |= {name: length for name, length in sides.items() if self.kept.text.get(name)}
@@ -259,7 +259,9 @@ def _module_kinds(files: ModelFiles, modules: Any) -> list[str]:
     supported = {"Transformer", "Pooling", *KINDS}
     for full, kind in zip(types, kinds, strict=True):
         if not full.startswith("sentence_transformers."):
-            raise files.error(f"modules.json: {full} is code of the model's authors, which is not run. {OWN_CODE}")
+            raise files.error(
+                f"modules.json: {full} is no class of sentence-transformers, and foreign code is not run. {FOREIGN}"
+            )
         if kind not in supported or ".sparse_encoder." in full or ".multi_vector_encoder." in full:
             raise files.error(
                 f"modules.json: {full} is not supported, and without it the vectors would change. EmbedRAG has "

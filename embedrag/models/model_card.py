@@ -97,5 +97,5 @@ def _code(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """A text whose signs have no meaning in Markdown."""
+    """A text in which no sign has a meaning in Markdown."""
     return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#" else sign for sign in " ".join(text.split()))

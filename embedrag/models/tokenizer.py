@@ -11,9 +11,9 @@ from typing import Any
 
 from embedrag.data.text import PASSAGE, QUERY
 from embedrag.errors import UserError
-from embedrag.models.base_model import Base
+from embedrag.models.base_model import OWN_CODE, Base
 from embedrag.models.embedding_config import EmbeddingConfig
-from embedrag.models.modules.lowercase import turn_to_small_letters
+from embedrag.models.modules.lowercase import lowercase_first
 from embedrag.models.modules.model_files import ModelFiles
 from embedrag.runtime.console import say
 from embedrag.runtime.files import write_json
@@ -39,7 +39,6 @@ NOT_CUT = 1 << 30  # tokens
 PROBES = ("a", "word", "1", ".")
 # A tokenizer of this class takes everything from tokenizer.json, in every version of transformers.
 PLAIN_CLASS = "PreTrainedTokenizerFast"
-OWN_CODE = "has Python code of its own, which runs only if you trust it; read it, and add `trust_remote_code`"
 
 
 class TextTokenizer:
@@ -66,7 +65,7 @@ class TextTokenizer:
         """
         self.tokenizer = tokenizer
         self.embedding_config = embedding_config
-        self._changed = embedding_config.lower_case and turn_to_small_letters(tokenizer)
+        self._changed = embedding_config.lower_case and lowercase_first(tokenizer)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
         if base.is_decoder:
@@ -118,7 +117,7 @@ class TextTokenizer:
         return whole
 
     def check_prompt(self, role: str, prompt: str) -> None:
-        """Refuse a prompt that leaves hardly any token of a text, or whose tokens must not be pooled.
+        """Refuse a prompt that leaves hardly any token of a text, or a prompt with tokens that must not be pooled.
 
         Args:
             role: `query` or `passage`.
@@ -227,8 +226,8 @@ def load_tokenizer(
         )
     if not trust_remote_code and (getattr(base.config, "auto_map", None) or tokenizer.init_kwargs.get("auto_map")):
         say(
-            f"model: {base.name} names Python code of its authors, which is not run; transformers has classes "
-            "of its own for it. `trust_remote_code` would run the code, and the vectors can be others"
+            f"model: {base.name} has Python code of its own, which is not run, because transformers has classes "
+            "for this model. With `trust_remote_code` the code is run, and the vectors can be different"
         )
     return TextTokenizer(tokenizer, embedding_config, base)
 
@@ -280,8 +279,8 @@ def _end_with_eos(tokenizer: Any) -> bool:
     backend.post_processor = _post_processor({"type": "Sequence", "processors": [*offsets, template]})
     if _parts(tokenizer) != (before, text, [tokenizer.eos_token_id]):
         raise UserError(
-            f"the tokenizer ({type(tokenizer).__name__}) adds its special tokens in code of its own, so that no end "
-            "token can be added, which last_token pooling needs; choose `pooling=mean`"
+            f"the tokenizer ({type(tokenizer).__name__}) adds its special tokens in code of its own, so no end "
+            "token can be added, and the pooling last_token needs one; choose `pooling=mean`"
         )
     return True
 

@@ -86,7 +86,7 @@ def as_list(value: Any) -> Any:
 
 
 def lower(value: Any) -> Any:
-    """A text in small letters."""
+    """A text in lower case."""
     return value.lower() if isinstance(value, str) else value
 
 

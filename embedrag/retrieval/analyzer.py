@@ -11,7 +11,7 @@ and digits. What a piece becomes depends on its script.
 | Khmer, Burmese | pairs of neighbouring letters, each with its marks, and each of these letters |
 | others | the piece; of names and numbers also their parts: `max_len`, `maxLen`, `10kΩ`, `STM32F103` |
 
-The figures behind these choices are in docs/mining.md.
+The figures for these choices are in docs/mining.md.
 
 Whatever is built with these terms keeps `ANALYZER` with it. The number goes up with each change of the terms.
 """

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 
 from embedrag.errors import RunError, UserError, as_python
-from embedrag.models.base_model import position_limit
+from embedrag.models.base_model import OWN_CODE, position_limit
 from embedrag.models.modules.model_files import ModelFiles
-from embedrag.models.tokenizer import OWN_CODE, has_own_code
+from embedrag.models.tokenizer import has_own_code
 from embedrag.runtime.console import quiet
 from embedrag.runtime.device import pick_device
 

@@ -1,7 +1,7 @@
 """Files that may be compressed, opened for reading: gzip, bzip2, xz and Zstandard.
 
-The first bytes decide, not the name: a `.jsonl` that is gzip is unpacked, and a `.gz` that a server has already
-unpacked is read as it is. A file is unpacked while it is read, so memory holds a block of it.
+The first bytes decide, not the name: a `.jsonl` that is gzip is decompressed, and a `.gz` that a server has already
+decompressed is read as it is. A file is decompressed while it is read, so memory holds a block of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _zstandard(file: IO[bytes]) -> IO[bytes]:
     return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
 
 
-# Suffix -> (first bytes, how an open file is unpacked). A new compression is one line here.
+# Suffix -> (first bytes, how an open file is decompressed). A new compression is one line here.
 COMPRESSIONS: dict[str, tuple[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
     ".gz": (b"\x1f\x8b", lambda file: cast("IO[bytes]", gzip.GzipFile(fileobj=file))),
     ".bz2": (b"BZh", lambda file: cast("IO[bytes]", bz2.BZ2File(file))),

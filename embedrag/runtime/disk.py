@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embedrag.errors import EmbedRagError
 
-# How an error of the disk is told in messages of libraries in Rust (safetensors, tokenizers), and of `shutil`.
+# How libraries in Rust write an error of the disk into their messages (safetensors, tokenizers), and of `shutil`.
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 

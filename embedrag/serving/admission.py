@@ -130,10 +130,17 @@ class Admission:
         self.check_open()
         packing = request.headers.get("content-encoding", "identity").strip().lower()
         if packing not in ("identity", ""):
-            raise ApiError(415, f"Content-Encoding: {packing} is not read; send the body as it is", "invalid_request")
+            raise ApiError(
+                415, f"Content-Encoding: {packing} is not read; send the body uncompressed", "invalid_request"
+            )
         if "transfer-encoding" in request.headers and "content-length" in request.headers:
             # A proxy may have read another end of this request than we do, and hide a second request in the rest.
-            raise ApiError(400, "Content-Length and Transfer-Encoding in one request", "invalid_request", close=True)
+            raise ApiError(
+                400,
+                "Content-Length and Transfer-Encoding in one request; send one of them",
+                "invalid_request",
+                close=True,
+            )
         reading = asyncio.ensure_future(self._read(request, held))
         self._reading.add(reading)
         try:

@@ -59,7 +59,7 @@ class Endpoints:
         return await self._vectors(request, TEI)
 
     async def tei_info(self) -> Response:
-        """What text-embeddings-inference tells of its model."""
+        """The model and its limits, in the form of text-embeddings-inference."""
         return Response(json.dumps(self._service.tei_info()), media_type=JSON)
 
     async def ollama_embed(self, request: Request) -> Response:

@@ -114,7 +114,7 @@ class EmbeddingService:
             return await self._compute(request, asked, protocol)
 
     def tei_info(self) -> dict[str, Any]:
-        """What text-embeddings-inference tells of its model at /info; empty while the model is being loaded."""
+        """The answer of /info, in the form of text-embeddings-inference; empty while the model is being loaded."""
         if self.admission.state == "loading":
             return {}
         config = self._encoder.tokenizer.embedding_config
@@ -172,7 +172,9 @@ class EmbeddingService:
             ids = [each for each in ids if each not in special][: self._encoder.tokenizer.embedding_config.max_len]
             text = backend.decode(ids, clean_up_tokenization_spaces=False) if max(ids, default=0) < len(backend) else ""
             if not text or backend(text, add_special_tokens=False)["input_ids"] != ids:
-                raise UserError(f"{asked.texts_key}.{number}: no text has these ids in the model's tokenizer")
+                raise UserError(
+                    f"{asked.texts_key}.{number}: no text has these ids in the model's tokenizer; send the text"
+                )
             texts.append(text)
         return texts
 

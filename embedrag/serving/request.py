@@ -53,7 +53,7 @@ class EmbedRequest(BaseModel):
         return ROLES[self.prompt_name]
 
     def cut(self, max_len: int) -> list[str]:
-        """The texts without what lies far behind the maximum length, so that work for a long text is bounded.
+        """The texts without what lies far beyond the maximum length, so that work for a long text is bounded.
 
         Args:
             max_len: tokens that are kept of a text later.

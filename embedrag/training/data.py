@@ -259,7 +259,7 @@ def _why_alone(store: TokenStore, options: TrainOptions) -> str:
     if options.batch_size == 1:
         return f"a batch of one row has no passages of others; {own}, or use `batch_size=2` or more"
     return (
-        f"all rows have the same positive, so the passages of others are none; {own}, or add rows with other positives"
+        f"all rows have the same positive, so there are no passages of others; {own}, or add rows with other positives"
     )
 
 

@@ -28,7 +28,7 @@ from embedrag.runtime.distributed import ProcessGroup
 
 # Share of the free memory that is used. It is higher on a GPU, because the CPU's memory is shared with other programs.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
-CHUNK_SHARE = 0.3  # of all memory behind the weights, for one chunk: half of the machine may be in use by others
+CHUNK_SHARE = 0.3  # of all memory that the weights leave, for one chunk: half of the machine may be in use by others
 PROBE_TOKENS = 4096
 STATE_BYTES = 12  # of a trained parameter: gradient and two moments in float32
 CGROUP = Path("/sys/fs/cgroup")
@@ -126,7 +126,7 @@ def measure_budget(
     )
     if chunk < wanted:
         line += (
-            f". So little is free that texts go through the model in chunks of {chunk:,} tokens instead of {wanted:,}; "
+            f". Little memory is free, so the chunks have {chunk:,} tokens instead of {wanted:,}; "
             "sums are then rounded in another way than in a run with more free memory"
         )
     return TokenBudget(found, each, chunk), line

@@ -92,7 +92,7 @@ def plain_vectors(encoder: Encoder, probes: Sequence[tuple[str, str]], trust_rem
                 return PlainVectors(tokens, vectors)
     shown = ", ".join(f"{distance:.1e} with padding at the {side}" for side, distance in distances.items())
     raise UserError(
-        "self-test: with padding, this model gives other vectors than alone, also in sentence-transformers (1 - cosine "
+        "self-test: padding changes the vectors of this model, in sentence-transformers too (1 - cosine "
         f"{shown}); name another base, or try `dtype=float32`, or skip the test with `no_self_test`"
     )
 

@@ -298,8 +298,8 @@ class Trainer:
     def _next_row(self) -> int:
         """Place in the stream of rows after the steps that are done."""
         steps = [step for epoch in self.steps[: self.state.epoch + 1] for step in epoch]
-        behind = sum(len(epoch) for epoch in self.steps[: self.state.epoch]) + self.state.done
-        return steps[behind - 1][-1][1] if behind and steps[behind - 1] else 0
+        done = sum(len(epoch) for epoch in self.steps[: self.state.epoch]) + self.state.done
+        return steps[done - 1][-1][1] if done and steps[done - 1] else 0
 
     def _take_up(self, state: dict[str, Any]) -> None:
         """Cut the rest of the epoch into steps of another number of processes."""

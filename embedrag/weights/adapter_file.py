@@ -74,6 +74,7 @@ WITH_PEFT = (
     "merge it with peft: PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER).merge_and_unload()"
     ".save_pretrained(FOLDER), and use that folder as the model"
 )
+AGAIN = "save the adapter again, or download it again"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Adapter:
         tokens: path of a module -> new vectors of some of its tokens.
         added: name of a bias -> what is added to it (lora_bias).
         left_out: paths of the heads and poolers in the file; no vector depends on them.
-        lora_alpha: what the caller gave, for an adapter whose configuration does not record it.
+        lora_alpha: what the caller gave, for an adapter that has no alpha in its configuration.
     """
 
     file: Path
@@ -265,7 +266,7 @@ def _sort(
         for module, sides in factors.items()
     }
     if lengths:
-        raise UserError(f"{file.path}: {next(iter(lengths))} has a DoRA magnitude, but no A and B matrices")
+        raise UserError(f"{file.path}: {next(iter(lengths))} has a DoRA magnitude, but no A and B matrices; {AGAIN}")
     added = {f"{module}.bias": changes[module].scale * bias for module, bias in biases.items() if module in changes}
     tokens = {module: _token_rows(file.path, module, values, config) for module, values in deltas.items()}
     if not (changes or replaced or tokens or left_out):
@@ -279,9 +280,11 @@ def _low_rank(
     embedding = set(sides) == {"embedding_A", "embedding_B"}
     a, b = (sides.get(f"embedding_{side}" if embedding else side) for side in "AB")
     if a is None or b is None or a.ndim != 2 or b.ndim != 2 or len(sides) != 2 or a.shape[0] != b.shape[1]:
-        raise UserError(f"{path}: {module} has no matching pair of 2-D A and B matrices (a convolution has others)")
+        raise UserError(
+            f"{path}: {module} has no matching pair of 2-D A and B matrices (a convolution has others); {WITH_PEFT}"
+        )
     if config.get("use_dora") and magnitude is None:
-        raise UserError(f"{path}: use_dora is on (DoRA), but {module} has no magnitude in the file")
+        raise UserError(f"{path}: use_dora is on (DoRA), but {module} has no magnitude in the file; {AGAIN}")
     if magnitude is not None and (embedding or magnitude.shape != b.shape[:1]):
         raise UserError(f"{path}: {module} is a table of vectors that DoRA rescales; {WITH_PEFT}")
     scale = _scale(module, a.shape[0], config, alpha)

@@ -25,7 +25,8 @@ def match_adapter(
         Name of a tensor -> its name in the adapter, and what is done to it.
 
     Raises:
-        UserError: when a part has no tensor in the base, or one of another shape. The message says what the files tell.
+        UserError: when a part has no tensor in the base, or one of another shape. The message says what is
+            known about the base.
     """
     changes = adapter.by_tensor()
     found, missing = match_names({name: name for name in changes}, shapes)

@@ -216,7 +216,7 @@ def test_html_is_counted_and_mended(write_jsonl, tmp_path: Path, capsys) -> None
     assert check(path, "--fix", out) == 1
     said = capsys.readouterr().out
     assert "rows that have HTML tags or entities in a text" in said and f"{path}:1: '<b>light</b>'" in said
-    assert "HTML and control characters became plain text in 1 rows" in said
+    assert "fixed: rows with HTML or control characters that became plain text: 1" in said
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [
         {"query": "light", "pos": ["3 × 10^8 m/s"], "neg": ["a\nb"], "id": 7},
         clean,

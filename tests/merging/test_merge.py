@@ -478,7 +478,7 @@ def test_texts_outside_of_the_folders_are_not_merged(
     if (whose, name) == ("base", "config.json"):  # it is read first
         check_refused(adapter, tmp_path / "merged", "not JSON; the model folder is damaged", capsys, *words)
     else:
-        message = f"error: {flag} {folder}: {name} is a link to {secret}, out of the folder"
+        message = f"error: {flag} {folder}: {name} is a link to {secret}, outside of the folder"
         check_refused(adapter, tmp_path / "merged", message, capsys, *words)
 
 

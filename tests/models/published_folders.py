@@ -31,7 +31,7 @@ class Published:
     """A folder as it is published.
 
     Attributes:
-        models: whose folders have this shape.
+        models: those with folders of this shape.
         shape: what is special about it.
         make: writes such a folder.
         options: arguments of `build_model` besides the folder.
@@ -462,7 +462,7 @@ PUBLISHED = [
         "Jina v3, v5 (custom_st)",
         "the module `custom_st.Transformer` around the transformer",
         custom_st,
-        refused="modules.json: custom_st.Transformer is code of the model's authors",
+        refused="modules.json: custom_st.Transformer is no class of sentence-transformers",
     ),
     Published(
         "Jina v3 without its module (modules.json changed in a copy)",
@@ -529,7 +529,7 @@ PUBLISHED = [
         "Jasper (custom_st.JasperTransformer)",
         "a module of its own",
         only("custom_st.JasperTransformer"),
-        refused="modules.json: custom_st.JasperTransformer is code of the model's authors",
+        refused="modules.json: custom_st.JasperTransformer is no class of sentence-transformers",
     ),
     Published(
         "sentence-t5, GTR",
@@ -637,7 +637,7 @@ PUBLISHED = [
             text={"query_length": 24, "document_length": 48},
             settings={"truncate_dim": 16, "prompts": {}},
         ),
-        "mean, length 1, the first 16 numbers",
+        "mean, length 1, the first 16 dimensions",
     ),
     Published("BERT, mBERT", "no files of sentence-transformers", plain("Bert", word_pieces), "mean, length 1"),
     Published(
@@ -698,7 +698,7 @@ PUBLISHED = [
         "ColBERT (pylate)",
         "several vectors for a text",
         lambda f: bert(f, "mean_tokens", "Dense:8:Identity", types={"Dense": "pylate.models.Dense.Dense"}),
-        refused="modules.json: pylate.models.Dense.Dense is code of the model's authors",
+        refused="modules.json: pylate.models.Dense.Dense is no class of sentence-transformers",
     ),
     Published(
         "SPLADE, opensearch-neural-sparse",

@@ -109,7 +109,7 @@ def test_model_with_code_in_one_part(part: str, own: Path, ran: Path, capsys: py
             load_model(own)
     else:
         load_model(own)
-        assert "names Python code of its authors, which is not run" in capsys.readouterr().out
+        assert "has Python code of its own, which is not run" in capsys.readouterr().out
     assert not ran.exists()
 
 

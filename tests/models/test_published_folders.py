@@ -50,7 +50,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def description(config: Any) -> str:
     parts = [config.pooling, *map(str, config.head), *(["length 1"] if config.normalize else [])]
-    return ", ".join([*parts, *([f"the first {config.truncate_dim} numbers"] if config.truncate_dim else [])])
+    return ", ".join([*parts, *([f"the first {config.truncate_dim} dimensions"] if config.truncate_dim else [])])
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.name)
@@ -93,7 +93,7 @@ def kept(folder: Path, saved: Path) -> None:
             assert value is None or (new[key] | value if isinstance(value, dict) else value) == new[key], key
 
 
-TABLE = "## Table\n\nThe widths are those of the tiny folders of the test.\n"
+TABLE = "## Table\n\nThe numbers of dimensions are those of the tiny folders of the test.\n"
 
 
 def page() -> str:

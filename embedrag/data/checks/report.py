@@ -108,7 +108,7 @@ class DataReport:
             lost = [f"{self.fixed[name]:,} {text}" for name, text in LOSSES.items() if self.fixed[name]]
             yield f"fixed: {self.fixed['written']:,} rows in {self.fix}; left out: {'; '.join(lost) or 'nothing'}"
             if self.fixed[CLEANED]:
-                yield f"fixed: HTML and control characters became plain text in {self.fixed[CLEANED]:,} rows"
+                yield f"fixed: rows with HTML or control characters that became plain text: {self.fixed[CLEANED]:,}"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -99,5 +99,5 @@ def _hub_errors(source: str, argument: str) -> Iterator[None]:
             )
             reason = f"{missing}; its subsets are {', '.join(names)}; write one as {wanted.name}:{names[0]}"
         else:
-            reason = f"not a file here, and can't be read from the hub ({words.splitlines()[0]})"
+            reason = f"not a file here, and can't be read from the hub ({words.splitlines()[0]}); check the name"
         raise UserError(reason, argument, source) from None

@@ -24,7 +24,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     The file is UTF-8, or UTF-16 with a byte-order mark (as PowerShell writes it); it may be compressed.
 
     Raises:
-        UserError: the file can't be opened or unpacked, a line is too long, or a line is not UTF-8.
+        UserError: the file can't be opened or decompressed, a line is too long, or a line is not UTF-8.
     """
     with open_bytes(path) as file:
         for number, raw in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):

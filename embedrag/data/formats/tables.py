@@ -28,7 +28,7 @@ USUAL = {".tsv": "\t", ".tab": "\t"}  # delimiter by suffix; otherwise a comma
 SAMPLE = 4 << 20  # bytes by which encoding and layout are found
 LOOKED_AT = 40  # rows by which the layout is found
 TITLES = 20  # lines above a header, at most
-SENTENCE = 20  # characters; a table whose cells are longer may have no header
+SENTENCE = 20  # characters; a table with longer cells may have no header
 WORKBOOK = "workbook"
 
 # Names of columns -> how well they fit what is looked for; the smallest is the best. None: they don't.

@@ -10,7 +10,7 @@ from embedrag.errors import UserError, near_miss
 
 MARKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")  # a zip archive; an OLE file, as of old Excel
 SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods")
-MOST = 512 << 20  # bytes of all parts, unpacked; a larger workbook should be saved as CSV
+MOST = 512 << 20  # bytes of all parts, decompressed; a larger workbook should be saved as CSV
 
 
 def is_workbook(first: bytes) -> bool:

@@ -1,7 +1,7 @@
 """Corpus, queries and judgements of a folder, joined by their ids.
 
-Published sets have ids that lead nowhere, and things that are there twice. None of this ends a reading. It is counted,
-told in one line of a kind, and treated as BEIR, MTEB and trec_eval treat it, so that published figures come out.
+Published sets have ids that lead nowhere, and things that are there twice. None of this is an error. It is counted,
+reported in one line for each kind, and treated as in BEIR, MTEB and trec_eval, so that published figures come out.
 """
 
 from __future__ import annotations

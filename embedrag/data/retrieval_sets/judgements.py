@@ -15,7 +15,7 @@ from embedrag.data.retrieval_sets.texts import SHOWN, as_id
 from embedrag.data.sources import format_of
 from embedrag.errors import UserError, raise_all
 
-# What a column holds -> its names, in small letters.
+# What a column holds -> its names, in lower case.
 COLUMNS = {
     "query": ("query-id", "query_id", "queryid", "qid", "query", "topic", "topic_id", "_id"),
     "passage": (

@@ -90,7 +90,7 @@ def set_files(folder: Path, split: str | None, argument: str) -> SetFiles:
 
 
 def split_of(file: Path) -> str:
-    """The split that the name of a file tells: a known word at its end, otherwise all of the name without the part.
+    """The split that a file has by its name: a known word at its end, otherwise all of the name without the part.
 
     >>> [split_of(Path("qrels") / name) for name in ("test.tsv", "qrels.dev.small.tsv", "dev-00000-of-00002.parquet")]
     ['test', 'dev.small', 'dev']
@@ -131,7 +131,7 @@ def _files(top: Path) -> list[Path]:
 
 
 def _is_read(file: Path) -> bool:
-    """Whether a file is one of data; not a note, and not the packed copy of a file that is there too."""
+    """Whether a file is one of data; not a note, and not the compressed copy of a file that is there too."""
     plain = without_compression(file)
     note = file.name.startswith(".") or plain.stem.casefold() in ("readme", "license")
     return plain.suffix.lower() in ENDINGS and not note and (plain == file or not plain.exists())

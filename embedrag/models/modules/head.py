@@ -144,7 +144,7 @@ def read_head_module(files: ModelFiles, kind: str, path: str) -> HeadModule:
         raise files.error(f"{file}: {unknown[0]} is not a setting of {kind} that is known here. {ADVICE}")
     needed = [key for key in ("in_features", "out_features", "dimension") if key in KEYS[kind]]
     if lacking := [key for key in needed if not isinstance(settings.get(key), int)]:
-        raise files.error(f"{file}: no number {lacking[0]} in it; the model folder is damaged")
+        raise files.error(f"{file}: {lacking[0]} is missing or not a number; the model folder is damaged")
     if "activation_function" in settings:
         try:
             activation(str(settings["activation_function"]))
@@ -181,7 +181,7 @@ def check_widths(modules: Sequence[HeadModule], dimension: int) -> int:
 
     Args:
         modules: in their order.
-        dimension: numbers of a vector after the pooling.
+        dimension: of a vector after the pooling.
 
     Raises:
         UserError: a module takes another number of dimensions.
@@ -190,7 +190,7 @@ def check_widths(modules: Sequence[HeadModule], dimension: int) -> int:
         key = KINDS[module.kind][1]
         takes = int(module.settings[key]) if key else dimension
         if takes != dimension:
-            raise UserError(f"its {module.kind} module takes vectors of {takes} numbers, and gets {dimension}")
+            raise UserError(f"its {module.kind} module takes vectors of {takes} dimensions, and gets {dimension}")
         dimension = module.width(dimension)
     return dimension
 

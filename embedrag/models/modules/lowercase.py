@@ -1,7 +1,7 @@
-"""Small letters, for models with `do_lower_case` in their sentence-transformers settings (BGE v1.5, early BERT models).
+"""Lowercase texts, for models with `do_lower_case` in their sentence-transformers files (BGE v1.5, early BERT models).
 
 sentence-transformers puts the step before the tokenizer's own normaliser. Here it is done in the same way, so that the
-saved tokenizer does it in every program. A tokenizer that already turns texts to small letters stays as it is.
+saved tokenizer does it in every program. A tokenizer that already lowercases texts stays as it is.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ PROBES = (
 )
 
 
-def turn_to_small_letters(tokenizer: Any) -> bool:
-    """Let a tokenizer of transformers turn texts to small letters first.
+def lowercase_first(tokenizer: Any) -> bool:
+    """Let a tokenizer of transformers lowercase each text first.
 
     Returns:
         Whether it had to be changed.

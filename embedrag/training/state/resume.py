@@ -157,8 +157,8 @@ def compare_machine(checkpoint: Checkpoint, now: dict[str, str], finetune_type: 
     half = checkpoint.state["engine"]["dtype"] == "bfloat16" and checkpoint.state["options"]["dtype"] == "auto"
     if "kernels" not in before and half and finetune_type != "full":
         lines.append(
-            "resume: an earlier version of EmbedRAG wrote the checkpoint. It may have kept the frozen base in float32, "
-            "which is in bfloat16 from here on, so the result will differ a little from that of the unbroken run"
+            "resume: an earlier version of EmbedRAG wrote the checkpoint. It may have kept the frozen base in float32. "
+            "From here on the base is in bfloat16, so the result will differ a little from that of the unbroken run"
         )
     return lines
 

@@ -157,7 +157,7 @@ def test_folder_with_packed_and_unpacked_files(tmp_path: Path, write) -> None:
     write("{}", "dataset_info.json")
     assert [query for query, _, _ in texts(tmp_path)] == ["1", "2"]
     write(row % 1, "a.jsonl")
-    with pytest.raises(UserError, match="a.jsonl and a.jsonl.gz are one file twice"):
+    with pytest.raises(UserError, match="a.jsonl and a.jsonl.gz have the same name except for the compression"):
         local_files(str(tmp_path))
 
 

@@ -169,7 +169,7 @@ def test_exported_graph_pools_and_projects_as_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("2_Dense/config.json", {"in_features": 31}, "its Dense module takes vectors of 31 numbers, and gets 32"),
+        ("2_Dense/config.json", {"in_features": 31}, "its Dense module takes vectors of 31 dimensions, and gets 32"),
         (
             "2_Dense/config.json",
             {"activation_function": "own.Swish"},
@@ -179,7 +179,7 @@ def test_exported_graph_pools_and_projects_as_the_model(tmp_path: Path) -> None:
         ("2_Dense/config.json", {"activation_function": "torch.nn.Threshold"}, "can't be made without arguments"),
         ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "module_input_name is 'token_embeddings'"),
         ("2_Dense/config.json", {"gate": True}, "2_Dense/config.json: gate is not a setting of Dense"),
-        ("2_Dense/config.json", {"out_features": None}, "2_Dense/config.json: no number out_features"),
+        ("2_Dense/config.json", {"out_features": None}, "2_Dense/config.json: out_features is missing or not a number"),
         ("2_Dense/config.json", {"out_features": 25}, "2_Dense/pytorch_model.bin: does not fit its config.json"),
         ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "modality_config is {'message': {}}"),
         ("sentence_bert_config.json", {"max_seq_length": "512"}, "sentence_bert_config.json: max_seq_length is '512'"),
