@@ -70,7 +70,8 @@ def check(
 
     Args:
         train_dataset: files of rows, folders or hub ids, as training reads them.
-        eval: evaluation set that must not occur in the training data: a BEIR folder, or a file of rows.
+        eval: evaluation set that must not occur in the training data: a folder with a retrieval set
+            (`folder@dev` is its split dev), or a file of rows.
         model: its tokenizer measures the texts; its weights are not read.
         query_max_len: longest query in tokens; None: as in training.
         passage_max_len: longest passage in tokens; None: as in training.

@@ -23,7 +23,8 @@ class CheckOptions(Options):
     )
     eval: str | None = option(
         None,
-        "evaluation set that must not occur in the training data: a folder in the BEIR layout, or a file of rows",
+        "evaluation set that must not occur in the training data: a folder with a retrieval set (folder@dev is its "
+        "split dev), or a file of rows",
         group="check",
         min_length=1,
     )

@@ -14,7 +14,10 @@ class EncodeOptions(Options):
 
     model: str = option(..., "merged folder, adapter folder, or any base model", group="encode", min_length=1)
     input: str = option(
-        ..., "texts: JSONL, CSV or TSV (see --field), or plain text, one on each line", group="encode", min_length=1
+        ...,
+        "texts: a file of any format that training reads (see --field), or plain text, one on each line",
+        group="encode",
+        min_length=1,
     )
     output: str = option(..., ".npy file for the vectors, one row for each text", group="encode", min_length=1)
     dim: int | None = option(

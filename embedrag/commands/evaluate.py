@@ -20,8 +20,8 @@ class EvaluateOptions(Options):
     baseline: str | None = option(None, "model to compare with, usually the base", group="evaluate")
     data: str = option(
         ...,
-        "folder with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR layout; folder@dev is its split dev), or a "
-        "file of rows in any shape that training reads; the passages of the rows are then the corpus",
+        "a folder with a retrieval set (corpus, queries and judgements; folder@dev is its split dev), or a file of rows"
+        " in any shape that training reads; the passages of the rows are then the corpus",
         group="evaluate",
         min_length=1,
     )

@@ -17,7 +17,8 @@ class ExportOptions(Options):
     int8: bool = option(False, "also write onnx/model_int8.onnx, which has weights of 8 bits", group="export")
     data: str | None = option(
         None,
-        "score the model and its exports on it (nDCG@10): a folder in the BEIR layout, or a file of rows",
+        "score the model and its exports on it (nDCG@10): a folder with a retrieval set (folder@dev is its split dev), "
+        "or a file of rows",
         group="export",
         min_length=1,
     )

@@ -18,8 +18,8 @@ class MineOptions(Options):
     train_dataset: TextList = option(..., "rows in any shape that training reads", group="mine")
     corpus: str | None = option(
         None,
-        "where negatives are searched: JSONL, CSV, TSV (see --field), plain text, or a folder with corpus.jsonl; "
-        "default: the passages of the rows",
+        "where negatives are searched: a file of any format that training reads (see --field), plain text, or a folder "
+        "with a retrieval set; default: the passages of the rows",
         group="mine",
         min_length=1,
     )

@@ -15,8 +15,8 @@ class PlaygroundOptions(Options):
     )
     data: str = option(
         ...,
-        "your documents: JSONL, CSV or TSV (see --field), a text file with one document on each line, or a folder with "
-        "corpus.jsonl",
+        "your documents: a file of any format that training reads (see --field), a text file with one document on each "
+        "line, or a folder with a retrieval set",
         group="playground",
         min_length=1,
     )

@@ -47,8 +47,8 @@ class SynthOptions(Options):
     output_dir: str = option(..., "folder for train.jsonl and test.jsonl", group="synth", min_length=1)
     columns: Annotated[list[str] | None, BeforeValidator(as_list)] = option(
         None,
-        "names of the two columns of a CSV or TSV file, the term first; default: they are found by name, in several "
-        "languages",
+        "names of the two columns of a table, the term first, or their numbers if there is no header; default: they "
+        "are found by name, in several languages",
         group="synth",
         min_length=2,
         max_length=2,

@@ -60,7 +60,8 @@ def encode_file(
 
     Args:
         model: the model, or its folder or hub id.
-        input: the texts: JSONL, CSV or TSV, or any other file as one text on each line; a pipe is held in memory.
+        input: the texts: a file of any format that training reads, or any other file as one text on each line; a pipe
+            is held in memory.
         output: .npy file, or a pipe: [n, D] of the precision's type, with one row for each text.
         dim: keep this many of the first dimensions, and scale the vector to length 1 again; None: all dimensions.
         precision: of the stored numbers, see `EmbeddingFormat`.

@@ -143,8 +143,8 @@ def mine(
         output: JSONL file for the rows.
         model: ranks the corpus by its vectors: the model, or its folder or hub id. Either `model` or `bm25` is given.
         bm25: rank the corpus by words.
-        corpus: where negatives are searched: a file of texts, or a folder with corpus.jsonl. None: the passages of the
-            rows.
+        corpus: where negatives are searched: a file of texts, or a folder with a retrieval set. None: the passages of
+            the rows.
         field: key or column of the corpus that holds the text.
         neg_nums: negatives of a row, at most.
         range: two ranks: negatives are the passages after the first rank, up to the second. Positives are not counted.

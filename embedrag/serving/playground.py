@@ -163,7 +163,7 @@ def playground(
 
     Args:
         model: tuned model or adapter folder, or hub id.
-        data: file of documents, or a folder with corpus.jsonl.
+        data: file of documents, or a folder with a retrieval set.
         baseline: model to compare with; None: the base that the model's folder names.
         field: key or column of the text.
         base_model_path: base of an adapter, when it has moved.

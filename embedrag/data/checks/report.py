@@ -133,7 +133,7 @@ def check_data(
             tokens. None: texts are measured in characters only.
         query_max_len: length to which training cuts queries, in tokens.
         passage_max_len: length to which training cuts passages, in tokens.
-        eval: evaluation set that must not occur in the rows: a folder in the BEIR layout, or a file of rows.
+        eval: evaluation set that must not occur in the rows: a folder with a retrieval set, or a file of rows.
         fix: JSONL file to write the rows to, without their faults. It is not written when a file can't be read to its
             end or no row is left; `DataReport.not_fixed` then says so.
         stream: read hub data sets as a stream instead of downloading them whole.

@@ -99,7 +99,7 @@ def synth(
         pairs_per_acronym: rows of an acronym.
         test_split: share of the terms and acronyms that only the test side has, 0 to 1; 0: there is no test side.
         seed: of the split and of the draws.
-        columns: names of the two columns of a table, the term first; None: found by name.
+        columns: names of the two columns of a table, the term first, or their numbers from 1; None: found by name.
         encoding: of a table; None: detected.
         llm_base_url: OpenAI-compatible server that writes further queries.
         llm_model: name of the model on that server.

@@ -315,7 +315,8 @@ class TrainOptions(LossOptions, ModelOptions):
     # Evaluation
     eval_dataset: str | None = option(
         None,
-        "scored before, during and after the training: a folder in the BEIR layout, or rows in any accepted shape",
+        "scored before, during and after the training: a folder with a retrieval set (`folder@dev` is its split dev), "
+        "or rows in any accepted shape",
         group="evaluation",
         resume="fixed",
         min_length=1,
