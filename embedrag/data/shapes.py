@@ -81,7 +81,7 @@ class GivenTexts:
         negatives: all negatives; a null is an empty text.
         scores: the teacher's scores of positives and negatives, as they were given; None: there are none.
         scores_key: the key or keys of the scores, for messages.
-        prompt: the row's own instruction, which stands before its query; None: it has none.
+        prompt: the row's own instruction, which is put before its query; None: it has none.
         used: all keys that count.
     """
 

@@ -106,7 +106,7 @@ def trained_formats(
 
 
 def matryoshka_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of a model that was trained for several numbers of dimensions; vLLM asks for it.
+    """What config.json says of a model that was trained for several numbers of dimensions; vLLM reads it.
 
     Args:
         settings: of the training, by the names of its options.

@@ -47,7 +47,7 @@ def open_kept(cache: Path, name: str, open_: Callable[[Path], T]) -> T | None:
         open_: opens it. It raises ValueError when the content is not what is wanted.
 
     Returns:
-        What `open_` gave. None when nothing can be read there, or when it is damaged, which is then said.
+        What `open_` gave. None when nothing can be read there, or when it is damaged; a line then says so.
     """
     folder = cache / name
     try:

@@ -169,8 +169,8 @@ def make_app(
         pages = request.headers.getlist("origin")
         if own_names_only and not (is_own(request.headers.get("host", "")) and _may_ask(pages, request.headers)):
             reason = (
-                "only programs on this machine are answered; start the server with an API key to answer others, or "
-                "let it name the web page in `cors_allow_origin`"
+                "only programs on this machine are answered; to answer others, start the server with an API key, or "
+                "with the address of the web page in `cors_allow_origin`"
             )
             raise ApiError(403, reason, "forbidden")
 

@@ -132,7 +132,9 @@ def application(documents: list[str], base: Ranker, tuned: Ranker, own_names_onl
     @app.middleware("http")
     async def check_name(request: Any, call_next: Any) -> Any:
         if own_names_only and not is_own(request.headers.get("host", "")):
-            return PlainTextResponse("only programs on this machine are answered, under its own names", 400)
+            return PlainTextResponse(
+                "only requests under a name of this machine are answered, such as localhost or 127.0.0.1", 400
+            )
         return await call_next(request)
 
     @app.get("/", response_class=HTMLResponse)

@@ -183,8 +183,8 @@ def _data_lines(store: TokenStore, found: bool, stream: bool) -> Iterator[str]:
         yield unused_line(keys)
     if prompted := report.get("rows_with_prompts"):
         yield (
-            f"data: {prompted:,} rows have a prompt of their own, which stands before their query in place of the "
-            "general one; give the model the same prompt when it embeds such queries"
+            f"data: {prompted:,} rows have a prompt of their own, which is put before their query in place of the "
+            "general prompt; give the model the same prompt when it embeds such queries"
         )
     yield from short_report(Rows(store.forms[store.row_texts], store.row_offsets, store.row_positives))
 

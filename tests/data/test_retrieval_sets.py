@@ -255,14 +255,14 @@ def test_what_published_sets_lack_or_double_is_counted_and_does_not_stop(
     assert data.missing == {0: [1.0]} and data.queries == list(QUERIES.values()) and len(data.passages) == 5
     said = capsys.readouterr().out
     for line in (
-        "1 judged queries are not there and are left out: 'q9'",
-        "1 judged passages are not in the corpus: 'gone'; relevant ones count as passages that nobody finds",
-        "1 passages are there again with the same id and text: 'd1'",
-        "1 queries are there again with the same id and text: 'q1'",
+        "1 judged queries have no text and are left out: 'q9'",
+        "1 judged passages are not in the corpus: 'gone'; relevant ones count as passages that no model can find",
+        "1 passages are repeated with the same id and text: 'd1'",
+        "1 queries are repeated with the same id and text: 'q1'",
         "1 passages are empty: 'd4'",
         "1 queries are empty: 'q3'",
-        "1 judgements are there again with the same grade: 'q2 d2'",
-        "1 judgements are there again with another grade, and the last one counts, as in BEIR and MTEB: 'q1 d1'",
+        "1 judgements are repeated with the same grade: 'q2 d2'",
+        "1 judgements are repeated with another grade, and the last one counts, as in BEIR and MTEB: 'q1 d1'",
         "1 grades are no whole numbers",
         "1 passages have the text of another one, such as 'd2' and 'd3'",
     ):

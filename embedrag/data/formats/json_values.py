@@ -221,7 +221,9 @@ class _Blocks:
         """The array can't be read further, because of what stands at a place in `text`."""
         line = self.line + self.text.count("\n", self.at, at)
         there = f", at {self.text[at : at + 20]!r}" if at < len(self.text) else ""
-        return UserError(f"{self.path}:{line}: not JSON ({reason}{there}); the rest of the array can't be read")
+        return UserError(
+            f"{self.path}:{line}: not JSON ({reason}{there}); correct this place, the rest of the array can't be read"
+        )
 
     def _grow(self) -> bool:
         """Read at least as much as there is already, so that a long value is not tried too often."""

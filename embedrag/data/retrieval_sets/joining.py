@@ -149,11 +149,11 @@ def _why_nothing(
 def _of_ids(queries: list[str], passages: list[str], found: JoinedSet) -> Iterator[str]:
     """Lines about ids that lead nowhere (of queries and of passages), and about queries that are passages."""
     if queries:
-        yield f"{len(queries):,} judged queries are not there and are left out: {examples(queries)}"
+        yield f"{len(queries):,} judged queries have no text and are left out: {examples(queries)}"
     if passages:
         yield (
             f"{len(passages):,} judged passages are not in the corpus: {examples(passages)}; relevant ones count as "
-            "passages that nobody finds, as in BEIR, MTEB and trec_eval"
+            "passages that no model can find, as in BEIR, MTEB and trec_eval"
         )
     if found.own:
         yield (
@@ -163,11 +163,11 @@ def _of_ids(queries: list[str], passages: list[str], found: JoinedSet) -> Iterat
 
 
 def _of_texts(corpus: Texts, queries: Texts) -> Iterator[str]:
-    """Lines about texts that are empty or there again."""
+    """Lines about texts that are empty or repeated."""
     for what, texts in (("passages", corpus), ("queries", queries)):
         if texts.repeated:
             shown = examples(texts.repeated)
-            yield f"{len(texts.repeated):,} {what} are there again with the same id and text: {shown}"
+            yield f"{len(texts.repeated):,} {what} are repeated with the same id and text: {shown}"
         if texts.empty:
             yield f"{len(texts.empty):,} {what} are empty: {examples(texts.empty)}"
     firsts: dict[str, str] = {}
@@ -185,6 +185,6 @@ def _of_judgements(judgements: Judgements) -> Iterator[str]:
     ):
         if pairs:
             shown = examples([" ".join(pair) for pair in pairs])
-            yield f"{len(pairs):,} judgements are there again with {how}: {shown}"
+            yield f"{len(pairs):,} judgements are repeated with {how}: {shown}"
     if judgements.between:
-        yield f"{judgements.between:,} grades are no whole numbers; they count as they are (trec_eval cuts them off)"
+        yield f"{judgements.between:,} grades are no whole numbers; they count as they are (trec_eval rounds them down)"

@@ -35,8 +35,8 @@ class Judgements:
 
     Attributes:
         grades: query id -> passage id -> grade, in the order of the files.
-        repeated: pairs that are there again with the same grade.
-        changed: pairs that are there again with another grade. The last one counts, as in BEIR and MTEB.
+        repeated: pairs that are repeated with the same grade.
+        changed: pairs that are repeated with another grade. The last one counts, as in BEIR and MTEB.
         between: number of grades that are no whole numbers.
         headers: (place, cells) of first lines that were taken for headers without a known name.
     """

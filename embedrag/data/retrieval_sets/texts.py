@@ -28,7 +28,7 @@ class Texts:
 
     Attributes:
         texts: id -> text, in the order of the files. A passage begins with its title.
-        repeated: ids that are there again with the same text.
+        repeated: ids that are repeated with the same text.
         empty: ids of empty texts.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from embedrag.errors import UserError
 
-USUAL_TEMPERATURE = (0.002, 1.0)  # outside of it a line says so
+USUAL_TEMPERATURE = (0.002, 1.0)  # outside of this range a line says so
 Wrong = Callable[[str, str], UserError]
 
 

@@ -196,6 +196,6 @@ class RunLog:
             os.pwrite(self._file, self._tail, self._position)
             os.ftruncate(self._file, self._position + len(self._tail))
             path = self._folder / RUN_LOG
-            raise RunError(f"{path}: not written ({disk_error(error, path)}); it holds every row before") from None
+            raise RunError(f"{path}: not written ({disk_error(error, path)}); all earlier rows are in it") from None
         self._tail = end
         self._position += len(body)
