@@ -1,4 +1,4 @@
-"""From the request to the vectors and back to bytes: everything of /v1/embeddings except the routes of HTTP.
+"""From the request to the vectors and back to bytes: everything of a request for vectors except the routes of HTTP.
 
 Three threads share the work. The event loop reads requests and admits them (`embedrag.serving.admission`). One helper
 thread parses large bodies, tokenises texts and writes answers. One thread runs the model (`embedrag.serving.batcher`).
