@@ -243,7 +243,7 @@ def _check_label(raw: dict[str, Any], positive_key: str | None) -> None:
     label = raw.get("label")
     if isinstance(label, (int, float)) and label != 1:
         raise RowError(
-            f"label is {label}, so the two texts do not answer each other; embedrag check --fix keeps only the others"
+            f"label is {label}, so the two texts do not answer each other; embedrag check --fix leaves such rows out"
         )
     if positive_key in PAIRS_WITH_SCORE and isinstance(raw.get("score"), (int, float)):
         raise RowError(

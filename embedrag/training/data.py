@@ -255,12 +255,11 @@ def _why_alone(store: TokenStore, options: TrainOptions) -> str:
             f"`candidates=hard` takes none from other rows; {own}, or use `candidates=all` with `batch_size=2` or more"
         )
     if len(store) == 1:
-        return f"there is only one row, so there are no passages of others; {own}, or add rows"
+        return f"there is only one row, so there are no passages of other rows; {own}, or add rows"
     if options.batch_size == 1:
-        return f"a batch of one row has no passages of others; {own}, or use `batch_size=2` or more"
-    return (
-        f"all rows have the same positive, so there are no passages of others; {own}, or add rows with other positives"
-    )
+        return f"a batch of one row has no passages of other rows; {own}, or use `batch_size=2` or more"
+    reason = "all rows have the same positive, so there are no passages of other rows"
+    return f"{reason}; {own}, or add rows with other positives"
 
 
 def probe_texts(options: TrainOptions) -> list[tuple[str, str]]:
