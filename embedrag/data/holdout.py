@@ -100,9 +100,15 @@ def _only(store: TokenStore, chosen: np.ndarray) -> TokenStore:
     """A store with some of the rows of another."""
     lengths = np.diff(store.row_offsets)
     none = (lengths - 1 - store.row_positives)[chosen] == 0
+    counts = {"rows": int(chosen.sum()), "rows_without_negatives": int(none.sum())}
+    numbers = {"rows_with_teacher_scores": store.row_scores, "rows_with_grades": store.row_grades}
+    for name, values in numbers.items():
+        if len(values):
+            rows = np.repeat(np.arange(len(store)), lengths)[~np.isnan(values)]
+            counts[name] = int(chosen[np.unique(rows)].sum())
     return replace(
         store,
-        report=store.report | {"rows": int(chosen.sum()), "rows_without_negatives": int(none.sum())},
+        report=store.report | counts,
         row_texts=np.asarray(store.row_texts)[np.repeat(chosen, lengths)],
         row_offsets=np.concatenate([[0], np.cumsum(lengths[chosen])]),
         row_positives=np.asarray(store.row_positives)[chosen],

@@ -7,13 +7,13 @@ others publish it (`embedrag.data.retrieval_sets`), or from training rows.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from embedrag.data.retrieval_sets.joining import read_set
 from embedrag.data.retrieval_sets.layout import is_set
-from embedrag.data.rows import TrainingRow, read_rows
+from embedrag.data.rows import TrainingRow, prompts_not_used, read_rows
 from embedrag.errors import UserError
 from embedrag.runtime.console import say
 
@@ -70,7 +70,17 @@ def load_retrieval_dataset(
     if split is not None or is_set(folder):
         found = _read_set(folder, split, argument)
     else:
-        found = gather_rows(row for _, row in read_rows([str(data)], argument))
+        prompted = 0
+
+        def rows() -> Iterator[TrainingRow]:
+            nonlocal prompted
+            for _, row in read_rows([str(data)], argument):
+                prompted += row.prompt is not None
+                yield row
+
+        found = gather_rows(rows())
+        for line in prompts_not_used(prompted, "the evaluation"):
+            say(line)
     return found if sample_size is None else sample_queries(found, sample_size)
 
 

@@ -211,6 +211,20 @@ def unused_keys(row: TrainingRow) -> Iterator[str]:
     return (str(key) for key, value in row.extra.items() if not (value is None or value == "" or value == []))
 
 
+def prompts_not_used(count: int, what: str) -> Iterator[str]:
+    """A line when rows have a prompt of their own and a command gives their queries the general one.
+
+    Args:
+        count: number of such rows.
+        what: what gives it, such as `this evaluation`.
+    """
+    if count:
+        yield (
+            f"data: {count:,} rows have a prompt of their own, which only training uses; {what} gives their queries "
+            "the general prompt of the model"
+        )
+
+
 def row_texts(row: TrainingRow) -> Iterator[tuple[str, str]]:
     """(role, text) of a row: its query, its positives, its negatives."""
     yield QUERY, row.query

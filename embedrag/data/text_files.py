@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from embedrag.data.formats.lines import RowError, numbered_lines
-from embedrag.data.retrieval_sets.layout import CORPUS, corpus_files
+from embedrag.data.retrieval_dataset import folder_and_split
+from embedrag.data.retrieval_sets.layout import CORPUS, corpus_files, set_files
 from embedrag.data.retrieval_sets.texts import passages
 from embedrag.data.sources import format_of
 from embedrag.data.text import titled, whole_text
@@ -42,7 +43,7 @@ def read_corpus(source: str, field: str, titles: bool = True, argument: str = "c
     """The passages of a file, or of the corpus of a retrieval set in a folder.
 
     Args:
-        source: the file or folder.
+        source: the file or folder; `folder@split` is the corpus of one split.
         field: key or column of the text in a file.
         titles: in a .jsonl file, put a passage's title before its text.
         argument: what the caller calls the source, for messages.
@@ -50,9 +51,10 @@ def read_corpus(source: str, field: str, titles: bool = True, argument: str = "c
     Raises:
         UserError: naming file and line; or there is no such file.
     """
-    path = Path(source).expanduser()
+    name, split = folder_and_split(source)
+    path = Path(name).expanduser()
     if path.is_dir():
-        files = corpus_files(path)
+        files = corpus_files(path) if split is None else set_files(path, split, argument).corpus
         if not files:
             raise UserError(f"no corpus in this folder, such as {CORPUS}", argument, path)
         yield from passages(files, titles)

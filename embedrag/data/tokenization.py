@@ -165,7 +165,7 @@ def _index(read: Read, prompts: Sequence[Prompts], differ: bool = False) -> _Ind
     scores, grades = _Numbers(), _Numbers()
     differ = differ or len(set(prompts)) > 1
     unused: Counter[str] = Counter()
-    prompted = 0
+    prompted, longest = 0, ["", ""]
     names: dict[str, int] = {}
     shapes: Counter[str] = Counter()
     dropped: list[str] = []
@@ -188,7 +188,10 @@ def _index(read: Read, prompts: Sequence[Prompts], differ: bool = False) -> _Ind
         dropped_count += row.dropped
         scored += bool(row.scores)
         graded += bool(row.grades)
-        prompted += row.prompt is not None
+        if row.prompt is not None:
+            prompted += 1
+            if len(row.prompt) > len(longest[0]):
+                longest = [row.prompt, place]
         unused.update(key for key in unused_keys(row) if key in unused or len(unused) < KEYS_KEPT)
         if row.dropped and len(dropped) < 5:
             dropped.append(place)
@@ -210,6 +213,7 @@ def _index(read: Read, prompts: Sequence[Prompts], differ: bool = False) -> _Ind
         "rows_with_teacher_scores": scored,
         "rows_with_grades": graded,
         "rows_with_prompts": prompted,
+        "longest_prompt": longest,
         "unused_keys": dict(unused),
     }
     text_ids = rank[inverse]

@@ -116,34 +116,37 @@ class TextTokenizer:
         whole._limits = dict.fromkeys(self._limits, NOT_CUT)
         return whole
 
-    def check_prompt(self, role: str, prompt: str) -> None:
+    def check_prompt(self, role: str, prompt: str, place: str = "") -> None:
         """Refuse a prompt that leaves hardly any token of a text, or a prompt with tokens that must not be pooled.
 
         Args:
             role: `query` or `passage`.
-            prompt: put before every text of this role.
+            prompt: put before texts of this role.
+            place: of the row that has this prompt, as `file:line`; empty: it is the prompt of all texts of this role.
 
         Raises:
             UserError: with the length of the prompt, the limit, and the remedy.
         """
         if prompt and not self.embedding_config.include_prompt:
-            raise UserError(
+            remedy = "take `prompt` out of the rows" if place else f"train it without a prompt (`{role}_prompt=`)"
+            reason = (
                 "1_Pooling/config.json of the model has include_prompt false: the tokens of the prompt are left out of "
-                f"the pooling, which EmbedRAG can't do. Train it without a prompt (`{role}_prompt=`)",
-                f"{role}_prompt",
-                prompt,
+                f"the pooling, which EmbedRAG can't do; {remedy}"
             )
+            raise UserError(f"{place}: {reason}") if place else UserError(reason, f"{role}_prompt", prompt)
         limit = self._limits[role]
         taken = len(self.tokenizer(prompt, return_attention_mask=False)["input_ids"])
         if limit - taken >= FEWEST_TOKENS:
             return
-        what = f"the {role} prompt {_shortened(prompt)} and the special tokens" if prompt else "the special tokens"
+        name = f"the prompt of {place} " if place else f"the {role} prompt "
+        what = f"{name * bool(prompt)}{_shortened(prompt) + ' and ' if prompt else ''}the special tokens"
         needed = taken + FEWEST_TOKENS
         remedies = [f"give `{role}_max_len={needed}` or more"] * (needed <= self._positions)
-        remedies += [f"shorten `{role}_prompt`"] * bool(prompt)
+        remedies += ["shorten the prompt of the row" if place else f"shorten `{role}_prompt`"] * bool(prompt)
+        hint = "" if place else ". A saved model has both in its training_config.json"
         raise UserError(
             f"{what} take {taken} tokens, so the limit leaves {max(0, limit - taken)} for the text of a {role}; "
-            f"{', or '.join(remedies)}. A saved model has both in its training_config.json",
+            f"{', or '.join(remedies)}{hint}",
             f"{role}_max_len",
             limit,
         )

@@ -58,17 +58,19 @@ class KnownPositives:
 
     Attributes:
         rows: number of rows.
+        prompted: how many of them have a prompt of their own.
     """
 
     def __init__(self, rows: Iterable[TrainingRow]) -> None:
         """Read all rows."""
         flat = array("Q")
-        self.rows = 0
+        self.rows = self.prompted = 0
         for row in rows:
             query = identity(row.query)
             for text in row.pos:
                 flat.extend((query, identity(text)))
             self.rows += 1
+            self.prompted += row.prompt is not None
         self._pairs = np.unique(np.frombuffer(flat, np.uint64).reshape(-1, 2), axis=0)
 
     def of(self, query: str) -> np.ndarray:

@@ -18,7 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from embedrag.data.rows import TrainingRow, read_rows, row_text
+from embedrag.data.retrieval_dataset import folder_and_split
+from embedrag.data.rows import TrainingRow, prompts_not_used, read_rows, row_text
 from embedrag.data.sources import as_sources
 from embedrag.data.text import identity
 from embedrag.data.text_files import read_corpus
@@ -174,7 +175,8 @@ def mine(
     settings = MiningSettings(neg_nums, (ranks[0], ranks[-1]) if ranks else (0, 0), max_positive_ratio)
     raise_all(_wrong(settings, model, bm25, ranks))
     sources, target = as_sources(train_dataset), Path(output).expanduser()
-    check_targets({"output": str(output)}, [*sources, str(corpus) if corpus else None], overwrite)
+    read = [*sources, folder_and_split(corpus)[0] if corpus else None]
+    check_targets({"output": str(output)}, read, overwrite)
     if isinstance(model, (str, Path)):
         check_model_path(model, "model")
     if cross_encoder:
@@ -186,6 +188,9 @@ def mine(
         reason = f"there are {count} passages, so none of them comes after rank {first}; begin at a lower rank"
         raise UserError(reason, "range", settings.ranks)
     say(f"data: {known.rows:,} rows; negatives are searched in {len(passages.texts):,} different passages")
+    if model is not None:
+        for line in prompts_not_used(known.prompted, "the search"):
+            say(line)
     scorer = CrossEncoder(str(cross_encoder), device, trust_remote_code) if cross_encoder else None
     if model is None:
         search = lexical_search(passages, (row for _, row in read_rows(sources)))

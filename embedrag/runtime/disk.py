@@ -12,6 +12,9 @@ from embedrag.errors import EmbedRagError
 
 # How libraries in Rust write an error of the disk into their messages (safetensors, tokenizers), and of `shutil`.
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+# Bytes of a name and of a path on the disks of Linux and macOS, less the names of the files inside a folder; and what
+# the name of a temporary file or folder has besides that of the whole one.
+NAME_MAX, PATH_MAX, TEMPORARY = 255, 3800, 24
 
 
 def disk_error(error: Exception, place: Path | None) -> str:
@@ -58,3 +61,16 @@ def not_writable(folder: Path) -> str:
             return ""
     except OSError as error:
         return error.strerror or str(error)
+
+
+def too_long(path: Path) -> bool:
+    """Whether no file or folder can be written under this name, because a part of it or all of it is too long.
+
+    A disk says so by itself only when the folders above exist, and not about the temporary name of the file.
+
+    >>> too_long(Path("out") / ("x" * 250)), too_long(Path("out") / ("x" * 200)), too_long(Path("out/" * 2000))
+    (True, False, True)
+    """
+    whole = path.absolute()
+    sizes = [len(os.fsencode(part)) for part in whole.parts]
+    return max(*sizes, sizes[-1] + TEMPORARY) > NAME_MAX or len(os.fsencode(whole)) > PATH_MAX

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from embedrag.errors import EmbedRagError, RunError, UserError, raise_all
-from embedrag.runtime.disk import disk_error, is_full, not_writable
+from embedrag.runtime.disk import disk_error, is_full, not_writable, too_long
 
 if TYPE_CHECKING:
     import numpy as np
@@ -280,6 +280,8 @@ def check_targets(
 
 def _refusal(path: Path, read: list[Path], seen: dict[str, str], overwrite: bool) -> str:
     """Why a file must not or can't be written; empty when it can."""
+    if too_long(path):
+        return "this name is too long for the disk; name another place"
     try:
         if written_in_place(path):
             return "" if os.access(path, os.W_OK) else "can't be written; name another place"
@@ -317,8 +319,12 @@ def check_folder(argument: str, output: Path, overwrite: bool, marker: str, kind
     Raises:
         UserError: with the remedy.
     """
+    if too_long(output):
+        raise UserError("this name is too long for the disk; name another place", argument, output)
     if any(parent.is_file() for parent in output.parents):
         raise UserError("no folder can be made there; name another place", argument, output)
+    if reason := not_writable(folder := next(parent for parent in output.absolute().parents if parent.exists())):
+        raise UserError(f"{folder} can't be written ({reason}); name another place", argument, output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

@@ -88,6 +88,9 @@ def open_data(
     else:
         with processes.main_first():
             store, found = open_store(paths, tokenizer.ids, tokenizer.key, cache, prompts)
+    prompt, place = store.report.get("longest_prompt", ["", ""])  # stores of earlier versions do not have it
+    if prompt:
+        tokenizer.check_prompt(QUERY, prompt, place)
     said = _data_lines(store, found, stream=options.stream)
     for line in (*reading_lines(paths), *said, *_cut_lines(store, tokenizer)):
         say(line)
@@ -96,6 +99,8 @@ def open_data(
         store, held = hold_out(store, options.eval_split, options.seed)
         evaluation = held_out_set(paths, held, total, options.seed)
         say(f"evaluation: {len(held):,} rows are held out, {len(store):,} are used for training")
+        if store.report.get("rows_with_prompts"):
+            say("evaluation: the prompts of single rows are not used in it; all queries get the general prompt")
     for line in _check_negatives(store, options):
         say(line)
     if evaluation:

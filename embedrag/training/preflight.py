@@ -18,6 +18,7 @@ from embedrag.models.base_model import check_local_path
 from embedrag.models.quantization import check_bitsandbytes
 from embedrag.runtime.console import say
 from embedrag.runtime.device import pick_device
+from embedrag.runtime.disk import too_long
 from embedrag.runtime.distributed import ProcessGroup, join, wants_sharding
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.config.rules import remarks
@@ -57,6 +58,8 @@ def preflight(options: TrainOptions) -> Preflight:
     """
     options = with_engine(options).resolved()
     asked, output_dir = options.model_dump(), Path(options.output_dir, options.run_name or "")
+    if too_long(output_dir):
+        raise UserError("this name is too long for the disk; name another folder", "output_dir", output_dir)
     checkpoint = _open_checkpoint(options, output_dir)
     _check_surroundings(options, output_dir, checkpoint)
     for line in remarks(options):

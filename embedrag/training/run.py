@@ -10,7 +10,7 @@ from typing import Any
 
 from embedrag.errors import RunError, UserError, is_out_of_memory
 from embedrag.merging.merge import merge
-from embedrag.models.artifacts import BEST_STEP, EVALUATION, SUMMARY
+from embedrag.models.artifacts import BEST_STEP, EVALUATION, MERGE_CONFIG, SUMMARY, TRAINING_CONFIG
 from embedrag.runtime.console import say
 from embedrag.runtime.device import fixed_order_of_sums
 from embedrag.runtime.distributed import leave
@@ -22,7 +22,7 @@ from embedrag.training.preflight import preflight
 from embedrag.training.run_context import RunContext
 from embedrag.training.setup import setup
 from embedrag.training.state.checkpoint import Checkpoint, forget_later
-from embedrag.training.state.resume import is_complete
+from embedrag.training.state.resume import compare_complete, is_complete
 from embedrag.training.state.run_folder import claim_files, go_on, start_run
 from embedrag.training.state.trackers import without_tracebacks
 from embedrag.training.trainer import Trainer
@@ -46,16 +46,17 @@ class RunResult:
     verdict: str | None
 
     @classmethod
-    def read(cls, output_dir: Path) -> RunResult:
-        """The result of a complete run, from the files in its folder."""
+    def read(cls, output_dir: Path, merged: bool = False) -> RunResult:
+        """The result of a complete run, from the files in its folder; `merged`: it was merged later."""
         report = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         metrics, verdict = dict(report["performance_summary"]), None
         if (output_dir / EVALUATION[0]).is_file():
             evaluation = json.loads((output_dir / EVALUATION[0]).read_text(encoding="utf-8"))
             metrics |= {name: value for name, value in evaluation.items() if isinstance(value, (int, float))}
             verdict = evaluation.get("verdict")
-        merged = report["training_args"]["merge"] and report["training_args"]["finetune_type"] != "full"
-        return cls(output_dir, output_dir / ("merged" if merged else "final"), metrics, verdict)
+        settings = report["training_args"]
+        name = "merged" if (merged or settings["merge"]) and settings["finetune_type"] != "full" else "final"
+        return cls(output_dir, output_dir / name, metrics, verdict)
 
 
 def train(options: TrainOptions) -> RunResult:
@@ -67,8 +68,13 @@ def train(options: TrainOptions) -> RunResult:
     """
     output_dir = Path(options.output_dir, options.run_name or "")
     if options.resume == "auto" and is_complete(options):
-        say(f"resume: the run in {output_dir} is complete")
-        return RunResult.read(output_dir)
+        lines = compare_complete(options)
+        for line in lines:
+            say(line)
+        say(f"resume: the run in {output_dir} is complete" + "; nothing is trained with these settings" * bool(lines))
+        if options.merge and not _is_merged(output_dir):
+            _merge(output_dir / "final", options)
+        return RunResult.read(output_dir, options.merge)
     if (count := wanted_processes(options)) > 1:
         launch(options, count)
         return _result(options, output_dir)
@@ -90,6 +96,8 @@ def train(options: TrainOptions) -> RunResult:
         return RunResult(output_dir, output_dir / "final", {}, None)  # the main process writes the files
     if options.merge:
         _merge(output_dir / "final", options)
+    elif (output_dir / "merged" / MERGE_CONFIG).is_file() and not _is_merged(output_dir):
+        say(f"merge: {output_dir / 'merged'} is older than final/; give `merge` with `resume=auto` to merge again")
     return _result(options, output_dir)
 
 
@@ -140,6 +148,15 @@ def _bring_best(checkpoint: Checkpoint, output_dir: Path) -> None:
     claim_files(output_dir, name)
     with atomic_folder(output_dir / name) as folder:
         shutil.copytree(origin / name, folder, dirs_exist_ok=True)
+
+
+def _is_merged(output_dir: Path) -> bool:
+    """Whether merged/ was made from this final/; a run that went on, or was killed in the merge, leaves an old one."""
+    try:
+        merged, final = (output_dir / name for name in (f"merged/{MERGE_CONFIG}", f"final/{TRAINING_CONFIG}"))
+        return merged.stat().st_mtime_ns >= final.stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def _merge(adapter: Path, options: TrainOptions) -> None:

@@ -84,13 +84,13 @@ def sweep(
         study_name=_digest([base, choices]),  # another config or space starts a study of its own
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
     for left in study.get_trials(states=[TrialState.RUNNING]):  # of a sweep that was killed
         study.tell(left.number, state=TrialState.FAIL)
         study.enqueue_trial(left.params)
     while len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])) < trials:
+        study.sampler = optuna.samplers.TPESampler(seed=_seed_of_trial(seed, len(study.trials)))
         trial = study.ask()
         values = {name: _suggest(trial, name, choice) for name, choice in choices.items()}
         say(f"trial {trial.number}: {shown(values)}")
@@ -260,6 +260,15 @@ def _ended(
                 process.send_signal(signal.SIGTERM)
                 return True
     return False
+
+
+def _seed_of_trial(seed: int, number: int) -> int:
+    """The seed of one trial, so that a continued sweep draws what the unbroken one draws, and no trial a second time.
+
+    >>> _seed_of_trial(42, 0) == _seed_of_trial(42, 0), _seed_of_trial(42, 1) == _seed_of_trial(43, 0)
+    (True, False)
+    """
+    return int(hashlib.sha256(f"{seed} {number}".encode()).hexdigest()[:8], 16)
 
 
 def _suggest(trial: Any, name: str, choice: Any) -> Any:

@@ -168,3 +168,34 @@ def test_a_demo_replaces_only_what_a_demo_wrote(tmp_path: Path, capsys: pytest.C
     assert main(["demo", "--output_dir", str(tmp_path)]) == 2
     assert "holds data/train.jsonl, which no demo wrote; name another folder" in capsys.readouterr().err
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["data", "data/train.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["n" * 240, "new/" + "n" * 240, "n/" * 1950 + "n"])
+def test_name_that_is_too_long_for_the_disk_is_said_before_any_work(
+    name: str, write_jsonl: Callable[..., Path], rows: Rows, tmp_path: Path, tiny_bert: str, capsys
+) -> None:
+    """The disk says so only when the folders above exist, which is at the end of the work."""
+    data, place, seen = str(write_jsonl(rows)), str(tmp_path / name), 0
+    for words in (
+        ["train", "--train_dataset", data, "--batch_size", "4", "--finetune_type", "lora", "--output_dir", place],
+        ["mine", "--train_dataset", data, "--bm25", "--output", f"{place}.jsonl"],
+        ["encode", "--model", tiny_bert, "--input", data, "--field", "query", "--output", f"{place}.npy"],
+        ["export", "--model", tiny_bert, "--output", place],
+        ["merge", "--lora_adapter_path", str(tmp_path), "--base_model_path", tiny_bert, "--output_path", place],
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr()
+        seen += "this name is too long for the disk" in said.err and "data:" not in said.out
+    assert seen == 5
+
+
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_folder_that_cannot_be_made_is_said_before_any_work(
+    command: str, tiny_bert: str, tmp_path: Path, capsys
+) -> None:
+    words = {
+        "merge": ["--lora_adapter_path", str(tmp_path), "--base_model_path", tiny_bert, "--output_path"],
+        "export": ["--model", tiny_bert, "--output"],
+    }
+    assert main([command, *words[command], "/proc/nowhere/model"]) == 2
+    assert "/proc can't be written" in capsys.readouterr().err

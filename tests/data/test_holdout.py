@@ -78,3 +78,12 @@ def test_rows_with_a_common_positive_cannot_be_divided(write_jsonl: Callable[...
     one = store_of(write_jsonl([{"query": "q", "pos": ["p"]}], "one.jsonl"), tmp_path)
     with pytest.raises(UserError, match="all 1 rows would be held out, and none would be left for training"):
         hold_out(one, 0.2, 0)
+
+
+def test_rows_with_numbers_of_a_teacher_are_counted_without_those_that_are_held_out(write_jsonl, tmp_path) -> None:
+    rows = [{"query": f"q{i}", "pos": [f"a{i}"], "neg": [f"n{i}"]} for i in range(20)]
+    rows += [row | {"query": f"s{i}", "pos": [f"b{i}"], "teacher_scores": [2, 1]} for i, row in enumerate(rows)]
+    kept, held = hold_out(store_of(write_jsonl(rows), tmp_path / "cache"), 0.5, seed=1)
+    scored = sum(number >= 20 for number in held)
+    assert 0 < scored < 20 and kept.report["rows_with_teacher_scores"] == 20 - scored
+    assert kept.report["rows_with_grades"] == 0

@@ -169,6 +169,7 @@ def test_report_counts_rows_shapes_texts_and_dropped_negatives(make) -> None:
         "rows_with_teacher_scores": 0,
         "rows_with_grades": 0,
         "rows_with_prompts": 0,
+        "longest_prompt": ["", ""],
         "unused_keys": {},
         "mean_negatives": 4 / 5,
     }

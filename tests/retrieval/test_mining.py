@@ -309,3 +309,18 @@ def test_further_keys_of_any_kind_are_written(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
     [row] = mine(tmp_path / "rows.parquet", tmp_path / "out.jsonl", "--bm25", "--range", "0", "9")
     assert row["day"] == "2024-02-29" and row["neg"] == ["a fuse"]
+
+
+def test_corpus_of_one_split_is_mined_and_a_missing_split_is_named(rows: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "a", "text": "a heron"}\n{"_id": "b", "text": "a stone"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "what"}\n')
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\n")
+    words = ["mine", "--train_dataset", str(rows), "--bm25", "--range", "0", "9", "--output"]
+    assert main([*words, str(tmp_path / "m.jsonl"), "--corpus", f"{folder}@dev"]) == 0
+    assert "in 2 different passages" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "n.jsonl"), "--corpus", f"{folder}@no"]) == 2
+    assert "has no split no; there is dev" in capsys.readouterr().err
+    assert main([*words, str(folder / "m.jsonl"), "--corpus", f"{folder}@dev"]) == 2
+    assert "lies in a folder that is read" in capsys.readouterr().err

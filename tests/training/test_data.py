@@ -105,6 +105,41 @@ def test_prompt_of_a_data_set_that_leaves_no_token_of_its_texts_is_refused(two, 
     assert "take 18 tokens, so the limit leaves 2 for the text of a query" in error
 
 
+def test_prompt_of_a_row_that_leaves_no_token_of_its_text_is_refused(two, run, write_jsonl, capsys) -> None:
+    """Otherwise all queries with this prompt have the same vector."""
+    rows = [row | ({"prompt": "retrieve all " * 20} if n == 3 else {"prompt": "p: "}) for n, row in enumerate(FRUIT)]
+    path = write_jsonl(rows)
+    assert run("out", "--train_dataset", str(path), "--query_max_len", "20") == 2
+    error = capsys.readouterr().err
+    assert f"--query_max_len 20: the prompt of {path}:4 'retrieve all" in error and "shorten the prompt" in error
+
+
+def test_prompts_of_rows_are_said_where_they_do_not_count(two, run, write_jsonl, tiny_bert, tmp_path, capsys) -> None:
+    path = str(write_jsonl([row | {"prompt": "p: "} for row in FRUIT]))
+    words = {
+        "evaluate": ["--model", tiny_bert, "--data", path],
+        "mine": [
+            "--model",
+            tiny_bert,
+            "--train_dataset",
+            path,
+            "--output",
+            str(tmp_path / "m.jsonl"),
+            "--range",
+            "0",
+            "9",
+        ],
+        "check": ["--train_dataset", path],
+    }
+    for name, own in words.items():
+        assert main([name, *own, *(["--device", "cpu"] if name != "check" else [])]) == 0
+        assert "6 rows have a prompt of their own" in capsys.readouterr().out, name
+        assert main([name, *(str(two[0]) if word == path else word for word in own), "--overwrite"]) == 0
+        assert "prompt of their own" not in capsys.readouterr().out, name
+    assert run("out", "--train_dataset", path, "--eval_split", "0.3", "--epochs", "1") == 0
+    assert "the prompts of single rows are not used in it" in capsys.readouterr().out
+
+
 def test_batch_holds_rows_of_one_data_set(two, run, tmp_path, monkeypatch) -> None:
     import embedrag.training.trainer
 

@@ -127,3 +127,18 @@ def test_foreign_files_of_a_sweeps_names_are_named_and_stay(tmp_path) -> None:
     check_sweep_folder(tmp_path)
     with pytest.raises(UserError, match="`output_dir=.*: .*; name another folder"):
         check_sweep_folder(tmp_path / "study.jsonl")
+
+
+def test_continued_sweep_draws_what_the_unbroken_one_draws(base, write, tmp_path, monkeypatch) -> None:
+    """A sampler with the same seed at each start would repeat the first trials."""
+    drawn: dict[str, list[float]] = {"whole": [], "parts": []}
+    config, space = write("base.json", base), write("space.json", {"lr": {"low": 1e-5, "high": 1e-2, "log": True}})
+    for name, starts in {"whole": [4], "parts": [1, 2, 4]}.items():
+
+        def trained(settings: dict[str, Any], *_: Any, found: list[float] = drawn[name]) -> float:
+            found.append(settings["lr"])
+            return settings["lr"]
+
+        monkeypatch.setattr("embedrag.training.sweep.train", trained)
+        assert [start(config, space, tmp_path / name, trials) for trials in starts] == [0] * len(starts)
+    assert drawn["whole"] == drawn["parts"] and len(set(drawn["whole"])) == 4

@@ -59,6 +59,7 @@ class DataReport:
         readable_rows: number of rows that can be read.
         shapes: the keys that a row was read from -> number of rows.
         further_keys: keys that training does not use -> number of rows.
+        prompted_rows: number of rows that have a prompt of their own.
         lengths: `query`, `positive` and `negative` -> number of `texts`, percentiles of their `characters`, and with a
             tokenizer of their `tokens`: percentiles, `limit`, the share of texts that is `cut`, number `of_texts`.
         negatives_per_row: number of negatives -> number of rows.
@@ -76,6 +77,7 @@ class DataReport:
     readable_rows: int
     shapes: dict[str, int]
     further_keys: dict[str, int]
+    prompted_rows: int
     lengths: dict[str, dict[str, Any]]
     negatives_per_row: dict[str, int]
     scripts: dict[str, Any]
@@ -169,6 +171,7 @@ def describe(found: Scan) -> DataReport:
         readable_rows=found.shapes.total(),
         shapes=dict(found.shapes),
         further_keys=dict(found.further_keys),
+        prompted_rows=found.prompted,
         lengths={
             side: {"texts": counts.total(), "characters": percentiles(counts)} for side, counts in found.lengths.items()
         },
@@ -240,6 +243,11 @@ def _overview_lines(report: DataReport) -> Iterator[str]:
     yield f"data: {report.rows:,} rows ({shapes or 'none can be read'}) from {', '.join(report.files)}"
     if report.further_keys:
         yield unused_line(report.further_keys)
+    if report.prompted_rows:
+        yield (
+            f"data: {report.prompted_rows:,} rows have a prompt of their own, which training puts before their query "
+            "in place of the general one; the lengths do not count it"
+        )
     if report.readable_rows:
         yield "\n" + _lengths_table(report.lengths)
         yield "\n" + _share_table("negatives", _buckets(report.negatives_per_row))

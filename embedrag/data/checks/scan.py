@@ -118,6 +118,7 @@ class Scan:
         findings: what is wrong, each with its place.
         shapes: the keys that a row was read from -> number of rows.
         further_keys: other key -> number of rows.
+        prompted: rows that have a prompt of their own.
         lengths: side -> characters -> number of texts.
         samples: side -> some of its texts.
         negatives: negatives of a row, as training uses them -> number of rows.
@@ -140,6 +141,7 @@ class Scan:
     findings: Findings = field(default_factory=Findings)
     shapes: Counter[str] = field(default_factory=Counter)
     further_keys: Counter[str] = field(default_factory=Counter)
+    prompted: int = 0
     lengths: dict[str, Counter[int]] = field(default_factory=lambda: {side: Counter() for side in SIDES})
     samples: dict[str, Sample] = field(default_factory=lambda: {side: Sample() for side in SIDES})
     negatives: Counter[int] = field(default_factory=Counter)
@@ -195,6 +197,7 @@ def scan(
             result.findings.add(kind, place, _quoted(text))
         if lost := [key for key in unused_keys(row) if _NEGATIVES.match(key)]:
             result.findings.add("unused_texts", place, ", ".join(lost))
+        result.prompted += row.prompt is not None
         kept = kept_of(row)
         _own_faults(result.findings, place, given, row, kept)
         _count(result, row)

@@ -20,7 +20,7 @@ from embedrag.runtime.device import dtype_name
 from embedrag.training.config.options import TrainOptions
 from embedrag.training.memory import TokenBudget
 from embedrag.training.objective import ContrastiveObjective
-from embedrag.training.state.checkpoint import Checkpoint
+from embedrag.training.state.checkpoint import Checkpoint, checkpoints
 
 
 def is_complete(options: TrainOptions) -> bool:
@@ -39,12 +39,27 @@ def is_complete(options: TrainOptions) -> bool:
         return False
 
 
-def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]:
+def compare_complete(options: TrainOptions) -> list[str]:
+    """Compare the options with those of the complete run in their folder, so that no other run is taken for this one.
+
+    Returns:
+        A line for each option that has another value than in that run; nothing when the run left no checkpoint.
+
+    Raises:
+        UserError: for options with which it would be another run.
+    """
+    found = checkpoints(Path(options.output_dir, options.run_name or ""))
+    return compare_settings(found[0], options.resolved().model_dump(), complete=True) if found else []
+
+
+def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any], complete: bool = False) -> list[str]:
     """Compare the options with those of the checkpoint, each by its own rule (`option(..., resume=…)`).
 
     Args:
         checkpoint: from which the run resumes.
         asked: the options of this run.
+        complete: the run is complete and nothing is trained; names of data sets are then compared too, because their
+            rows are not.
 
     Returns:
         A line for each `reported` option that has another value now.
@@ -68,9 +83,10 @@ def compare_settings(checkpoint: Checkpoint, asked: dict[str, Any]) -> list[str]
         what = ", ".join(f"`{name}` is {asked[name]!r} and was {before[name]!r}" for name in refused)
         remedy = "continue with the settings of the checkpoint, or start a new run in another `output_dir`"
         raise UserError(f"{what}; {remedy}", "resume", checkpoint.folder)
-    reported = [name for name in changed if rules[name] == "reported"]
+    reported = [name for name in changed if rules[name] == "reported" or (complete and name == "train_dataset")]
     was = {name: settled.get(name, "auto") if before[name] == "auto" else before[name] for name in reported}
-    return [f"resume: `{name}` is {asked[name]!r} from here on, and was {was[name]!r}" for name in reported]
+    since = "now" if complete else "from here on"
+    return [f"resume: `{name}` is {asked[name]!r} {since}, and was {was[name]!r}" for name in reported]
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -392,6 +392,29 @@ def test_auto_starts_a_new_run_and_does_not_change_a_complete_one(
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == times
 
 
+def test_auto_takes_no_other_run_for_the_complete_one_and_merges_what_was_not_merged(
+    tiny_bert: str, tiny_qwen3: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output, kind, auto = tmp_path / "out", [*KINDS["lora"], "--epochs", "1"], ("--resume", "auto")
+    assert train(tiny_bert, data, output, *kind) == 0
+    assert train(tiny_qwen3, data, output, *kind, *auto) == 2
+    assert f"--model_name_or_path is '{tiny_qwen3}' and was '{tiny_bert}'" in capsys.readouterr().err
+    other = shutil.copy(data, tmp_path / "other.jsonl")
+    assert train(tiny_bert, Path(other), output, *kind, *auto, "--weight_decay", "0.5") == 0
+    said = capsys.readouterr().out
+    assert "--weight_decay is 0.5 now" in said and f"--train_dataset is ['{other}'] now" in said
+    assert "is complete; nothing is trained with these settings" in said
+    assert train(tiny_bert, data, output, *kind, *auto, "--merge") == 0  # asked for later, or killed in the merge
+    made = (output / "merged" / "merge_config.json").stat().st_mtime_ns
+    assert train(tiny_bert, data, output, *kind, *auto, "--merge") == 0
+    assert (output / "merged" / "merge_config.json").stat().st_mtime_ns == made
+    capsys.readouterr()
+    assert train(tiny_bert, data, output, *kind, *auto, "--epochs", "2") == 0
+    assert "merged is older than final/" in capsys.readouterr().out
+    assert train(tiny_bert, data, output, *kind, *auto, "--epochs", "2", "--merge") == 0
+    assert (output / "merged" / "merge_config.json").stat().st_mtime_ns > made
+
+
 def test_states_after_the_resumed_one_are_removed_and_foreign_files_stay(
     killed: Path, tiny_bert: str, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
