@@ -51,7 +51,7 @@ class ServeOptions(Options):
         ge=1,
     )
     max_queue: int = option(
-        4096,
+        16_384,
         "texts that may wait or be computed; a request that would exceed this number gets status 429",
         group="serve",
         ge=1,

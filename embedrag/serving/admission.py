@@ -10,6 +10,8 @@ All counts change on the event loop only, so there are no locks.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +22,8 @@ from embedrag.serving.openai_protocol import ApiError
 from embedrag.serving.request import MAX_CHARACTERS, TooLargeError
 
 MAX_BYTES = 8 * MAX_CHARACTERS  # of one request; JSON may write a character as six bytes (\u00e9)
+LONGEST_WAIT = 60  # the most seconds that a refused client is asked to wait; some clients give up when it is more
+SPARE = 1.25  # of the time that a refused client is told; one that comes too early loses one of its few tries
 MAX_HELD_BYTES = 16 * MAX_BYTES  # of all requests and answers together, without the largest answer
 
 
@@ -87,19 +91,20 @@ class Admission:
         """
         self.state = "loading"
         self.texts, self.bytes = Quota(max_queue), Quota(MAX_HELD_BYTES)
+        self._promised = 0.0  # when there is room for all who were told to come again
         self._reading: set[asyncio.Future[bytes]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def open(self, largest_answer: int, seconds_to_wait: Callable[[], int]) -> None:
+    def open(self, largest_answer: int, seconds_for: Callable[[int], float]) -> None:
         """Accept requests.
 
         Args:
             largest_answer: bytes of an answer to `max_queue` texts.
-            seconds_to_wait: gives the number of seconds after which a refused client may try again.
+            seconds_for: gives the seconds that a number of texts takes.
         """
         self.bytes.limit += largest_answer
-        self._seconds_to_wait = seconds_to_wait
+        self._seconds_for = seconds_for
         self.state = "ready"
 
     async def close(self) -> None:
@@ -170,7 +175,8 @@ class Admission:
         try:
             with self.texts.reserve() as reservation:
                 if not reservation.grow(texts):
-                    raise self._busy(f"{self.texts.used:,} texts are waiting; at most {self.texts.limit:,} may wait")
+                    reason = f"{self.texts.used:,} texts are waiting; at most {self.texts.limit:,} may wait"
+                    raise self._busy(reason, texts)
                 if not held.grow(answer_size):
                     raise self._busy("too many large answers are being sent")
                 self._idle.clear()
@@ -194,6 +200,22 @@ class Admission:
                 return b"".join(parts)
         raise TooLargeError(f"more than {MAX_BYTES:,} bytes; send several requests")
 
-    def _busy(self, reason: str) -> ApiError:
-        seconds = self._seconds_to_wait()
-        return ApiError(429, f"{reason}; try again in {seconds} s", "rate_limit_exceeded", seconds)
+    def _busy(self, reason: str, texts: int | None = None) -> ApiError:
+        """The answer to a request that has no room now.
+
+        Clients that are refused in a burst get different times, each when there is room for it and for those that were
+        refused before it. Otherwise all would come again at once, and most would be refused again.
+
+        Args:
+            reason: for the client.
+            texts: number of texts that there is no room for; None: the room for bytes is full.
+        """
+        now = time.monotonic()
+        seconds = whole = SPARE * self._seconds_for(self.texts.used)  # by then there is room in any case
+        if texts is not None:
+            room = now + SPARE * self._seconds_for(self.texts.used + texts - self.texts.limit)
+            turn = max(room, self._promised)
+            self._promised = min(turn + SPARE * self._seconds_for(texts), now + whole)
+            seconds = min(turn - now, whole)
+        wait = min(LONGEST_WAIT, max(1, math.ceil(seconds)))
+        return ApiError(429, f"{reason}; try again in {wait} s", "rate_limit_exceeded", wait)

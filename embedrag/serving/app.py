@@ -137,6 +137,7 @@ ROUTES = (
     Route("POST", "/openai/deployments/{name}/embeddings", Endpoints.deployment, needs_key=True, protocol=OPENAI),
     Route("POST", "/openai/v1/embeddings", Endpoints.embeddings, needs_key=True, protocol=OPENAI),
     Route("POST", "/embed", Endpoints.tei_embed, needs_key=True, protocol=TEI),
+    Route("POST", "/", Endpoints.tei_embed, needs_key=True, protocol=TEI),
     Route("POST", "/api/embed", Endpoints.ollama_embed, needs_key=True, protocol=OLLAMA),
     Route("POST", "/api/embeddings", Endpoints.ollama_embeddings, needs_key=True, protocol=OLD_OLLAMA),
     Route("GET", "/v1/models", Endpoints.models, needs_key=True),
@@ -145,6 +146,7 @@ ROUTES = (
     Route("GET", "/info", Endpoints.tei_info, needs_key=True),
     Route("GET", "/api/tags", Endpoints.ollama_tags, needs_key=True),
     Route("GET", "/health", Endpoints.health),
+    Route("GET", "/", Endpoints.health),
     Route("GET", "/metrics", Endpoints.metrics),
     Route("GET", "/openapi.json", Endpoints.openapi),
 )

@@ -1,20 +1,24 @@
 """Dynamic batching: texts of many callers go through the model together, and each caller gets its own vectors.
 
-One thread runs the model. Whenever it is free, it takes one text of each waiting job in turns until a batch is full. So
-no text waits for a batch to fill up, and a short job is done long before a large one that came earlier. When a batch
-fails, its halves are tried, down to the single text that the model fails on. Only the job of that text fails.
+One thread runs the model. Whenever it is free, it takes a batch of the texts that wait, so no text waits for a batch to
+fill up. Jobs are finished one after the other, in the order in which they would be done if they took turns text by
+text (the "fair sojourn protocol" of Friedman and Henderson, 2003). So a short job is done long before a large one that
+came earlier, a large one does not wait forever, and the first of many equal jobs are done early. If all took turns, all
+would be done at the very end, and clients that wait for 30 s would get nothing from a server that needs 40 s for all.
+When a batch fails, its halves are tried, down to the single text that the model fails on. Only the job of that text
+fails.
 
 Letters: n texts of a job, D dimensions of a vector.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
-import math
 import threading
 import time
 from array import array
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -25,7 +29,7 @@ from embedrag.errors import RunError
 
 Vectors = Callable[[Sequence[Sequence[int]]], np.ndarray]
 Watch = Callable[[int, int, float], object]
-LONGEST_WAIT = 60  # the most seconds that a caller is asked to wait
+FIRST_GUESS = 0.01  # seconds that a text takes, as long as no batch is done
 log = logging.getLogger(__name__)
 
 
@@ -73,9 +77,12 @@ class Batcher:
         self._vectors = vectors
         self._max_tokens = max_tokens
         self._watch = watch
-        self._jobs: deque[Job] = deque()
+        self._jobs: list[tuple[float, int, Job]] = []  # heap by the text of `_turns` that would be the job's last one
+        self._numbers = itertools.count()
+        self._turns = 0.0  # texts that a job would have got by now, if it had been there from the beginning
         self._changed = threading.Condition()
         self._closed = False
+        self._texts_done = 0
         self._tokens_done = 0
         self._seconds_done = 0.0
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
@@ -85,16 +92,18 @@ class Batcher:
         """Queue n > 0 texts; each has at least one token."""
         job = Job(ids)
         with self._changed:
-            self._jobs.append(job)
+            heapq.heappush(self._jobs, (self._turns + job.missing, next(self._numbers), job))
             self._changed.notify()
         return job.future
 
-    def seconds_to_wait(self) -> int:
-        """The seconds that the queue needs, estimated from the speed so far: from 1 to LONGEST_WAIT."""
+    def seconds_for(self, texts: int) -> float:
+        """The seconds that texts take if they are as long as those that wait, estimated from the speed so far."""
         with self._changed:
-            waiting = sum(len(job.ids[index]) for job in self._jobs for index in job.left)
-            seconds = waiting * self._seconds_done / self._tokens_done if self._tokens_done else 0
-        return min(LONGEST_WAIT, max(1, math.ceil(seconds)))
+            waiting = [len(job.ids[index]) for _, _, job in self._jobs for index in job.left]
+            if not self._tokens_done:
+                return texts * FIRST_GUESS
+            length = sum(waiting) / len(waiting) if waiting else self._tokens_done / self._texts_done
+            return texts * length * self._seconds_done / self._tokens_done
 
     def close(self) -> None:
         """Finish all jobs in the queue, and end the thread."""
@@ -110,6 +119,7 @@ class Batcher:
             tokens = sum(len(job.ids[index]) for job, index in batch)
             seconds = time.monotonic() - start
             with self._changed:
+                self._texts_done += len(batch)
                 self._tokens_done += tokens
                 self._seconds_done += seconds
             self._watch(len(batch), tokens, seconds)
@@ -126,16 +136,15 @@ class Batcher:
                         return []
                     self._changed.wait()
                 while self._jobs:
-                    job = self._jobs.popleft()
-                    if job.future.done():  # cancelled or failed
-                        continue
-                    tokens += len(job.ids[job.left[-1]])
-                    if batch and tokens > self._max_tokens:
-                        self._jobs.appendleft(job)  # first in the next batch
-                        break
-                    batch.append((job, job.left.pop()))
-                    if job.left:
-                        self._jobs.append(job)
+                    job = self._jobs[0][2]
+                    if job.left and not job.future.done():  # otherwise all taken, cancelled or failed
+                        tokens += len(job.ids[job.left[-1]])
+                        if batch and tokens > self._max_tokens:
+                            break  # first in the next batch
+                        batch.append((job, job.left.pop()))
+                        self._turns += 1 / len(self._jobs)
+                    if not job.left or job.future.done():
+                        heapq.heappop(self._jobs)
         return batch
 
     def _embed(self, batch: list[tuple[Job, int]]) -> None:

@@ -80,7 +80,7 @@ class EmbeddingService:
         self._encoder = encoder
         self._batcher = Batcher(encoder.vectors, max_batch_tokens, self._after_batch)
         largest_answer = answer_bytes(self.admission.texts.limit, encoder.dimension, "float")
-        self.admission.open(largest_answer, self._batcher.seconds_to_wait)
+        self.admission.open(largest_answer, self._batcher.seconds_for)
 
     async def close(self) -> None:
         """Take no more requests, and finish those that run."""

@@ -17,13 +17,16 @@ from embedrag.serving.openai_protocol import ANSWER, INPUT, EmbeddingsRequest, a
 
 
 class TeiRequest(EmbeddingsRequest):
-    """A request to /embed, the route of text-embeddings-inference; its field `inputs` has the texts.
+    """A request to /embed or /, the routes of text-embeddings-inference; its field `inputs` has the texts.
+
+    LlamaIndex strips texts for this route and for Ollama's, so a blank text comes as an empty one.
 
     Attributes:
         truncation_direction: only the end of a text is cut off.
     """
 
     texts_key: ClassVar[str] = "inputs"
+    takes_empty: ClassVar[bool] = True
 
     texts: Annotated[
         list[str], FailFast(), BeforeValidator(as_texts), WithJsonSchema(INPUT), Field(min_length=1, alias="inputs")
@@ -38,6 +41,8 @@ class OllamaRequest(EmbeddingsRequest):
         options: ignored; they are about the memory and the processors of an Ollama server.
         keep_alive: ignored.
     """
+
+    takes_empty: ClassVar[bool] = True
 
     options: dict[str, Any] | None = None
     keep_alive: str | float | None = None

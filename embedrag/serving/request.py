@@ -32,7 +32,7 @@ class EmbedRequest(BaseModel):
     """Texts, and the wanted form of their vectors.
 
     Attributes:
-        texts: at least one; none of them empty.
+        texts: at least one; none of them empty, unless the protocol has `takes_empty`.
         prompt_name: `query`, or `document` (`passage` means the same).
         dimensions: how many of the first dimensions are kept; None: all.
         normalize: whether vectors get length 1; otherwise they are only cut to `dimensions`.
@@ -40,6 +40,7 @@ class EmbedRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     texts_key: ClassVar[str] = "texts"
+    takes_empty: ClassVar[bool] = False
 
     # Without FailFast each wrong item would be a separate error, which takes a kilobyte for two bytes of the request.
     texts: Annotated[list[str], FailFast(), Field(min_length=1)]
@@ -127,7 +128,7 @@ def check_request(kind: type[Kind], data: dict[str, Any]) -> Kind:
     if len(texts) > MAX_TEXTS:
         raise TooLargeError(f"{name}: {len(texts):,} texts; a request may have at most {MAX_TEXTS:,}, send several")
     for number, text in enumerate(texts):
-        if not text:
+        if not text and not kind.takes_empty:
             raise UserError(f"{name}.{number}: is empty")
         try:
             text.encode()

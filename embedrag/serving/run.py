@@ -47,7 +47,7 @@ def serve(
     cors_allow_origin: Sequence[str] = (),
     served_name: str | None = None,
     max_batch_tokens: int | None = None,
-    max_queue: int = 4096,
+    max_queue: int = 16_384,
     device: str = "auto",
     dtype: str = "float32",
     trust_remote_code: bool = False,

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from embedrag.models.encoder import Encoder
 from embedrag.serving import admission
 from embedrag.serving.admission import MAX_BYTES
-from embedrag.serving.app import ROUTES, make_app
+from embedrag.serving.app import ROUTES, make_app, make_server
 from embedrag.serving.embedding_service import EmbeddingService
 from embedrag.serving.request import MAX_TEXTS
 
@@ -58,11 +59,6 @@ class Running:
         families = text_string_to_metric_families(self.get("/metrics").text)
         found = [s.value for family in families for s in family.samples if s.name == name and s.labels == labels]
         return sum(found)
-
-    def wait_for(self, texts: int) -> None:
-        """Until so many texts are waiting or at work."""
-        while self.figure("embedrag_queue_texts") != texts:
-            assert self.process.poll() is None
 
 
 @contextlib.contextmanager
@@ -354,34 +350,86 @@ def test_metrics_count_what_was_answered(server: Running, encoder: Encoder) -> N
     assert server.figure("process_resident_memory_bytes") > 1e8
 
 
-def test_full_queue_is_reported_and_its_requests_are_answered(server: Running, encoder: Encoder) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        heavy = pool.submit(server.client().embeddings.create, model="frogs", input=HEAVY)
-        server.wait_for(ROOM)
+class Held:
+    """A server in this process with room for few texts; the model waits until `go_on` is set."""
+
+    def __init__(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, self.go_on = encoder.vectors, threading.Event()
+
+        def vectors(ids: Any) -> np.ndarray:
+            assert self.go_on.wait(60)
+            return real(ids)
+
+        monkeypatch.setattr(encoder, "vectors", vectors)
+        self.service = EmbeddingService("frogs", "folder", ROOM)
+        self.service.open(encoder, 64)
+        self.app = make_app(self.service, KEY)
+
+    async def wait_for(self, texts: int) -> None:
+        """Until so many texts are waiting or at work."""
+
+        async def reached() -> None:
+            while self.service.admission.texts.used != texts:
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(reached(), 60)
+
+    async def close(self) -> None:
+        self.go_on.set()
+        await self.service.close()
+
+
+def test_full_queue_is_reported_and_its_requests_are_answered(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = TEXTS * (ROOM // len(TEXTS))
+    expected = encoder.encode(texts, "passage")
+    held = Held(encoder, monkeypatch)
+
+    async def go() -> Any:
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(held.app))
+        client = openai.AsyncOpenAI(base_url="http://x/v1", api_key=KEY, max_retries=0, http_client=http)
+        running = asyncio.create_task(client.embeddings.create(model="frogs", input=texts))
+        await held.wait_for(ROOM)
         with pytest.raises(openai.RateLimitError) as error:
-            server.client().embeddings.create(model="frogs", input="a frog")
+            await client.embeddings.create(model="frogs", input="a frog")
         assert 1 <= int(error.value.response.headers["retry-after"]) <= 60
-        check_own(heavy.result(), np.repeat(encoder.encode(HEAVY[:1], "passage"), ROOM, axis=0))
-    check_own(server.client().embeddings.create(model="frogs", input="a frog"), encoder.encode(["a frog"], "passage"))
+        held.go_on.set()
+        check_own(await running, expected)
+        check_own(await client.embeddings.create(model="frogs", input=TEXTS), expected[: len(TEXTS)])
+        await held.close()
+
+    asyncio.run(go())
 
 
 def test_request_that_could_never_be_queued_is_too_large_and_not_early(server: Running) -> None:
     assert "60 texts" in refusal(server.post(json.dumps({"input": ["a"] * (ROOM + 1)})), 413)
 
 
-def test_client_that_disconnects_frees_its_quota(server: Running, encoder: Encoder) -> None:
-    body = json.dumps({"input": HEAVY}).encode()
-    gone = {"route": "/v1/embeddings", "status": "499"}
-    before = server.figure("embedrag_requests_total", **gone)
-    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
-        server.wait_for(ROOM)
-    server.wait_for(0)
-    assert server.figure("embedrag_requests_total", **gone) == before + 1
-    assert server.figure("embedrag_batch_texts_sum") < server.figure("embedrag_texts_total") + ROOM
-    check_own(server.client().embeddings.create(model="frogs", input="a frog"), encoder.encode(["a frog"], "passage"))
+def test_client_that_disconnects_frees_its_quota(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"input": TEXTS * (ROOM // len(TEXTS))}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+    held = Held(encoder, monkeypatch)
+    server = make_server(held.app)
+
+    async def go() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        serving = asyncio.create_task(server.serve([listener]))
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        await held.wait_for(ROOM)
+        writer.close()
+        await held.wait_for(0)  # although the model still has its texts
+        await held.close()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(go())
+    page = held.service.telemetry.page().decode()
+    assert 'embedrag_requests_total{route="/v1/embeddings",status="499"} 1.0' in page
+    assert "embedrag_texts_total 0.0" in page
+    computed = re.search(r"embedrag_batch_texts_sum (\S+)", page)
+    assert computed and float(computed[1]) < ROOM  # those that were not at work yet are dropped
 
 
 def test_sigterm_loses_no_running_request_and_takes_no_new_one(server: Running, encoder: Encoder) -> None:

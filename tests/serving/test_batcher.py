@@ -151,11 +151,36 @@ def test_close_finishes_what_waits(model: Model) -> None:
     assert all(future.done() for future in futures)
 
 
-def test_wait_is_estimated_from_the_speed_so_far(model: Model, batcher: Batcher) -> None:
-    assert batcher.seconds_to_wait() == 1
-    batcher._tokens_done, batcher._seconds_done = 100, 50.0
+def test_equal_jobs_are_done_one_after_the_other(model: Model, batcher: Batcher) -> None:
+    """If they took turns, all would be done at the end, when clients with a short patience have gone."""
+    held_back(model, batcher)
+    futures = [batcher.submit([[20 + number]] * 10) for number in range(5)]
+    model.gate.set()
+    for future in futures:
+        future.result()
+    assert model.batches == [[[20 + number]] * 10 for number in range(5)]
+
+
+def test_large_job_is_done_although_short_ones_never_end(model: Model) -> None:
+    batcher = Batcher(model, max_tokens=1)
+    held_back(model, batcher)
+    batcher.submit([[99]] * 6)
+
+    def another(_: object = None) -> None:
+        if len(model.batches) < 60:
+            batcher.submit([[20]]).add_done_callback(another)
+
+    another()
+    model.gate.set()
+    batcher.close()
+    last = max(number for number, batch in enumerate(model.batches) if batch == [[99]])
+    assert 6 < last < 30 < len(model.batches)
+
+
+def test_seconds_are_estimated_from_the_speed_so_far_and_the_lengths_that_wait(model: Model, batcher: Batcher) -> None:
+    assert batcher.seconds_for(200) == 2  # a guess, before the first batch is done
+    batcher._texts_done, batcher._tokens_done, batcher._seconds_done = 50, 100, 50.0
+    assert batcher.seconds_for(10) == 10  # texts of 2 tokens, at 2 tokens a second
     held_back(model, batcher)
     batcher.submit([[20] * 8])
-    assert batcher.seconds_to_wait() in (4, 5)  # 8 tokens at 2 tokens a second
-    batcher.submit([[20] * 8000])
-    assert batcher.seconds_to_wait() == 60
+    assert batcher.seconds_for(10) == 40

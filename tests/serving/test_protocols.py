@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from embedrag.serving.app import ROUTES, make_app
 from embedrag.serving.embedding_service import EmbeddingService
 from embedrag.serving.openai_protocol import EmbeddingsRequest, read_embeddings_request
 from embedrag.serving.request import CUT, MAX_CHARACTERS
+from embedrag.serving.run import serve
 
 TEXTS = ["a frog", "저항의 단위는 옴이다", "x"]
 KEY = "a-key"
@@ -105,6 +108,7 @@ def test_routes_of_text_embeddings_inference(server: InProcess, encoder: Encoder
     np.testing.assert_allclose(answer.json(), encoder.encode(TEXTS, "query"), atol=1e-5)
     assert np.shape(server.ask("POST", "/embed", {"inputs": "a", "dimensions": 5}).json()) == (1, 5)
     assert "inputs" in server.ask("POST", "/embed", {"inputs": []}).json()["error"]["message"]
+    assert server.ask("POST", "/", {"inputs": "a"}).json() == server.ask("POST", "/embed", {"inputs": "a"}).json()
     info = server.ask("GET", "/info").json()
     assert (info["model_id"], info["max_input_length"], info["max_client_batch_size"]) == ("frogs", 512, 2048)
 
@@ -119,6 +123,21 @@ def test_routes_of_ollama(server: InProcess, encoder: Encoder) -> None:
     np.testing.assert_allclose(one["embedding"], expected[1], atol=1e-5)
     assert [model["name"] for model in server.ask("GET", "/api/tags").json()["models"]][0] == "frogs"
     assert server.ask("POST", "/api/embed", {"model": "toads:latest", "input": "a"}).status_code == 404
+
+
+def test_empty_text_has_a_vector_where_clients_strip_texts(server: InProcess, encoder: Encoder) -> None:
+    """LlamaIndex strips texts for Ollama and TEI, and one blank text must not refuse the whole batch."""
+    texts = ["a frog", "", "x"]
+    expected = encoder.encode(texts, "passage")
+    found = server.ask("POST", "/api/embed", {"model": "frogs", "input": texts}).json()["embeddings"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(server.ask("POST", "/embed", {"inputs": texts}).json(), expected, atol=1e-5)
+    assert "input.1: is empty" in server.ask("POST", "/embeddings", {"input": texts}).json()["error"]["message"]
+
+
+def test_root_answers_load_balancers_without_a_key_and_embeds_only_with_it(server: InProcess) -> None:
+    assert server.ask("GET", "/", Authorization="none").json() == {"status": "ready"}
+    assert server.ask("POST", "/", {"inputs": "a"}, Authorization="none").status_code == 401
 
 
 ROLES = {"query": "query", "search_query": "query", "passage": "passage", "search_document": "passage"}
@@ -260,3 +279,35 @@ def test_dimensions_that_a_model_was_not_trained_for_are_told_once(
         running.vectors({"input": "a", "dimensions": dimensions})
     assert capsys.readouterr().out.count("dimensions=7, and the folder does not say") == 1
     asyncio.run(running.service.close())
+
+
+def test_64_clients_with_100_texts_each_fit_into_the_queue() -> None:
+    """Batches of this size are the default of clients, and clients without retries would lose them."""
+    assert inspect.signature(serve).parameters["max_queue"].default >= 64 * 100
+
+
+def test_retries_that_clients_make_by_themselves_are_enough_for_a_burst(encoder: Encoder) -> None:
+    """A burst of three times the queue; the model takes a second for each request."""
+    service = EmbeddingService("frogs", "folder", 4)
+
+    class Slow:
+        dimension = encoder.dimension
+        tokenizer = encoder.tokenizer
+
+        def vectors(self, ids: list[list[int]]) -> np.ndarray:
+            time.sleep(0.25 * len(ids))
+            return encoder.vectors(ids)
+
+    service.open(Slow(), 1)  # type: ignore[arg-type]
+
+    async def go() -> list[Any]:
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(service, KEY)))
+        client = openai.AsyncOpenAI(base_url="http://x/v1", api_key=KEY, http_client=http)
+        await client.embeddings.create(model="frogs", input="a frog")  # so the speed is known
+        found = await asyncio.gather(*(client.embeddings.create(model="frogs", input=["a", "x"]) for _ in range(6)))
+        await service.close()
+        return found
+
+    expected = encoder.encode(["a", "x"], "passage")
+    for answer in asyncio.run(go()):
+        np.testing.assert_allclose([item.embedding for item in answer.data], expected, atol=1e-5)
