@@ -18,6 +18,7 @@ import pytest
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
+from embedrag.models.embedding_config import EmbeddingConfig  # noqa: E402
 from embedrag.serving import connection_limits as connections  # noqa: E402
 from embedrag.serving.app import make_app, make_server  # noqa: E402
 from embedrag.serving.connection_limits import MAX_CONNECTIONS, OWN_FILES, Connection, limited_connection  # noqa: E402
@@ -27,14 +28,21 @@ DIMENSION = 16_384  # 64 answers do not fit into the buffers of a socket
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+class OneToken:
+    """A tokenizer that gives every text the same token."""
+
+    embedding_config = EmbeddingConfig("mean", True, "", "", 512, 512)
+
+    def __call__(self, role: str, texts: list[str]) -> list[list[int]]:
+        return [[1]] * len(texts)
+
+
 class Slow:
     """An encoder that takes its time."""
 
     dimension = DIMENSION
     seconds = 0.0
-
-    def tokenizer(self, role: str, texts: list[str]) -> list[list[int]]:
-        return [[1]] * len(texts)
+    tokenizer = OneToken()
 
     def vectors(self, ids: list[list[int]]) -> np.ndarray:
         time.sleep(self.seconds)
