@@ -211,11 +211,12 @@ class Admission:
             texts: number of texts that there is no room for; None: the room for bytes is full.
         """
         now = time.monotonic()
-        seconds = whole = SPARE * self._seconds_for(self.texts.used)  # by then there is room in any case
+        each = SPARE * self._seconds_for(1)
+        seconds = whole = each * self.texts.used  # by then there is room in any case
         if texts is not None:
-            room = now + SPARE * self._seconds_for(self.texts.used + texts - self.texts.limit)
+            room = now + each * (self.texts.used + texts - self.texts.limit)
             turn = max(room, self._promised)
-            self._promised = min(turn + SPARE * self._seconds_for(texts), now + whole)
+            self._promised = min(turn + each * texts, now + whole)
             seconds = min(turn - now, whole)
         wait = min(LONGEST_WAIT, max(1, math.ceil(seconds)))
         return ApiError(429, f"{reason}; try again in {wait} s", "rate_limit_exceeded", wait)
