@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from embedrag.training.run_context import RunContext
 from embedrag.training.setup import setup
 from embedrag.training.state.checkpoint import Checkpoint, forget_later
 from embedrag.training.state.resume import compare_complete, is_complete
-from embedrag.training.state.run_folder import claim_files, go_on, start_run
+from embedrag.training.state.run_folder import alone_in, check_output_dir, claim_files, go_on, start_run
 from embedrag.training.state.trackers import without_tracebacks
 from embedrag.training.trainer import Trainer
 
@@ -110,10 +111,12 @@ def _run(options: TrainOptions, output_dir: Path, stop: StopSignals) -> bool:
             say(f"dry run: ready for the first step; {output_dir} was not touched")
             return start.processes.main
         stop.can_wait = True
-        with run.processes.main_first():
-            if run.processes.main:
-                _make_room(run)
-        Trainer(run, stop).train()
+        with ExitStack() as held:
+            with run.processes.main_first():
+                if run.processes.main:
+                    held.enter_context(alone_in(run.output_dir))
+                    _make_room(run)
+            Trainer(run, stop).train()
     return start.processes.main
 
 
@@ -122,6 +125,8 @@ def _result(options: TrainOptions, output_dir: Path) -> RunResult:
 
 
 def _make_room(run: RunContext) -> None:
+    if run.checkpoint is None:  # looked at again, because another run may have ended here since the start
+        check_output_dir(run.output_dir, run.options.overwrite, run.options.resume == "auto")
     if run.checkpoint is None or run.checkpoint.folder.parent.resolve() != run.output_dir.resolve():
         start_run(run.output_dir)
     else:

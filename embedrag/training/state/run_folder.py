@@ -7,9 +7,12 @@ theirs, a file counts as ours when its name and its content are those that they 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from embedrag.runtime.claims import claim, claimed
 from embedrag.runtime.disk import disk_error, not_writable
 from embedrag.runtime.files import remove_leftover
 
+HELD_SECONDS = 8  # how long a run waits for the helpers of a killed one
 CHECKPOINTS = ("checkpoint-epoch-*", "checkpoint-step-*", f"{BEST_STEP}*")
 ALWAYS = ("final", *CHECKPOINTS, RUN_LOG, LOSSES, SUMMARY)  # what every run writes
 # What is in a log file of ours: a test of its JSON.
@@ -117,6 +121,38 @@ def start_run(folder: Path) -> None:
     except OSError as error:
         raise RunError(f"{folder}: can't be written ({disk_error(error, folder)})") from None
     claim(folder)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run, so that two runs at once do not remove each other's files; makes the folder.
+
+    The hold ends with the process, however it ends. Helpers of a killed run may keep it for a few seconds.
+
+    Raises:
+        UserError: another run holds it.
+        RunError: the folder can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder}: can't be written ({disk_error(error, folder)})") from None
+    try:
+        for tries in range(HELD_SECONDS, -1, -1):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not tries:
+                    reason = "another run is writing into this folder; wait for its end, or name another folder"
+                    raise UserError(reason, "output_dir", folder) from None
+                time.sleep(1)
+            except OSError:  # a disk without locks
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
 def go_on(folder: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from embedrag.cli import main
 from embedrag.errors import RunError, UserError
 from embedrag.runtime.claims import MARKER, claim, claimed
+from embedrag.training.state import run_folder
 from embedrag.training.state.checkpoint import checkpoints, forget_later, prune
 from embedrag.training.state.run_folder import ALWAYS, check_output_dir, claim_files, go_on, own_files, start_run
 
@@ -222,3 +223,19 @@ def test_a_copied_checkpoint_is_gone_on_from_and_never_removed(tmp_path: Path) -
 def test_output_where_no_file_can_be_made_is_named_before_the_work(place: str) -> None:
     with pytest.raises(UserError, match=rf"`output_dir={place}`: /(proc|sys) can't be written \(.*\); name another"):
         check_output_dir(Path(place), overwrite=False)
+
+
+def test_second_run_in_the_same_folder_waits_and_is_refused(
+    tiny_bert: str, tmp_path: Path, write_jsonl: Callable[..., Path], rows, monkeypatch, capsys
+) -> None:
+    """Two runs at once would remove each other's files, and both would fail."""
+    monkeypatch.setattr(run_folder, "HELD_SECONDS", 1)
+    out = tmp_path / "out"
+    words = ["--train_dataset", str(write_jsonl(rows)), "--output_dir", str(out), "--batch_size", "6", "--epochs", "1"]
+    words += ["--model_name_or_path", tiny_bert, "--finetune_type", "lora", "--no_self_test"]
+    with run_folder.alone_in(out):
+        assert main(["train", *words]) == 2
+        assert "another run is writing into this folder" in capsys.readouterr().err
+        assert not list(out.iterdir())
+    assert main(["train", *words]) == 0
+    assert main(["train", *words, "--overwrite"]) == 0
