@@ -150,7 +150,6 @@ ROUTES = (
     Route("GET", "/metrics", Endpoints.metrics),
     Route("GET", "/openapi.json", Endpoints.openapi),
 )
-COUNTED = {route.path for route in ROUTES if "{" not in route.path}  # by their own name; all others as "other"
 TIMED = {route.path for route in ROUTES if route.protocol}
 
 
@@ -239,6 +238,7 @@ class CountedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and count it when the answer has left or the client has gone."""
         status, start = GONE, time.monotonic()
+        inner = dict(scope)  # the router writes the route that it finds into it
 
         async def counting(message: Message) -> None:
             nonlocal status
@@ -252,10 +252,11 @@ class CountedApp:
 
         try:
             with self._bytes.reserve() as held:
-                await self._app({**scope, HELD: held}, receive, counting)
+                inner[HELD] = held
+                await self._app(inner, receive, counting)
         finally:
-            path = scope["path"]
-            self._telemetry.requests.labels(path if path in COUNTED else "other", str(status)).inc()
+            path = inner["route"].path if "route" in inner else "other"
+            self._telemetry.requests.labels(path, str(status)).inc()
             if path in TIMED:
                 self._telemetry.seconds.observe(time.monotonic() - start)
 

@@ -66,6 +66,19 @@ def test_every_address_of_openais_protocol_gives_the_same_vectors(
     np.testing.assert_allclose(server.vectors({"input": TEXTS}, path), encoder.encode(TEXTS, "passage"), atol=1e-5)
 
 
+def test_requests_are_counted_and_timed_by_the_address_of_their_route(server: InProcess) -> None:
+    def figures() -> tuple[int, int]:
+        lines = server.ask("GET", "/metrics", None).text.splitlines()
+        counted = [line for line in lines if 'route="/openai/deployments/{name}/embeddings",status="200"' in line]
+        timed = [line for line in lines if line.startswith("embedrag_request_seconds_count")]
+        return sum(int(float(line.split()[-1])) for line in counted), int(float(timed[0].split()[-1]))
+
+    before = figures()
+    server.vectors({"input": TEXTS}, "/openai/deployments/frogs/embeddings")
+    server.ask("GET", "/health", None)
+    assert figures() == (before[0] + 1, before[1] + 1)
+
+
 def test_deployments_of_azure_are_models_and_their_key_has_its_own_header(server: InProcess, encoder: Encoder) -> None:
     path = "/openai/deployments/frogs:query/embeddings"
     found = server.vectors({"input": TEXTS, "model": "text-embedding-3-small"}, path)
