@@ -141,7 +141,7 @@ def test_chunks_follow_the_memory_of_the_machine_and_not_what_is_free_of_it(
     idle, busy = measured(small, small)[0], measured(int(small * 0.9), small)[0]
     assert (idle.tokens or 0) > (busy.tokens or 0) > 2048 == idle.chunk == busy.chunk
     short, line = measured(trained // 3 * 5 + int(1000 * (plenty.token_bytes or 0)), small)
-    assert short.chunk == 512 and "chunks of 512 tokens instead of 2,048" in line
+    assert short.chunk == 512 and "the chunks have 512 tokens instead of 2,048" in line
 
 
 def store_of(model: str, data: Path, cache: Path) -> object:

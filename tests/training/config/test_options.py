@@ -47,7 +47,7 @@ def test_former_names_of_loss_options_mean_what_they_meant(words, former, today)
         ({"batch_size": 0}, "`batch_size=0`: must be 1 or more"),
         ({"bacth_size": 2}, "`bacth_size=2`: is unknown; did you mean batch_size?"),
         ({"output_dir": None}, "`output_dir`: must be a text"),
-        ({"pooling": "first"}, "`pooling=first`: must be one of auto, last_token, mean, cls"),
+        ({"log_with": "first"}, "`log_with=first`: must be one of tensorboard, wandb, all"),
         ({"seed": True}, "`seed=true`: must not be true or false"),
         ({"train_dataset": [{"path": "a", "weight": -1}]}, "`train_dataset`: weight -1: must be greater than 0"),
     ],
