@@ -62,7 +62,9 @@ def test_log_on_a_full_disk_holds_every_row_before(short: bool, tmp_path: Path, 
 
         room: list[int] = []
         monkeypatch.setattr(os, "pwrite", lambda *rest, fill=fill, room=room: fill(*rest, room))
-        with pytest.raises(RunError, match="detailed_training_logs.json: not written .No space left.*all earlier rows are in it"):
+        with pytest.raises(
+            RunError, match="detailed_training_logs.json: not written .No space left.*all earlier rows are in it"
+        ):
             log.step({"loss": 0.5, "global_step": count, "text": "x" * 99})
         monkeypatch.setattr(os, "pwrite", real)
         held = json.loads((tmp_path / "detailed_training_logs.json").read_text())["step_logs"]
