@@ -17,6 +17,7 @@ from embedrag.models.quantization import QuantizationConfig, is_linear, is_trans
 from embedrag.runtime.console import quiet
 from embedrag.weights.adapter_file import Adapter
 from embedrag.weights.adapter_targets import match_adapter
+from embedrag.weights.tensor_changes import LowRank
 
 # Start of the adapters -> what peft calls it. LoftQ starts as peft's default; `trainable_backbone` then changes it.
 INITS: dict[str, bool | str] = {"default": True, "pissa": PISSA, "loftq": True}
@@ -123,10 +124,6 @@ def attach_adapter(model: nn.Module, adapter: Adapter, argument: str) -> nn.Modu
     Raises:
         UserError: the two do not belong together.
     """
-    with quiet():
-        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-        from peft.utils.other import get_pattern_key
-
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(stored_shape(held)) for name, held in parameters.items()}
     try:
@@ -150,8 +147,27 @@ def attach_adapter(model: nn.Module, adapter: Adapter, argument: str) -> nn.Modu
         for name, (own, change) in matched.items()
         if change.low_rank
     }
-    if not layers:
-        return model
+    return _with_low_rank(model, adapter, layers, argument) if layers else model
+
+
+def _with_low_rank(
+    model: nn.Module, adapter: Adapter, layers: dict[str, tuple[str, LowRank]], argument: str
+) -> nn.Module:
+    """The model with the low-rank parts of an adapter, as a peft model.
+
+    Args:
+        model: the backbone.
+        adapter: from `read_adapter`.
+        layers: layer of the model -> (its name in the adapter, what is added to it).
+        argument: what the caller calls the adapter, for messages.
+
+    Raises:
+        UserError: peft has no place for one of the weights.
+    """
+    with quiet():
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+        from peft.utils.other import get_pattern_key
+
     config = adapter.config
     weights: dict[str, Tensor] = {}
     ranks, alphas = {}, {}

@@ -60,7 +60,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def check(tmp_path: Path) -> Callable[..., None]:
+def assert_read_as_beir(tmp_path: Path) -> Callable[..., None]:
     """Writes a folder and compares it with the same set in the BEIR layout."""
     expected = load_retrieval_dataset(write(tmp_path / "beir", BEIR))
 
@@ -93,8 +93,10 @@ def check(tmp_path: Path) -> Callable[..., None]:
         ("test-00000-of-00001.parquet", parquet(rows_of("qrels"))),
     ],
 )
-def test_judgements_of_every_form_are_read(check: Callable[..., None], name: str, body: str | bytes) -> None:
-    check({"corpus.jsonl": CORPUS, "queries.jsonl": ASKED, f"qrels/{name}": body})
+def test_judgements_of_every_form_are_read(
+    assert_read_as_beir: Callable[..., None], name: str, body: str | bytes
+) -> None:
+    assert_read_as_beir({"corpus.jsonl": CORPUS, "queries.jsonl": ASKED, f"qrels/{name}": body})
 
 
 def test_grades_may_be_true_and_false(tmp_path: Path) -> None:
@@ -182,19 +184,21 @@ WHOLE = {key: f"{title} {text}".strip() for key, (title, text) in PASSAGES.items
         ),
     ],
 )
-def test_layouts_of_the_publishers_are_read(check: Callable[..., None], files: dict[str, str | bytes]) -> None:
-    check(files)
+def test_layouts_of_the_publishers_are_read(
+    assert_read_as_beir: Callable[..., None], files: dict[str, str | bytes]
+) -> None:
+    assert_read_as_beir(files)
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_compressed_files_are_read(check: Callable[..., None], ending: str) -> None:
+def test_compressed_files_are_read(assert_read_as_beir: Callable[..., None], ending: str) -> None:
     import pyarrow
 
     def packed(text: str | bytes) -> bytes:
         body = text if isinstance(text, bytes) else text.encode()
         return gzip.compress(body) if ending == ".gz" else pyarrow.compress(body, "zstd", asbytes=True)
 
-    check({name + ending: packed(text) for name, text in BEIR.items()})
+    assert_read_as_beir({name + ending: packed(text) for name, text in BEIR.items()})
 
 
 def test_splits_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
